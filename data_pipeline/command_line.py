@@ -1,0 +1,65 @@
+"""How every entry point starts: absl flags in, one clear line and exit code 2 on a user's mistake.
+
+absl alone prints a page of usage and exits with 1 for a wrong flag, and 1 for `--help` as well.
+"""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from data_pipeline.errors import UserError
+
+USER_ERROR_EXIT_CODE = 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse flags, run `main`, and turn a `UserError` or a bad flag into one line on stderr and exit code 2."""
+    app.run(_guarded(main), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
+        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:{_describe_flags()}")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+        # A configuration file that cannot be read fails only when first touched: touch it here.
+        for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+            hasattr(flag.value, "__contains__") and "" in flag.value
+    # config_flags reports an unknown configuration key as a bare KeyError or AttributeError, a bad value as
+    # ValueError or TypeError, and a broken configuration file as whatever it raised: all are what the user typed.
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
+        _exit(f"command line: {_one_line(error)}; see --help")
+    if len(rest) > 1:
+        _exit(f"command line: unexpected argument {rest[1]!r}; flags start with --, see --help")
+    return rest
+
+
+def _describe_flags() -> str:
+    lines = []
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        lines.append(f"\n  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
+    return "".join(lines)
+
+
+def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:
+    def guarded(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except UserError as error:
+            _exit(str(error))
+
+    return guarded
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.replace("\\n", " ").split()).strip("'\"")
+
+
+def _exit(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR_EXIT_CODE)

@@ -1,0 +1,205 @@
+"""A corpus on disk: one ArrayRecord record per subject, a vocabulary, and a manifest that is written last.
+
+corpus/
+  corpus.json                     format version, fingerprint, source, config, counts per split and kind, shards
+  vocabulary.json                 see data_pipeline.vocabulary
+  <split>/NNNNN.array_record      group size 1, so that a record is one random read
+  <split>/lengths.npy             uint32, tokens of each record, records numbered through the shards in order
+  <split>/subject_ids.npy         int64, likewise
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
+
+FORMAT_VERSION = 1
+MANIFEST = "corpus.json"
+VOCABULARY = "vocabulary.json"
+# subject id, tokens, static prefixes
+_HEADER = struct.Struct("<qII")
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectRecord:
+    """One subject's tokens.
+
+    Attributes:
+        subject_id: the MEDS subject id.
+        tokens_T: uint16 token ids; the first PREFIX_LENGTH are the static prefix.
+        prefix_starts: uint32 token indices, rising from 0: where the static prefix changes (age, calendar period).
+        prefixes: uint16 [len(prefix_starts), PREFIX_LENGTH]: a window that starts at token s begins with the last row
+            whose prefix_starts is at most s.
+    """
+
+    subject_id: int
+    tokens_T: np.ndarray
+    prefix_starts: np.ndarray
+    prefixes: np.ndarray
+
+    def prefix_at(self, start: int) -> np.ndarray:
+        """The static prefix (uint16 [PREFIX_LENGTH]) of a window that starts at token `start`."""
+        return self.prefixes[np.searchsorted(self.prefix_starts, start, side="right") - 1]
+
+
+def encode_record(record: SubjectRecord) -> bytes:
+    """The record's bytes, little endian: header, prefix starts, prefixes, tokens."""
+    return b"".join(
+        (
+            _HEADER.pack(record.subject_id, len(record.tokens_T), len(record.prefix_starts)),
+            record.prefix_starts.astype("<u4").tobytes(),
+            record.prefixes.astype("<u2").tobytes(),
+            record.tokens_T.astype("<u2").tobytes(),
+        )
+    )
+
+
+def decode_record(content: bytes) -> SubjectRecord:
+    """Inverse of `encode_record`; arrays are views of `content`."""
+    subject_id, num_tokens, num_prefixes = _HEADER.unpack_from(content)
+    starts = np.frombuffer(content, "<u4", num_prefixes, _HEADER.size)
+    offset = _HEADER.size + starts.nbytes
+    prefixes = np.frombuffer(content, "<u2", num_prefixes * PREFIX_LENGTH, offset).reshape(-1, PREFIX_LENGTH)
+    tokens_T = np.frombuffer(content, "<u2", num_tokens, offset + prefixes.nbytes)
+    return SubjectRecord(subject_id, tokens_T, starts, prefixes)
+
+
+def write_shard(path: pathlib.Path, records: Iterable[SubjectRecord]) -> int:
+    """Write records to one ArrayRecord file under a temporary name, renamed when whole; returns their number."""
+    temporary = path.with_name(path.name + ".tmp")
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+    count = 0
+    for record in records:
+        writer.write(encode_record(record))
+        count += 1
+    writer.close()
+    temporary.rename(path)
+    return count
+
+
+class SplitReader:
+    """Random access to one split's records; opens its files on first use, so that it travels to worker processes."""
+
+    def __init__(self, root: pathlib.Path, name: str, shards: Sequence[Mapping[str, Any]]) -> None:
+        self.name = name
+        self._paths = [root / shard["file"] for shard in shards]
+        self._starts = np.cumsum([0] + [shard["records"] for shard in shards])
+        self.lengths_R = _load_array(root / name / "lengths.npy", np.uint32, int(self._starts[-1]))
+        self.subject_ids_R = _load_array(root / name / "subject_ids.npy", np.int64, int(self._starts[-1]))
+        self._readers: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}}
+
+    def record(self, index: int) -> SubjectRecord:
+        """The record numbered `index`; raises UserError when the file is damaged."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        try:
+            if shard not in self._readers:
+                # Rows are read at random: reading ahead would only read in vain.
+                self._readers[shard] = array_record_module.ArrayRecordReader(
+                    str(self._paths[shard]), "readahead_buffer_size:0"
+                )
+            (content,) = self._readers[shard].read([index - int(self._starts[shard])])
+            return decode_record(content)
+        except (RuntimeError, ValueError, IndexError, struct.error) as error:
+            raise UserError("damaged or incomplete", where=str(self._paths[shard]), fix="rebuild the corpus") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """An opened corpus: its manifest, vocabulary, and a reader per split."""
+
+    root: pathlib.Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, root: str | pathlib.Path) -> "Corpus":
+        """Open a corpus folder; raises UserError when it is none, is unfinished, or has another format version."""
+        root = pathlib.Path(root)
+        path = root / MANIFEST
+        if not path.is_file():
+            raise UserError(
+                "no corpus.json, so no finished corpus",
+                where=str(root),
+                fix="build one with python -m data_pipeline.build",
+            )
+        try:
+            manifest = json.loads(path.read_text())
+            version = manifest["format_version"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError("not a readable manifest", where=str(path), fix="rebuild the corpus") from error
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"format version {version}, this program reads {FORMAT_VERSION}",
+                where=str(path),
+                fix="rebuild the corpus",
+            )
+        return cls(root, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and every shard: equal for equal corpora, wherever they lie."""
+        return str(self.manifest["fingerprint"])
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The corpus's vocabulary; raises UserError when it is not the one that the corpus was written with."""
+        vocabulary = Vocabulary.load(self.root / VOCABULARY)
+        if vocabulary.fingerprint != self.manifest["vocabulary_fingerprint"]:
+            raise UserError(
+                f"fingerprint {vocabulary.fingerprint[:12]}, but corpus.json says "
+                f"{self.manifest['vocabulary_fingerprint'][:12]}",
+                where=str(self.root / VOCABULARY),
+                fix="rebuild the corpus",
+            )
+        return vocabulary
+
+    def split(self, name: str) -> SplitReader:
+        """Reader of split `name`; raises UserError naming the splits there are."""
+        splits = self.manifest["splits"]
+        if name not in splits:
+            raise UserError(f"no split {name!r}", where=str(self.root / MANIFEST), fix=f"it has {', '.join(splits)}")
+        return SplitReader(self.root, name, splits[name]["shards"])
+
+
+def fingerprint(vocabulary_fingerprint: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 over the vocabulary's fingerprint and every shard's checksum, in order of split and shard."""
+    digest = hashlib.sha256(vocabulary_fingerprint.encode())
+    for name in sorted(splits):
+        for shard in splits[name]["shards"]:
+            digest.update(f"{shard['file']} {shard['sha256']}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_array(path: pathlib.Path, dtype: type, length: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError("cannot be read", where=str(path), fix="rebuild the corpus") from error
+    if array.dtype != dtype or array.shape != (length,):
+        raise UserError(
+            f"holds {array.dtype}{list(array.shape)}, corpus.json wants {np.dtype(dtype)}[{length}]",
+            where=str(path),
+            fix="rebuild the corpus",
+        )
+    return array

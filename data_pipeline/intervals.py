@@ -1,0 +1,130 @@
+"""Interval presets: how the time between two events becomes a token."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+MINUTE = 60.0
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+# Half a Julian year.
+SIX_MONTHS = 182.625 * DAY
+LONGEST_REPEATS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class IntervalPreset:
+    """Named, consecutive ranges of time: interval i spans [lower_seconds[i], lower_seconds[i + 1]).
+
+    A gap below lower_seconds[0] has no token. The last interval is open and repeats round(gap / repeat_seconds) times
+    (at least once, at most 40 times), so that years are told apart.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    lower_seconds: tuple[float, ...]
+    repeat_seconds: float
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.lower_seconds) or list(self.lower_seconds) != sorted(set(self.lower_seconds)):
+            raise ValueError(f"interval preset {self.name!r}: one name and one rising lower bound per interval")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "IntervalPreset":
+        """Inverse of dataclasses.asdict, after a trip through JSON."""
+        return cls(content["name"], tuple(content["names"]), tuple(content["lower_seconds"]), content["repeat_seconds"])
+
+    def classify(self, gap_seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(interval index, repeats) for each gap in seconds; index -1 and 0 repeats where the gap is too short."""
+        index = np.searchsorted(np.asarray(self.lower_seconds), gap_seconds, side="right") - 1
+        last = len(self.names) - 1
+        # Half up: numpy's rounding to even would make 2.5 half-years two.
+        whole = np.floor(gap_seconds / self.repeat_seconds + 0.5).astype(np.int64)
+        repeats = np.where(index == last, np.clip(whole, 1, LONGEST_REPEATS), (index >= 0).astype(np.int64))
+        return index, repeats
+
+
+# arXiv 2508.12104: thirteen intervals from 1-5 minutes to 6 months and more.
+COMET13 = IntervalPreset(
+    name="comet13",
+    names=(
+        "1m-5m",
+        "5m-15m",
+        "15m-1h",
+        "1h-2h",
+        "2h-6h",
+        "6h-12h",
+        "12h-1d",
+        "1d-3d",
+        "3d-1w",
+        "1w-2w",
+        "2w-30d",
+        "30d-6mt",
+        "6mt+",
+    ),
+    lower_seconds=(
+        MINUTE,
+        5 * MINUTE,
+        15 * MINUTE,
+        HOUR,
+        2 * HOUR,
+        6 * HOUR,
+        12 * HOUR,
+        DAY,
+        3 * DAY,
+        7 * DAY,
+        14 * DAY,
+        30 * DAY,
+        SIX_MONTHS,
+    ),
+    repeat_seconds=SIX_MONTHS,
+)
+# ETHOS-ARES (`time_intervals_spec`): nineteen intervals from 5 minutes to 6 months of 30 days.
+ETHOS19 = IntervalPreset(
+    name="ethos19",
+    names=(
+        "5m-15m",
+        "15m-45m",
+        "45m-1h15m",
+        "1h15m-2h",
+        "2h-3h",
+        "3h-5h",
+        "5h-8h",
+        "8h-12h",
+        "12h-18h",
+        "18h-1d",
+        "1d-2d",
+        "2d-4d",
+        "4d-7d",
+        "7d-12d",
+        "12d-20d",
+        "20d-30d",
+        "30d-2mt",
+        "2mt-6mt",
+        "6mt+",
+    ),
+    lower_seconds=(
+        5 * MINUTE,
+        15 * MINUTE,
+        45 * MINUTE,
+        75 * MINUTE,
+        2 * HOUR,
+        3 * HOUR,
+        5 * HOUR,
+        8 * HOUR,
+        12 * HOUR,
+        18 * HOUR,
+        DAY,
+        2 * DAY,
+        4 * DAY,
+        7 * DAY,
+        12 * DAY,
+        20 * DAY,
+        30 * DAY,
+        60 * DAY,
+        180 * DAY,
+    ),
+    repeat_seconds=180 * DAY,
+)
+PRESETS = {preset.name: preset for preset in (COMET13, ETHOS19)}

@@ -1,0 +1,206 @@
+"""The vocabulary: token ids, the events they spell, decile edges, interval means, and the grammar they obey.
+
+A vocabulary is all that is needed to tokenize a MEDS data set and to read tokens back: it carries the code map and the
+interval preset too. It is saved as one JSON file, byte for byte a function of its content.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from data_pipeline import code_maps, intervals
+from data_pipeline.errors import UserError
+
+FORMAT_VERSION = 1
+PAD = 0
+DECILES = 10
+
+# Kinds in the order in which events of one instant stand in a timeline.
+KINDS = (
+    "SPECIAL",
+    "DEMOGRAPHIC",
+    "INTERVAL",
+    "ENCOUNTER",
+    "DEPARTMENT",
+    "CHIEF_COMPLAINT",
+    "DIAGNOSIS",
+    "LAB",
+    "MEDICATION",
+    "PROCEDURE",
+    "OTHER",
+    "VALUE",
+    "DEATH",
+)
+# What a token may do: stand in the static prefix; pass time; begin an event; continue the event before it; give the
+# value of the event before it; end the timeline; fill a row.
+GRAMMAR_CLASSES = ("pad", "static", "interval", "first", "part", "value", "end")
+# The static prefix of every timeline, in order; each has an UNKNOWN token.
+PREFIX_SYSTEMS = ("SEX", "RACE", "AGE", "PERIOD")
+PREFIX_LENGTH = len(PREFIX_SYSTEMS)
+AGE_BUCKET_YEARS = 5
+PERIOD_BUCKET_YEARS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One vocabulary entry: `text` is unique, `kind` is one of KINDS, `grammar` one of GRAMMAR_CLASSES."""
+
+    text: str
+    kind: str
+    grammar: str
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.grammar not in GRAMMAR_CLASSES:
+            raise ValueError(f"token {self.text!r}: unknown kind {self.kind!r} or grammar class {self.grammar!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """An event that tokens can spell: `tokens` are its ids (first, part, part), then one decile if it takes a value.
+
+    `value` is "never", "optional" or "always"; where it is not "never", `edges` are the nine decile cuts of the
+    training values (a value v is decile 1 + #(edges < v)) and `means` the ten means of the training values between
+    them, which the simulator writes as the event's value.
+    """
+
+    concept: str
+    kind: str
+    role: str
+    tokens: tuple[int, ...]
+    value: str = "never"
+    edges: tuple[float, ...] = ()
+    means: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.value not in ("never", "optional", "always"):
+            raise ValueError(f"event {self.concept!r}: value must be never, optional or always, not {self.value!r}")
+        if (self.value == "never") != (not self.edges) or len(self.edges) not in (0, DECILES - 1):
+            raise ValueError(f"event {self.concept!r}: {len(self.edges)} decile edges for value {self.value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Tokens (index = id), events, intervals and code map of one corpus.
+
+    `interval_seconds[i]` is the mean duration of interval token i of the preset, in the training split; the simulator
+    advances its clock by it.
+    """
+
+    tokens: tuple[Token, ...]
+    events: tuple[Event, ...]
+    interval_preset: intervals.IntervalPreset
+    interval_seconds: tuple[float, ...]
+    code_map: code_maps.CodeMap
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) > 2**16:
+            raise UserError(
+                f"the vocabulary has {len(self.tokens)} tokens, and a token id must fit in 16 bits",
+                fix="raise min_subjects_per_code",
+            )
+        if len(self.ids) != len(self.tokens):
+            raise ValueError("two tokens of the vocabulary have the same text")
+        if self.tokens[PAD].grammar != "pad":
+            raise ValueError("token 0 must be PAD")
+        if len(self.interval_seconds) != len(self.interval_preset.names):
+            raise ValueError("one mean duration is needed for each interval token")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @functools.cached_property
+    def ids(self) -> Mapping[str, int]:
+        """Token text → id."""
+        return {token.text: index for index, token in enumerate(self.tokens)}
+
+    @functools.cached_property
+    def event_of_concept(self) -> Mapping[str, int]:
+        """Concept → index into `events`."""
+        return {event.concept: index for index, event in enumerate(self.events)}
+
+    @functools.cached_property
+    def event_of_tokens(self) -> Mapping[tuple[int, ...], int]:
+        """Token ids of an event (its value left out) → index into `events`."""
+        return {event.tokens: index for index, event in enumerate(self.events)}
+
+    @functools.cached_property
+    def interval_ids(self) -> tuple[int, ...]:
+        """Ids of the interval tokens, shortest first."""
+        return tuple(self.ids[f"INTERVAL//{name}"] for name in self.interval_preset.names)
+
+    @functools.cached_property
+    def value_ids(self) -> tuple[int, ...]:
+        """Ids of the ten decile tokens, lowest first."""
+        return tuple(self.ids[f"VALUE//{decile}"] for decile in range(1, DECILES + 1))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary's JSON: two vocabularies with one fingerprint tokenize alike."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def seconds_per_token(self) -> list[float]:
+        """For each id, by how many seconds it advances the clock: the mean duration for intervals, 0 for others."""
+        seconds = [0.0] * len(self.tokens)
+        for token, duration in zip(self.interval_ids, self.interval_seconds, strict=True):
+            seconds[token] = duration
+        return seconds
+
+    def to_json(self) -> str:
+        """The canonical JSON text: keys sorted, one line per token and event."""
+        lines = [
+            f'"format_version": {FORMAT_VERSION}',
+            f'"code_map": {_dump(self.code_map.to_dict())}',
+            f'"interval_preset": {_dump(dataclasses.asdict(self.interval_preset))}',
+            f'"interval_seconds": {_dump(self.interval_seconds)}',
+            '"tokens": [\n' + ",\n".join(_dump(dataclasses.asdict(token)) for token in self.tokens) + "\n]",
+            '"events": [\n' + ",\n".join(_dump(dataclasses.asdict(event)) for event in self.events) + "\n]",
+        ]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "vocabulary") -> "Vocabulary":
+        """Parse `to_json`'s text; raises UserError naming `where` when it is no vocabulary."""
+        try:
+            content: dict[str, Any] = json.loads(text)
+            if content["format_version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"format version {content['format_version']}, this program reads {FORMAT_VERSION}",
+                    where=where,
+                    fix="rebuild the corpus",
+                )
+            return cls(
+                tokens=tuple(Token(**token) for token in content["tokens"]),
+                events=tuple(
+                    Event(**{k: tuple(v) if isinstance(v, list) else v for k, v in event.items()})
+                    for event in content["events"]
+                ),
+                interval_preset=intervals.IntervalPreset.from_dict(content["interval_preset"]),
+                interval_seconds=tuple(content["interval_seconds"]),
+                code_map=code_maps.CodeMap.from_dict(content["code_map"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"not a readable vocabulary ({type(error).__name__})", where=where, fix="rebuild the corpus"
+            ) from error
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write the JSON file."""
+        path.write_text(self.to_json())
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Vocabulary":
+        """Read `save`'s file; raises UserError when it is missing or broken."""
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError("cannot be read", where=str(path), fix="rebuild the corpus") from error
+        return cls.from_json(text, where=str(path))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
