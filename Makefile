@@ -1,0 +1,74 @@
+# Verbs for hands and for .ci/run; `make` lists them. Needs GNU make and Python 3.11 or 3.12, nothing else.
+
+PYTHON  ?=
+MEDS    ?=
+WORKDIR ?= runs/demo
+ARGS    ?=
+
+VENV        := .venv
+PARITY_VENV := .venv-parity
+UV_VERSION  := 0.13.9
+RUN         := $(VENV)/bin/python
+# Tests and benchmarks of this project are to say the same on every machine.
+PYTEST      := -m pytest -q --durations=10
+MAKE_VENV   := make_venv.py $(if $(PYTHON),--python '$(PYTHON)')
+# Any Python that runs will do to start make_venv.py, which looks for the one to install with.
+define run_make_venv
+@for python in '$(PYTHON)' python3 python3.12 python3.11; do \
+  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' 2>/dev/null; then \
+    exec "$$python" $(MAKE_VENV) $(1); \
+  fi; \
+done; \
+echo 'no python3 found; install Python 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)' >&2; exit 2
+endef
+
+.PHONY: help setup demo test test-slow test-parity lint format bench lock clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(VENV)/installed  ## make .venv with the pinned dependencies (PYTHON=/path/to/python3.12 to choose one)
+
+$(VENV)/installed: requirements.lock setup.cfg pyproject.toml
+	$(call run_make_venv,--editable $(VENV) requirements.lock)
+
+$(PARITY_VENV)/installed: requirements-parity.lock setup.cfg pyproject.toml
+	$(call run_make_venv,--editable $(PARITY_VENV) requirements-parity.lock)
+
+demo: setup  ## synthetic events -> corpus -> model -> futures -> report (MEDS=dir for your own data, WORKDIR=runs/demo)
+	$(RUN) -m experiments.demo --workdir '$(WORKDIR)' $(if $(MEDS),--meds '$(MEDS)')
+
+test: setup  ## all tests but the slow ones (ARGS='tests/cometjax -k resume' to choose)
+	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m 'not slow' --ignore=tests/parity $(ARGS)
+
+test-slow: setup  ## the tests that take minutes
+	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m slow --timeout=1800 --ignore=tests/parity $(ARGS)
+
+test-parity: $(PARITY_VENV)/installed  ## compare the model with Hugging Face's (installs torch into .venv-parity)
+	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python $(PYTEST) tests/parity $(ARGS)
+
+lint: setup  ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup  ## rewrite the code as ruff wants it
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: setup  ## every script in benchmarks/ (BENCH=benchmarks/x.py for one)
+	@for script in $(or $(BENCH),$(sort $(wildcard benchmarks/*.py))); do \
+	  echo "$$script"; $(RUN) "$$script" $(ARGS) || exit; \
+	done
+
+lock: setup  ## pin anew what setup.cfg asks for (ARGS=--upgrade to move to the newest versions)
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(call compile,requirements.lock,--extra build --extra test --extra lint)
+	$(call compile,requirements-parity.lock,--extra build --extra test --extra parity --constraint requirements.lock)
+
+# One file for every supported Python and platform (environment markers), no index named in it.
+compile = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
+	  --annotation-style line --custom-compile-command 'make lock' $(2) $(ARGS) setup.cfg --output-file $(1)
+
+clean:  ## remove the environments and caches; runs/ stays
+	rm -rf $(VENV) $(PARITY_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
