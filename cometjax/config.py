@@ -1,0 +1,198 @@
+"""The configuration of a training run: every key with its meaning, and what values make sense.
+
+A configuration file builds on `default_config()` and returns the result from `get_config()`; flags override single
+keys (`--config.train.steps=200`). The dictionary is locked: a key that is not listed here is refused by name.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from cometjax.attention import IMPLEMENTATIONS
+from cometjax.model import REMAT_POLICIES
+from data_pipeline.errors import UserError
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+PARAM_DTYPES = ("float32", "bfloat16")
+DECAYS = ("cosine",)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The complete, locked configuration of a small model; configuration files change what they need."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of initialisation and of the order of the data
+    config.corpus = ""  # folder written by `python -m data_pipeline.build`
+    config.model = _model()
+    config.optimizer = _optimizer()
+    config.train = _train()
+    config.loader = _loader()
+    config.mesh = _mesh()
+    return config.lock()
+
+
+def _model() -> ml_collections.ConfigDict:
+    model = ml_collections.ConfigDict()
+    model.vocab_size = 0  # 0 = the corpus vocabulary's
+    model.layers = 4
+    model.width = 256  # of the residual stream
+    model.heads = 4  # query heads
+    model.kv_heads = 4  # key/value heads; heads must be a multiple (grouped queries when fewer)
+    model.head_dim = 64  # even; heads * head_dim need not equal width
+    model.mlp_width = 1024
+    model.rope_theta = 10_000.0  # base of the rotary wavelengths
+    model.norm_eps = 1e-6
+    model.tied_embeddings = True  # one matrix embeds tokens and scores them
+    model.qkv_bias = True  # as Qwen2
+    model.compute_dtype = "auto"  # "auto" (bfloat16 on accelerators, float32 on CPU), "float32" or "bfloat16"
+    model.param_dtype = "float32"
+    model.attention = "reference"  # an implementation in cometjax/attention.py
+    model.scan_layers = True  # one compiled layer looped over; False unrolls: faster on CPU, compiles longer
+    model.remat = "none"  # recomputation in the backward pass, per layer: "none", "dots" or "full"
+    return model
+
+
+def _optimizer() -> ml_collections.ConfigDict:
+    optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 1e-3  # the peak, reached after the warm-up
+    optimizer.warmup_steps = 100  # linear from zero
+    optimizer.decay = "cosine"  # from the peak at the end of warm-up to the last step
+    optimizer.final_fraction = 0.1  # the last learning rate over the peak
+    optimizer.weight_decay = 0.1  # decoupled (AdamW)
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.clip_norm = 1.0  # global gradient norm
+    return optimizer
+
+
+def _train() -> ml_collections.ConfigDict:
+    train = ml_collections.ConfigDict()
+    train.steps = 1000
+    train.batch_rows = 16  # global, over all hosts
+    train.row_length = 1024  # tokens in a packed row
+    train.log_every = 10  # steps between lines of training metrics
+    train.eval_every = 250  # steps between evaluations on the tuning split
+    train.eval_batches = 0  # batches of an evaluation; 0 = the whole tuning split
+    train.checkpoint_every = 250  # steps between checkpoints
+    train.keep_checkpoints = 2  # the newest this many stay
+    train.max_nonfinite_steps = 10  # training stops after this many skipped steps in a row
+    return train
+
+
+def _loader() -> ml_collections.ConfigDict:
+    loader = ml_collections.ConfigDict()
+    loader.workers = 0  # processes that read ahead; 0 = in this process
+    loader.prefetch = 2  # batches held ready
+    return loader
+
+
+def _mesh() -> ml_collections.ConfigDict:
+    mesh = ml_collections.ConfigDict()  # devices along each axis; at most one may be -1 = what remains
+    mesh.data = 1  # replicas, across slices
+    mesh.fsdp = -1  # parameters and batch sharded
+    mesh.tensor = 1  # heads, mlp and vocabulary sharded
+    return mesh
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Check every value that can be checked without devices or data.
+
+    Raises:
+      UserError: names the key, its value and what to do.
+    """
+    _validate_keys(config)
+    _validate_model(config)
+    _validate_optimizer(config)
+    _validate_train(config)
+
+
+def _validate_keys(config: ml_collections.ConfigDict) -> None:
+    known, given = dict(_leaves(default_config())), dict(_leaves(config))
+    for key in sorted(given.keys() - known.keys()):
+        raise UserError("unknown key", where=key, fix="see cometjax/config.py for the keys")
+    for key in sorted(known.keys() - given.keys()):
+        raise UserError("missing key", where=key, fix="build the configuration on cometjax.config.default_config()")
+    for key, default in known.items():
+        value = given[key]
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            continue
+        if type(value) is not type(default):
+            raise UserError(f"{value!r} is a {type(value).__name__}", where=key, fix=f"use a {type(default).__name__}")
+
+
+def _leaves(config: ml_collections.ConfigDict, prefix: str = "config") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _leaves(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value
+
+
+def _validate_model(config: ml_collections.ConfigDict) -> None:
+    model = config.model
+    _at_least(config, 0, "seed", "model.vocab_size")
+    _at_least(config, 1, *(f"model.{key}" for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width")))
+    _above(config, 0, "model.rope_theta", "model.norm_eps")
+    _one_of(config, "model.compute_dtype", COMPUTE_DTYPES)
+    _one_of(config, "model.param_dtype", PARAM_DTYPES)
+    _one_of(config, "model.attention", tuple(IMPLEMENTATIONS))
+    _one_of(config, "model.remat", tuple(REMAT_POLICIES))
+    if model.heads % model.kv_heads:
+        _refuse(config, "model.kv_heads", f"use a divisor of config.model.heads ({model.heads})")
+    if model.head_dim % 2:
+        _refuse(config, "model.head_dim", "use an even number: rotary embedding turns pairs")
+
+
+def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
+    _above(config, 0, "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm")
+    _at_least(config, 0, "optimizer.warmup_steps", "optimizer.weight_decay")
+    _one_of(config, "optimizer.decay", DECAYS)
+    for key in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= _value(config, key) < 1:
+            _refuse(config, key, "use a value in [0, 1)")
+    if not 0 <= config.optimizer.final_fraction <= 1:
+        _refuse(config, "optimizer.final_fraction", "use a value in [0, 1]")
+    if config.optimizer.warmup_steps > config.train.steps:
+        _refuse(config, "optimizer.warmup_steps", f"use at most config.train.steps ({config.train.steps})")
+
+
+def _validate_train(config: ml_collections.ConfigDict) -> None:
+    positive = ("steps", "batch_rows", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+    _at_least(config, 1, *(f"train.{key}" for key in positive), "train.max_nonfinite_steps", "loader.prefetch")
+    _at_least(config, 0, "train.eval_batches", "loader.workers")
+    _at_least(config, 8, "train.row_length")  # the static prefix and something after it
+    for axis in ("data", "fsdp", "tensor"):
+        if config.mesh[axis] != -1 and config.mesh[axis] < 1:
+            _refuse(config, f"mesh.{axis}", "use a number of devices, or -1 for what remains")
+    if [config.mesh[axis] for axis in ("data", "fsdp", "tensor")].count(-1) > 1:
+        _refuse(config, "mesh", "at most one axis may be -1")
+
+
+def _at_least(config: ml_collections.ConfigDict, low: float, *keys: str) -> None:
+    for key in keys:
+        if not _value(config, key) >= low:
+            _refuse(config, key, f"use {low} or more")
+
+
+def _above(config: ml_collections.ConfigDict, low: float, *keys: str) -> None:
+    for key in keys:
+        if not low < _value(config, key) < float("inf"):
+            _refuse(config, key, f"use a finite value above {low}")
+
+
+def _one_of(config: ml_collections.ConfigDict, key: str, allowed: tuple[str, ...]) -> None:
+    if _value(config, key) not in allowed:
+        _refuse(config, key, f"use one of {', '.join(allowed)}")
+
+
+def _refuse(config: ml_collections.ConfigDict, key: str, fix: str) -> None:
+    value = _value(config, key)
+    shown = dict(value) if isinstance(value, ml_collections.ConfigDict) else repr(value)
+    raise UserError(f"{shown} cannot be used", where=f"config.{key}", fix=fix)
+
+
+def _value(config: ml_collections.ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

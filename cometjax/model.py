@@ -1,0 +1,271 @@
+"""The decoder: Qwen2's architecture (pre-norm RMSNorm, SwiGLU, RoPE, grouped queries, QKV bias) in Flax NNX.
+
+The parameters of all layers are stacked along a leading axis N. A layer is a pure function of its slice of them, so
+that one tree serves the scanned form (compiles once whatever the depth: accelerators), the unrolled form (faster on
+CPU), and any way to attend: training, prefill and decoding differ only in the `attend` that they hand in.
+
+Numerically equal to Hugging Face `Qwen2ForCausalLM` in float32 (`cometjax.huggingface`).
+
+Dimensions: B batch rows, L row length, D embed width, H query heads, K key/value heads, C head dim, F mlp width,
+V vocabulary, N layers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cometjax import attention
+from data_pipeline.errors import UserError
+
+INIT_STDDEV = 0.02  # as transformers' Qwen2Config.initializer_range: all matrices and the embedding alike
+
+# What a layer's forward pass keeps for its backward pass. "none": everything (no recomputation). "dots": results of
+# matmuls with weights, the rest is recomputed. "full": nothing but the layer's input.
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Names of the parameters' axes, kept with each parameter as metadata `axes`: the vocabulary of sharding rules.
+AXIS_NAMES = {
+    "N": "layers",
+    "D": "embed",
+    "H": "heads",
+    "K": "kv_heads",
+    "C": "head_dim",
+    "F": "mlp",
+    "V": "vocabulary",
+}
+
+# attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, cache of this layer) -> (out_BxLxHxC, cache of this layer);
+# q and k have been rotated.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+LayerWeights = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape and numerics of a decoder; hashable, so that it can be a static argument of jit."""
+
+    vocab_size: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = True
+    qkv_bias: bool = True
+    compute_dtype: str = "float32"
+    param_dtype: str = "float32"
+    attention: str = "reference"
+    scan_layers: bool = True
+    remat: str = "none"
+
+    @classmethod
+    def from_config(cls, model: Any, vocab_size: int = 0) -> "ModelConfig":
+        """The model of `config.model` (validated), for a vocabulary of `vocab_size` tokens.
+
+        `compute_dtype` "auto" becomes bfloat16 on an accelerator and float32 on CPU.
+
+        Raises:
+          UserError: `model.vocab_size` is set and differs from `vocab_size`, or neither is given.
+        """
+        if model.vocab_size and vocab_size and model.vocab_size != vocab_size:
+            raise UserError(
+                f"{model.vocab_size}, but the corpus vocabulary has {vocab_size} tokens",
+                where="config.model.vocab_size",
+                fix="set it to 0 to take the corpus vocabulary's",
+            )
+        values = {field.name: model[field.name] for field in dataclasses.fields(cls)}
+        values["vocab_size"] = model.vocab_size or vocab_size
+        if values["vocab_size"] <= 0:
+            raise UserError("is 0 and there is no corpus to take it from", where="config.model.vocab_size")
+        if values["compute_dtype"] == "auto":
+            values["compute_dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return cls(**values)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Number of parameters of the decoder, counted from shapes without allocating any."""
+    abstract = nnx.eval_shape(lambda: nnx.state(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
+
+
+class DecoderLayers(nnx.Module):
+    """The parameters of all layers, stacked along axis N. Matrices are normal(0, 0.02), biases zero, norms one."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        sizes = _sizes(config)
+
+        def matrix(axes: str) -> nnx.Param:
+            return _parameter(nnx.initializers.normal(INIT_STDDEV), axes, sizes, config, rngs)
+
+        def zeros(axes: str) -> nnx.Param:
+            return _parameter(nnx.initializers.zeros, axes, sizes, config, rngs)
+
+        def ones(axes: str) -> nnx.Param:
+            return _parameter(nnx.initializers.ones, axes, sizes, config, rngs)
+
+        self.attention_norm = ones("ND")
+        self.query = matrix("NDHC")
+        self.key = matrix("NDKC")
+        self.value = matrix("NDKC")
+        if config.qkv_bias:
+            self.query_bias = zeros("NHC")
+            self.key_bias = zeros("NKC")
+            self.value_bias = zeros("NKC")
+        self.attention_out = matrix("NHCD")
+        self.mlp_norm = ones("ND")
+        self.mlp_gate = matrix("NDF")
+        self.mlp_up = matrix("NDF")
+        self.mlp_down = matrix("NFD")
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer over packed rows of event tokens."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        sizes = _sizes(config)
+        normal = nnx.initializers.normal(INIT_STDDEV)
+        self.embedding = _parameter(normal, "VD", sizes, config, rngs)
+        self.layers = DecoderLayers(config, rngs=rngs)
+        self.final_norm = _parameter(nnx.initializers.ones, "D", sizes, config, rngs)
+        if not config.tied_embeddings:
+            self.lm_head = _parameter(normal, "VD", sizes, config, rngs)
+
+    def __call__(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+        """Next-token logits_BxLxV (float32) of packed rows; segment id 0 is padding, positions restart per segment."""
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: None) -> tuple[jax.Array, None]:
+            name = self.config.attention
+            return attention.attention(q, k, v, segment_ids_BxL=segment_ids_BxL, implementation=name), cache
+
+        x_BxLxD, _ = self.hidden(tokens_BxL, positions_BxL, attend)
+        return self.logits(x_BxLxD)
+
+    def hidden(
+        self, tokens_BxL: jax.Array, positions_BxL: jax.Array, attend: Attend, caches: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Run the layers; returns (x_BxLxD after the final norm, in the compute dtype; caches).
+
+        `caches` is None, or a pytree whose leaves have a leading axis N: `attend` gets the slice of its layer and
+        returns it updated. It may also be a list of N pytrees, one per layer; then the layers run unrolled, and no
+        layer's cache is copied to stack it: the faster form for decoding on CPU.
+        """
+        rotation_BxLxC = _rotation(positions_BxL, self.config)
+        x_BxLxD = self.embedding[tokens_BxL].astype(self.config.compute_dtype)
+
+        def layer(x_BxLxD: jax.Array, weights_and_cache: tuple[LayerWeights, Any]) -> tuple[jax.Array, Any]:
+            weights, cache = weights_and_cache
+            return _layer(self.config, weights, x_BxLxD, rotation_BxLxC, attend, cache)
+
+        scan_layers = self.config.scan_layers and not isinstance(caches, list)
+        if self.config.remat != "none":
+            policy = REMAT_POLICIES[self.config.remat]
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
+        weights: LayerWeights = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+        if scan_layers:
+            x_BxLxD, caches = jax.lax.scan(layer, x_BxLxD, (weights, caches))
+        else:
+            x_BxLxD, caches = _unrolled(layer, x_BxLxD, weights, caches, self.config.layers)
+        return _rms_norm(x_BxLxD, self.final_norm[...], self.config.norm_eps), caches
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """float32 logits [..., V] of hidden states [..., D]."""
+        head_VxD = self.embedding[...] if self.config.tied_embeddings else self.lm_head[...]
+        head_VxD = head_VxD.astype(self.config.compute_dtype)
+        return jnp.einsum("...d,vd->...v", x, head_VxD, preferred_element_type=jnp.float32)
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    return {
+        "N": config.layers,
+        "D": config.width,
+        "H": config.heads,
+        "K": config.kv_heads,
+        "C": config.head_dim,
+        "F": config.mlp_width,
+        "V": config.vocab_size,
+    }
+
+
+def _parameter(
+    init: Callable[..., jax.Array], axes: str, sizes: dict[str, int], config: ModelConfig, rngs: nnx.Rngs
+) -> nnx.Param:
+    shape = tuple(sizes[axis] for axis in axes)
+    value = init(rngs.params(), shape, jnp.dtype(config.param_dtype))
+    return nnx.Param(value, axes=tuple(AXIS_NAMES[axis] for axis in axes))
+
+
+def _unrolled(
+    layer: Callable[..., tuple[jax.Array, Any]], x_BxLxD: jax.Array, weights: LayerWeights, caches: Any, layers: int
+) -> tuple[jax.Array, Any]:
+    # unstack, not indexing: its gradient is one concatenation, where N slices would each pad to the whole stack.
+    by_layer = {name: jnp.unstack(stacked) for name, stacked in weights.items()}
+    updated = []
+    for i in range(layers):
+        cache = caches[i] if isinstance(caches, list) else jax.tree.map(lambda leaf: leaf[i], caches)  # noqa: B023
+        x_BxLxD, cache = layer(x_BxLxD, ({name: slices[i] for name, slices in by_layer.items()}, cache))
+        updated.append(cache)
+    return x_BxLxD, updated if isinstance(caches, list) else jax.tree.map(lambda *leaves: jnp.stack(leaves), *updated)
+
+
+def _layer(
+    config: ModelConfig,
+    weights: LayerWeights,
+    x_BxLxD: jax.Array,
+    rotation_BxLxC: tuple[jax.Array, jax.Array],
+    attend: Attend,
+    cache: Any,
+) -> tuple[jax.Array, Any]:
+    weights = {name: w if name.endswith("_norm") else w.astype(config.compute_dtype) for name, w in weights.items()}
+
+    h_BxLxD = _rms_norm(x_BxLxD, weights["attention_norm"], config.norm_eps)
+    q_BxLxHxC = jnp.einsum("bld,dhc->blhc", h_BxLxD, weights["query"])
+    k_BxLxKxC = jnp.einsum("bld,dkc->blkc", h_BxLxD, weights["key"])
+    v_BxLxKxC = jnp.einsum("bld,dkc->blkc", h_BxLxD, weights["value"])
+    if config.qkv_bias:
+        q_BxLxHxC += weights["query_bias"]
+        k_BxLxKxC += weights["key_bias"]
+        v_BxLxKxC += weights["value_bias"]
+    q_BxLxHxC, k_BxLxKxC = _rotate(q_BxLxHxC, rotation_BxLxC), _rotate(k_BxLxKxC, rotation_BxLxC)
+    out_BxLxHxC, cache = attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, cache)
+    x_BxLxD += jnp.einsum("blhc,hcd->bld", out_BxLxHxC, weights["attention_out"])
+
+    h_BxLxD = _rms_norm(x_BxLxD, weights["mlp_norm"], config.norm_eps)
+    gate_BxLxF = jnp.einsum("bld,df->blf", h_BxLxD, weights["mlp_gate"])
+    up_BxLxF = jnp.einsum("bld,df->blf", h_BxLxD, weights["mlp_up"])
+    x_BxLxD += jnp.einsum("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, weights["mlp_down"])
+    return x_BxLxD, cache
+
+
+def _rms_norm(x_BxLxD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    x32_BxLxD = x_BxLxD.astype(jnp.float32)
+    mean_square_BxLx1 = jnp.mean(jnp.square(x32_BxLxD), axis=-1, keepdims=True)
+    normed_BxLxD = x32_BxLxD * jax.lax.rsqrt(mean_square_BxLx1 + eps)
+    return (normed_BxLxD * scale_D.astype(jnp.float32)).astype(x_BxLxD.dtype)
+
+
+def _rotation(positions_BxL: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles (arXiv 2104.09864), float32, each [B, L, C/2]."""
+    exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    angles = positions_BxL[..., None].astype(jnp.float32) / config.rope_theta**exponent
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x_BxLxHxC: jax.Array, rotation_BxLxC: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate pairs (i, i + C/2), as Hugging Face pairs them (the paper pairs neighbours)."""
+    cos, sin = (part[:, :, None, :] for part in rotation_BxLxC)
+    first, second = jnp.split(x_BxLxHxC.astype(jnp.float32), 2, axis=-1)
+    rotated_BxLxHxC = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated_BxLxHxC.astype(x_BxLxHxC.dtype)
