@@ -33,8 +33,7 @@ print(json.dumps({"version": list(sys.version_info[:2]), "path": path, "can_make
 """
 
 
-def main():
-    # type: () -> None
+def main() -> None:
     """Bring the environment up to date, or exit with 2 and one line that says what to do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("venv")
