@@ -1,0 +1,236 @@
+r"""Code maps: what the codes of a data set mean, as an ordered list of regular expressions.
+
+A MEDS code such as `DIAGNOSIS//ICD//10//E1165` becomes a concept: a kind (diagnosis), a coding system (ICD10CM), up
+to three parts (E11, 6, 5), each of them one token, and a role where it is more than an event (death, an encounter's
+start). The first rule whose pattern matches the whole code takes it; a code that no rule takes is kept whole, kind
+OTHER. There are maps for the synthetic world (`world`), MIMIC-IV (`mimic`) and data never seen (`generic`).
+
+Your own map is a JSON file, given by its path wherever a map's name is:
+
+    {"name": "my_hospital",
+     "rules": [
+       {"pattern": "DX\\|(?P<p1>[A-Z]\\d\\w)\\.?(?P<p2>\\w)?(?P<p3>\\w*)", "kind": "DIAGNOSIS", "system": "ICD10CM"},
+       {"pattern": "LAB\\|(?P<p1>\\d+-\\d)", "kind": "LAB", "system": "LOINC"},
+       {"pattern": "ADMIT\\|(?P<p2>.+)", "first": "INPATIENT",
+        "kind": "ENCOUNTER", "system": "ENCOUNTER_START", "role": "start"},
+       {"pattern": "MEDS_BIRTH", "kind": "DEMOGRAPHIC", "system": "BIRTH", "role": "birth"},
+       {"pattern": "MEDS_DEATH", "kind": "DEATH", "system": "DEATH", "role": "death"},
+       {"pattern": "NOTE\\|.*", "kind": "OTHER", "system": "NOTE", "role": "drop"}]}
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipeline.errors import UserError
+
+# The kinds (vocabulary.KINDS) that an event may have; the others are the tokenizer's own.
+EVENT_KINDS = (
+    "DEMOGRAPHIC",
+    "ENCOUNTER",
+    "DEPARTMENT",
+    "CHIEF_COMPLAINT",
+    "DIAGNOSIS",
+    "LAB",
+    "MEDICATION",
+    "PROCEDURE",
+    "OTHER",
+    "DEATH",
+)
+# "": an ordinary event. start, end: of an encounter. birth, sex, race: who the subject is. drop: counted, no token.
+ROLES = ("", "start", "end", "birth", "death", "sex", "race", "drop")
+# What a role says about the rule's kind and system (None: any).
+_ROLE_NEEDS = {
+    "start": ("ENCOUNTER", None),
+    "end": ("ENCOUNTER", None),
+    "sex": ("DEMOGRAPHIC", "SEX"),
+    "race": ("DEMOGRAPHIC", "RACE"),
+    "birth": ("DEMOGRAPHIC", None),
+    "death": ("DEATH", None),
+}
+_GROUPS = ("p1", "p2", "p3")
+NO_RULE = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Codes that match `pattern` as a whole are of this kind and coding system.
+
+    Attributes:
+        pattern: regular expression. Its named groups p1, p2, p3 give the parts (p2 and p3 may be missing or empty); a
+            pattern without them makes the whole code the one part.
+        kind: one of EVENT_KINDS.
+        system: the coding system, as it stands in tokens and concept names; no "//" and no white space.
+        role: one of ROLES.
+        first: constant text that stands as first part, in place of p1 (an encounter's type, say, where the code only
+            implies it).
+
+    Raises:
+        UserError: the pattern is no regular expression, or a kind, role, system or group is not allowed.
+    """
+
+    pattern: str
+    kind: str
+    system: str
+    role: str = ""
+    first: str = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not isinstance(getattr(self, field.name), str):
+                raise UserError(f"{field.name} must be text")
+        if self.kind not in EVENT_KINDS:
+            raise UserError(f"unknown kind {self.kind!r}", fix=f"the kinds are {', '.join(EVENT_KINDS)}")
+        if self.role not in ROLES:
+            raise UserError(f"unknown role {self.role!r}", fix=f'the roles are "", {", ".join(ROLES[1:])}')
+        if not self.system or "//" in self.system or len(self.system.split()) != 1:
+            raise UserError(f'system {self.system!r} must be one word without "//"')
+        kind, system = _ROLE_NEEDS.get(self.role, (None, None))
+        if kind not in (None, self.kind) or system not in (None, self.system):
+            needs = f"kind {kind}" + (f" and system {system}" if system else "")
+            raise UserError(f"role {self.role!r} goes with {needs}, not {self.kind} and {self.system}")
+        if (self.kind == "DEATH") != (self.role == "death"):
+            raise UserError("kind DEATH goes with role 'death', and with no other")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        groups = set(self.compiled.groupindex)
+        if not groups <= set(_GROUPS):
+            raise UserError(f"group names must be p1, p2 or p3, not {', '.join(sorted(groups - set(_GROUPS)))}")
+        if self.first and "p1" in groups:
+            raise UserError("give either a group p1 or 'first', not both")
+        if groups and not self.first and "p1" not in groups:
+            raise UserError("groups p2 and p3 need p1 or 'first' before them")
+        if "p3" in groups and "p2" not in groups:
+            raise UserError("group p3 needs p2")
+
+    @functools.cached_property
+    def compiled(self) -> re.Pattern[str]:
+        """The compiled pattern."""
+        try:
+            return re.compile(self.pattern, re.DOTALL)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(f"pattern is not a regular expression ({error})") from error
+
+    def parts(self, code: str) -> tuple[str, ...] | None:
+        """The parts of a code, white space made single, up to the first empty one; None if the rule doesn't take it."""
+        match = self.compiled.fullmatch(code)
+        if match is None:
+            return None
+        if not match.re.groupindex:
+            texts = [self.first or code]
+        else:
+            found = match.groupdict()
+            texts = [self.first or found["p1"], found.get("p2"), found.get("p3")]
+        parts = tuple(" ".join((text or "").split()) for text in texts)
+        kept = parts[: parts.index("")] if "" in parts else parts
+        return kept or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """What a code means.
+
+    Attributes:
+        name: tells concepts apart: KIND//SYSTEM//, then the parts run together.
+        kind, role: the rule's.
+        parts: one to three token texts, each with its place: ICD10CM//E11, ICD10CM//2//6, ICD10CM//3//5.
+        rule: index of the rule that took the code; NO_RULE if none did.
+    """
+
+    name: str
+    kind: str
+    role: str
+    parts: tuple[str, ...]
+    rule: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeMap:
+    """Ordered rules: the first that matches a code takes it."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def map(self, code: str) -> Concept:
+        """The concept of a MEDS code; the same code always gives the same concept."""
+        for index, rule in enumerate(self.rules):
+            parts = rule.parts(code)
+            if parts is not None:
+                return _concept(rule, parts, index)
+        return _concept(_OTHER, (" ".join(code.split()),), NO_RULE)
+
+    def map_codes(self, codes: Sequence[str]) -> list[Concept]:
+        """`map` for each code, remembered from one call to the next."""
+        known = self._known
+        for code in codes:
+            if code not in known:
+                known[code] = self.map(code)
+        return [known[code] for code in codes]
+
+    @functools.cached_property
+    def _known(self) -> dict[str, Concept]:
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The map as a user's JSON file would hold it."""
+        rules = [{key: value for key, value in dataclasses.asdict(rule).items() if value} for rule in self.rules]
+        return {"name": self.name, "rules": rules}
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str = "code map") -> "CodeMap":
+        """Inverse of `to_dict`; raises UserError naming `where` and the rule, counted from 0."""
+        if not isinstance(content, dict) or not isinstance(content.get("name"), str):
+            raise UserError("not a code map", where=where, fix='it needs {"name": ..., "rules": [...]}')
+        unknown = set(content) - {"name", "rules"}
+        if unknown or not isinstance(content.get("rules"), list):
+            raise UserError("must hold 'name' and a list 'rules', and nothing else", where=where)
+        rules = [_rule_from_dict(rule, f"{where}: rules[{index}]") for index, rule in enumerate(content["rules"])]
+        return cls(content["name"], tuple(rules))
+
+
+def named(name_or_path: str) -> CodeMap:
+    """The map called `world`, `mimic` or `generic`, or that of a JSON file; raises UserError if there is none."""
+    # Here, because that module builds its maps from this one's classes.
+    from data_pipeline.builtin_code_maps import CODE_MAPS
+
+    if name_or_path in CODE_MAPS:
+        return CODE_MAPS[name_or_path]
+    path = pathlib.Path(name_or_path)
+    if not path.is_file():
+        raise UserError(
+            f"no code map {name_or_path!r}",
+            fix=f"give {', '.join(CODE_MAPS)} or the path of a JSON file (python -m pydoc data_pipeline.code_maps)",
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"not a readable JSON file ({type(error).__name__})", where=str(path)) from error
+    return CodeMap.from_dict(content, where=str(path))
+
+
+def _rule_from_dict(content: Any, where: str) -> Rule:
+    fields = {field.name for field in dataclasses.fields(Rule)}
+    if not isinstance(content, dict) or not {"pattern", "kind", "system"} <= set(content) <= fields:
+        raise UserError(
+            "a rule holds 'pattern', 'kind', 'system' and maybe 'role' and 'first', and nothing else", where=where
+        )
+    try:
+        return Rule(**content)
+    except UserError as error:
+        raise UserError(str(error), where=where) from error
+
+
+def _concept(rule: Rule, parts: tuple[str, ...], index: int) -> Concept:
+    if rule.role == "death":
+        return Concept("DEATH", rule.kind, rule.role, ("DEATH",), index)
+    tokens = [f"{rule.system}//{parts[0]}"]
+    tokens += [f"{rule.system}//{position}//{part}" for position, part in enumerate(parts[1:], start=2)]
+    return Concept(f"{rule.kind}//{rule.system}//{''.join(parts)}", rule.kind, rule.role, tuple(tokens), index)
+
+
+_OTHER = Rule(r".*", "OTHER", "OTHER")
