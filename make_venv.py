@@ -85,12 +85,11 @@ def _choose(asked):
             path=supported[0]["path"],
         )
     _fail(
-        "cometjax needs Python {first} to {last}, found {found}; install one (Debian, Ubuntu: apt-get install"
-        " python3 python3-venv) or name it: make setup PYTHON=/path/to/python{last}",
-        first=_dotted(low),
-        last=_dotted((high[0], high[1] - 1)),
+        "cometjax needs Python {wanted}, found {found}; install one (Debian 12: apt-get install python3 python3-venv;"
+        " Ubuntu 24.04 the same) or name one: make setup PYTHON=/path/to/python",
+        wanted=" or ".join("{}.{}".format(low[0], minor) for minor in range(low[1], high[1])),
         found=", ".join("{} ({})".format(_dotted(facts["version"]), facts["path"]) for facts in found)
-        or "{} that does not run".format(asked or "none"),
+        or "that {} does not run".format(asked or "python3"),
     )
 
 
