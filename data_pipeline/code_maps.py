@@ -122,7 +122,7 @@ class Rule:
         if match is None:
             return None
         if not match.re.groupindex:
-            texts = [self.first or code]
+            texts: list[str | None] = [self.first or code]
         else:
             found = match.groupdict()
             texts = [self.first or found["p1"], found.get("p2"), found.get("p3")]
