@@ -41,8 +41,8 @@ GRAMMAR_CLASSES = ("pad", "static", "interval", "first", "part", "value", "end")
 # The static prefix of every timeline, in order; each has an UNKNOWN token.
 PREFIX_SYSTEMS = ("SEX", "RACE", "AGE", "PERIOD")
 PREFIX_LENGTH = len(PREFIX_SYSTEMS)
-AGE_BUCKET_YEARS = 5
-PERIOD_BUCKET_YEARS = 5
+TIMELINE_END = "TIMELINE_END"
+DEATH = "DEATH"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Event:
     value: str = "never"
     edges: tuple[float, ...] = ()
     means: tuple[float, ...] = ()
+    description: str = ""
 
     def __post_init__(self) -> None:
         if self.value not in ("never", "optional", "always"):
@@ -127,6 +128,10 @@ class Vocabulary:
     def event_of_tokens(self) -> Mapping[tuple[int, ...], int]:
         """Token ids of an event (its value left out) → index into `events`."""
         return {event.tokens: index for index, event in enumerate(self.events)}
+
+    def unknown_event(self, kind: str) -> int:
+        """Index of the event that stands for a code of `kind` outside the vocabulary."""
+        return self.event_of_concept[f"UNKNOWN//{kind}"]
 
     @functools.cached_property
     def interval_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,22 @@
+"""The default corpus configuration: every key that `python -m data_pipeline.build --config.KEY=VALUE` takes.
+
+Copy this file, change it and pass it by `--config FILE` to keep a configuration of your own.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the configuration of a corpus."""
+    return ml_collections.ConfigDict(
+        {
+            # How the data set's codes are read: world, mimic, generic, or the path of a JSON file.
+            "code_map": "generic",
+            # Interval tokens: comet13 (1 minute to 6 months) or ethos19 (5 minutes to 6 months).
+            "interval_preset": "comet13",
+            # A code seen in fewer training subjects is shortened, then UNKNOWN: rare codes can single people out.
+            "min_subjects_per_code": 11,
+            # A code with fewer training values has no deciles.
+            "min_values_per_code": 50,
+        }
+    )

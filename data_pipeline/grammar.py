@@ -1,0 +1,78 @@
+"""The grammar of a timeline: reading tokens back as events, and telling whether they obey it.
+
+    timeline := prefix (SEX RACE AGE PERIOD)  entry*  TIMELINE_END?
+    entry    := interval? event               (the longest interval may repeat)
+    event    := first part* value?            as one of the vocabulary's events spells it
+
+A value stands exactly where the event takes one: never, optionally, or always.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from data_pipeline.vocabulary import PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
+
+INVALID = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedEvent:
+    """One event read back: tokens [start, stop) spell vocabulary.events[event], decile 1..10 or 0 for none.
+
+    `event` is INVALID for tokens that spell nothing: a part without its first, an unfinished code, a stray value.
+    """
+
+    event: int
+    decile: int
+    start: int
+    stop: int
+
+
+def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
+    """Events of a token sequence (a timeline or a continuation of one), in order; intervals and prefix are skipped."""
+    grammar = [token.grammar for token in vocabulary.tokens]
+    first_value = vocabulary.value_ids[0]
+    parsed = []
+    index, size = 0, len(tokens)
+    while index < size:
+        kind = grammar[tokens[index]]
+        if kind in ("interval", "static", "pad", "end"):
+            index += 1
+            continue
+        start = index
+        index += 1
+        while index < size and grammar[tokens[index]] == "part":
+            index += 1
+        event = vocabulary.event_of_tokens.get(tuple(int(token) for token in tokens[start:index]), INVALID)
+        decile = 0
+        if index < size and grammar[tokens[index]] == "value":
+            decile = int(tokens[index]) - first_value + 1
+            index += 1
+        if event != INVALID and not _value_fits(vocabulary.events[event].value, decile):
+            event = INVALID
+        parsed.append(ParsedEvent(event, decile, start, index))
+    return parsed
+
+
+def is_valid(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
+    """Does a whole timeline obey the grammar?"""
+    texts = [vocabulary.tokens[token].text for token in tokens[:PREFIX_LENGTH]]
+    if [text.split("//")[0] for text in texts] != list(PREFIX_SYSTEMS):
+        return False
+    body = list(tokens[PREFIX_LENGTH:])
+    grammar = [vocabulary.tokens[token].grammar for token in body]
+    if grammar and grammar[-1] == "end":
+        body, grammar = body[:-1], grammar[:-1]
+    if any(kind in ("static", "pad", "end") for kind in grammar) or (grammar and grammar[-1] == "interval"):
+        return False
+    longest = vocabulary.interval_ids[-1]
+    for index in range(1, len(body)):
+        if grammar[index] == grammar[index - 1] == "interval" and (
+            body[index] != longest or body[index - 1] != longest
+        ):
+            return False
+    return all(event.event != INVALID for event in parse(body, vocabulary))
+
+
+def _value_fits(takes: str, decile: int) -> bool:
+    return decile == 0 if takes == "never" else decile > 0 or takes == "optional"

@@ -1,0 +1,98 @@
+"""Prompts: a subject's tokens as of a prediction time, cut from MEDS so that nothing later can leak in."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from data_pipeline import meds
+from data_pipeline.corpus import SubjectRecord
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import tokenize
+from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
+
+# Rows tokenized at once: bounds the memory when one subject has many prediction times.
+_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """The history of a subject up to and including a prediction time, without TIMELINE_END.
+
+    Attributes:
+        subject_id: the MEDS subject id.
+        prediction_time_us: microseconds since 1970.
+        record: tokens of the whole history, as in a corpus.
+        last_time_us: time of the last event of the history; the prediction time where there is none.
+        event_starts: token indices at which a window may begin: the first token of each entry (interval or event).
+    """
+
+    subject_id: int
+    prediction_time_us: int
+    record: SubjectRecord
+    last_time_us: int
+    event_starts: np.ndarray
+
+    def tokens(self, max_tokens: int) -> np.ndarray:
+        """int32 tokens of the history; if longer than max_tokens, the static prefix and the latest whole entries."""
+        tokens_T = self.record.tokens_T
+        if len(tokens_T) <= max_tokens:
+            return tokens_T.astype(np.int32)
+        earliest = len(tokens_T) - (max_tokens - PREFIX_LENGTH)
+        fitting = self.event_starts[self.event_starts >= earliest]
+        start = int(fitting[0]) if len(fitting) else len(tokens_T)
+        return np.concatenate((self.record.prefix_at(start), tokens_T[start:])).astype(np.int32)
+
+
+def build_prompts(dataset: meds.MedsDataset, labels: pl.DataFrame, vocabulary: Vocabulary) -> list[Prompt]:
+    """One prompt per row of `labels` (subject_id, prediction_time), in its order.
+
+    Raises UserError for a row whose subject has no data at or before its prediction time.
+    """
+    events = meds.read_subjects(dataset, labels["subject_id"].unique())
+    return [
+        prompt
+        for start in range(0, len(labels), _CHUNK)
+        for prompt in _prompts(events, labels[start : start + _CHUNK], start, vocabulary)
+    ]
+
+
+def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabulary: Vocabulary) -> Iterator[Prompt]:
+    labels = labels.select("subject_id", "prediction_time").with_row_index("row")
+    # Each row becomes a subject of its own, whose events end at the prediction time: the tokenizer sees no later one.
+    history = (
+        labels.join(events, on="subject_id", how="inner", maintain_order="left_right")
+        .filter(pl.col("time").is_null() | (pl.col("time") <= pl.col("prediction_time")))
+        .drop("subject_id", "prediction_time")
+        .rename({"row": "subject_id"})
+        .with_columns(pl.col("subject_id").cast(pl.Int64))
+    )
+    tokenized = tokenize(history, vocabulary, end=False)
+    missing = np.setdiff1d(np.arange(len(labels)), tokenized.subject_ids_S)
+    if len(missing):
+        raise UserError(
+            "the subject has no data at or before its prediction time",
+            where=f"labels, row {first_row + int(missing[0])}",
+            fix="remove the row",
+        )
+    starts_entry = _entry_starts(tokenized.tokens_T, tokenized.offsets_S1, vocabulary)
+    for index, (_, subject_id, _) in enumerate(labels.iter_rows()):
+        begin, stop = tokenized.offsets_S1[index], tokenized.offsets_S1[index + 1]
+        prediction_time_us = int(labels["prediction_time"].dt.epoch("us")[index])
+        yield Prompt(
+            subject_id=subject_id,
+            prediction_time_us=prediction_time_us,
+            record=dataclasses.replace(tokenized.record(index), subject_id=subject_id),
+            last_time_us=int(tokenized.times_T[stop - 1]) if stop - begin > PREFIX_LENGTH else prediction_time_us,
+            event_starts=np.flatnonzero(starts_entry[begin:stop]),
+        )
+
+
+def _entry_starts(tokens_T: np.ndarray, offsets_S1: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """bool [T]: does an entry begin here: an interval not led by another, or an event not led by an interval?"""
+    grammar = np.array([token.grammar for token in vocabulary.tokens])
+    is_interval = (grammar == "interval")[tokens_T]
+    after_interval = np.zeros(len(tokens_T), bool)
+    after_interval[1:] = is_interval[:-1]
+    return (is_interval | (grammar == "first")[tokens_T]) & ~after_interval

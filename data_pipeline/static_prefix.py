@@ -1,0 +1,98 @@
+"""The static prefix: sex, race, age bucket and calendar-period bucket, and where in a timeline the last two change."""
+
+import dataclasses
+
+import numpy as np
+
+from data_pipeline.columns import BIRTH, NO_TIME, RACE, SEX, Columns, changes
+from data_pipeline.vocabulary import PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
+
+AGE_BUCKET_YEARS = 5
+OLDEST_AGE = 100
+PERIOD_BUCKET_YEARS = 5
+_US_PER_YEAR = int(365.25 * 86_400) * 1_000_000
+
+AGE_TOKENS = (
+    *(f"AGE//{age}-{age + AGE_BUCKET_YEARS - 1}" for age in range(0, OLDEST_AGE, AGE_BUCKET_YEARS)),
+    f"AGE//{OLDEST_AGE}+",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefixes:
+    """Prefix rows of S subjects, G in all: a subject's first row, and one more at each change of age or period.
+
+    Attributes:
+        offsets_S1: subject s owns rows [offsets[s], offsets[s + 1]).
+        subject: [G] the subject.
+        event: [G] the timeline event at which the row begins to hold; -1 for a subject without events.
+        tokens: uint16 [G, PREFIX_LENGTH].
+    """
+
+    offsets_S1: np.ndarray
+    subject: np.ndarray
+    event: np.ndarray
+    tokens: np.ndarray
+
+
+def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabulary: Vocabulary) -> Prefixes:
+    """Prefix rows of every subject, given the subject and time (microseconds) of each timeline event."""
+    num_subjects = len(columns.subject_ids_S)
+    age_n = age_bucket(time_n, _first_time(columns, BIRTH)[subject_n])
+    period_n = period_start(time_n)
+    event = np.flatnonzero(changes(subject_n) | changes(age_n) | changes(period_n))
+    subject = subject_n[event]
+    empty = np.setdiff1d(np.arange(num_subjects), subject)
+    order = np.argsort(np.concatenate((subject, empty)), kind="stable")
+    subject = np.concatenate((subject, empty))[order]
+    event = np.concatenate((event, np.full(len(empty), -1)))[order]
+
+    tokens = np.empty((len(subject), PREFIX_LENGTH), np.uint16)
+    tokens[:, 0] = _static_tokens(columns, SEX, vocabulary)[subject]
+    tokens[:, 1] = _static_tokens(columns, RACE, vocabulary)[subject]
+    unknown = [vocabulary.ids[f"{system}//UNKNOWN"] for system in PREFIX_SYSTEMS]
+    # Index -1 is the last entry of each table: what is not known.
+    age_ids = np.array([*(vocabulary.ids[text] for text in AGE_TOKENS), unknown[2]])
+    tokens[:, 2] = age_ids[np.where(event >= 0, np.append(age_n, -1)[event], -1)]
+    starts, inverse = np.unique(np.append(period_n, 0)[event], return_inverse=True)
+    period_ids = np.array([vocabulary.ids.get(period_token(int(start)), unknown[3]) for start in starts])
+    tokens[:, 3] = np.where(event >= 0, period_ids[inverse], unknown[3])
+    return Prefixes(np.searchsorted(subject, np.arange(num_subjects + 1)), subject, event, tokens)
+
+
+def age_bucket(time_us: np.ndarray, birth_us: np.ndarray) -> np.ndarray:
+    """Index into AGE_TOKENS of the age at a time; -1 where the birth is not known or lies after the time."""
+    known = (birth_us != NO_TIME) & (time_us >= birth_us)
+    years = (time_us - np.where(known, birth_us, time_us)) // _US_PER_YEAR
+    return np.where(known, np.minimum(years // AGE_BUCKET_YEARS, OLDEST_AGE // AGE_BUCKET_YEARS), -1)
+
+
+def period_start(time_us: np.ndarray) -> np.ndarray:
+    """First calendar year of the five-year period that holds a time."""
+    years = time_us.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64) + 1970
+    return years // PERIOD_BUCKET_YEARS * PERIOD_BUCKET_YEARS
+
+
+def period_token(start: int) -> str:
+    """Token text of a period that begins with year `start`."""
+    return f"PERIOD//{start}-{start + PERIOD_BUCKET_YEARS - 1}"
+
+
+def _first_time(columns: Columns, role: str) -> np.ndarray:
+    """[S] time of each subject's first dated row with a role; NO_TIME where there is none."""
+    rows = np.flatnonzero(columns.has_role(role) & (columns.time_E != NO_TIME))[::-1]
+    times_S = np.full(len(columns.subject_ids_S), NO_TIME, np.int64)
+    # Of several writes to one place the last one stays: with the rows reversed, the earliest.
+    times_S[columns.subject_E[rows]] = columns.time_E[rows]
+    return times_S
+
+
+def _static_tokens(columns: Columns, role: str, vocabulary: Vocabulary) -> np.ndarray:
+    """[S] sex or race token: of several different ones the first by code, so that row order does not matter."""
+    unknown = vocabulary.ids[f"{role.upper()}//UNKNOWN"]
+    token_C = np.array([vocabulary.ids.get(concept.parts[0], unknown) for concept in columns.concepts], np.int64)
+    rows = np.flatnonzero(columns.has_role(role))
+    rows = rows[np.argsort(-columns.code_E[rows].astype(np.int64), kind="stable")]
+    tokens_S = np.full(len(columns.subject_ids_S), unknown, np.int64)
+    tokens_S[columns.subject_E[rows]] = token_C[columns.code_E[rows]]
+    return tokens_S

@@ -1,0 +1,158 @@
+"""Building a corpus: its bytes, its accounts, and what happens when the input or the place is wrong."""
+
+import datetime
+import json
+import pathlib
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data_pipeline import build_config, grammar
+from data_pipeline.build import build_corpus
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+
+DAY = datetime.datetime(2020, 1, 1)
+
+
+def rows_of(subject: int, count: int = 3):
+    yield (subject, None, "SEX//F", None)
+    for index in range(count):
+        yield (subject, DAY + datetime.timedelta(hours=index), "LOINC//2345-7", float(index))
+
+
+def config(**changes):
+    content = build_config.get_config()
+    content.update(code_map="world", min_subjects_per_code=1, min_values_per_code=2)
+    content.update(**changes)
+    return content
+
+
+@pytest.fixture
+def small(write_meds):
+    shards = {"train/0": [*rows_of(1), *rows_of(2)], "train/1": list(rows_of(3)), "tuning/0": list(rows_of(4, 5))}
+    return write_meds(shards, {1: "train", 2: "train", 3: "train", 4: "tuning"})
+
+
+def test_a_corpus_reads_back_as_what_was_built(small, tmp_path) -> None:
+    corpus = build_corpus(small, tmp_path / "corpus", config(), workers=1)
+    train = corpus.split("train")
+    assert [train.record(index).subject_id for index in range(len(train))] == [1, 2, 3] == list(train.subject_ids_R)
+    for index in range(len(train)):
+        record = train.record(index)
+        assert len(record.tokens_T) == train.lengths_R[index]
+        assert grammar.is_valid(record.tokens_T.tolist(), corpus.vocabulary)
+    assert corpus.manifest["splits"]["tuning"]["subjects"] == 1
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(world_meds, world_corpus, tmp_path) -> None:
+    changes = json.loads((world_corpus / "corpus.json").read_text())["config"]
+    build_corpus(world_meds, tmp_path / "two", config(**changes), workers=2)
+    files = sorted(path.relative_to(world_corpus) for path in world_corpus.rglob("*") if path.is_file())
+    assert files == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
+    for file in files:
+        assert (world_corpus / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_every_row_of_the_input_is_accounted_for(world_meds, world_corpus) -> None:
+    manifest = Corpus.open(world_corpus).manifest
+    rows = sum(sum(split["rows"].values()) for split in manifest["splits"].values())
+    assert rows == sum(pl.scan_parquet(path).select(pl.len()).collect().item() for path in world_meds.rglob("data/*/*"))
+
+
+def test_only_training_subjects_make_the_vocabulary(write_meds, tmp_path) -> None:
+    shards = {"train/0": list(rows_of(1)), "tuning/0": [(2, DAY, "CPT//99213", None)]}
+    corpus = build_corpus(write_meds(shards, {1: "train", 2: "tuning"}), tmp_path / "c", config(), workers=1)
+    assert "CPT//99213" not in corpus.vocabulary.ids
+    assert corpus.manifest["splits"]["tuning"]["rows"]["unknown_code"] == 1
+
+
+def test_interval_means_are_those_of_the_training_split(write_meds, tmp_path) -> None:
+    hours = [(1, DAY + datetime.timedelta(minutes=minutes), "CPT//99213", None) for minutes in (0, 70, 160)]
+    late = [(2, DAY, "CPT//99213", None), (2, DAY + datetime.timedelta(minutes=61), "CPT//99213", None)]
+    root = write_meds({"train/0": hours, "tuning/0": late}, {1: "train", 2: "tuning"})
+    vocabulary = build_corpus(root, tmp_path / "c", config(), workers=1).vocabulary
+    assert vocabulary.seconds_per_token()[vocabulary.ids["INTERVAL//1h-2h"]] == 80 * 60
+
+
+def test_the_world_tokenizes_by_the_grammar(world_corpus) -> None:
+    corpus = Corpus.open(world_corpus)
+    reader = corpus.split("train")
+    for index in range(0, len(reader), 10):
+        assert grammar.is_valid(reader.record(index).tokens_T.tolist(), corpus.vocabulary)
+
+
+def test_the_mimic_demo_tokenizes_by_the_grammar(mimic_demo, tmp_path) -> None:
+    corpus = build_corpus(mimic_demo, tmp_path / "c", config(code_map="mimic", min_subjects_per_code=5), workers=1)
+    reader = corpus.split("held_out")
+    assert len(reader) == 10
+    for index in range(len(reader)):
+        assert grammar.is_valid(reader.record(index).tokens_T.tolist(), corpus.vocabulary)
+    rows = [split["rows"] for split in corpus.manifest["splits"].values()]
+    assert sum(sum(counts.values()) for counts in rows) == 916_166
+
+
+def test_a_place_that_holds_something_is_refused(small, tmp_path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine").write_text("precious")
+    with pytest.raises(UserError, match="already exists"):
+        build_corpus(small, tmp_path / "c", config(), workers=1)
+    assert (tmp_path / "c" / "mine").read_text() == "precious"
+
+
+def _remove_column(root: pathlib.Path) -> None:
+    path = root / "data/train/0.parquet"
+    pl.read_parquet(path).drop("code").write_parquet(path)
+
+
+def _wrong_type(root: pathlib.Path) -> None:
+    path = root / "data/train/0.parquet"
+    pl.read_parquet(path).with_columns(pl.col("numeric_value").cast(pl.String)).write_parquet(path)
+
+
+def _unsorted(root: pathlib.Path) -> None:
+    path = root / "data/train/0.parquet"
+    table = pl.read_parquet(path)
+    table[[0, 2, 1, 3, *range(4, len(table))]].write_parquet(path)
+
+
+def _in_two_files(root: pathlib.Path) -> None:
+    table = pl.read_parquet(root / "data/train/0.parquet")
+    table.filter(pl.col("subject_id") == 1).write_parquet(root / "data/train/2.parquet")
+
+
+def _nan(root: pathlib.Path) -> None:
+    path = root / "data/train/0.parquet"
+    table = pl.read_parquet(path)
+    table.with_columns(pl.lit(np.nan, pl.Float32).alias("numeric_value")).write_parquet(path)
+
+
+def _empty(root: pathlib.Path) -> None:
+    for path in root.glob("data/*/*.parquet"):
+        path.unlink()
+
+
+def _truncated(root: pathlib.Path) -> None:
+    path = root / "data/train/1.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_remove_column, "code"),
+        (_wrong_type, "numeric_value"),
+        (_unsorted, "row 2"),
+        (_in_two_files, "2.parquet"),
+        (_nan, "numeric_value"),
+        (_empty, "data"),
+        (_truncated, "1.parquet"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(small, tmp_path, spoil, says) -> None:
+    spoil(small)
+    with pytest.raises(UserError, match=says) as error:
+        build_corpus(small, tmp_path / "out" / "corpus", config(), workers=1)
+    assert "\n" not in str(error.value) and str(small) in str(error.value)
+    assert not any((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True

@@ -1,0 +1,84 @@
+"""The corpus format: records come back as they went in, and damage is told, with the file's name."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import corpus
+from data_pipeline.corpus import Corpus, SubjectRecord
+from data_pipeline.errors import UserError
+
+
+@settings(deadline=None)
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.lists(st.integers(0, 2**16 - 1), max_size=50),
+    st.lists(st.tuples(*[st.integers(0, 2**16 - 1)] * 4), min_size=1, max_size=5),
+)
+def test_a_record_survives_its_bytes(subject_id, tokens, prefixes) -> None:
+    record = SubjectRecord(
+        subject_id,
+        np.array(tokens, np.uint16),
+        np.arange(len(prefixes), dtype=np.uint32) * 7,
+        np.array(prefixes, np.uint16),
+    )
+    back = corpus.decode_record(corpus.encode_record(record))
+    assert back.subject_id == subject_id
+    for name in ("tokens_T", "prefix_starts", "prefixes"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(record, name))
+    for start in (0, 6, 7, 100):
+        np.testing.assert_array_equal(record.prefix_at(start), prefixes[min(start // 7, len(prefixes) - 1)])
+
+
+def copy(source, target):
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def test_a_flipped_byte_in_a_record_is_found_when_it_is_read(world_corpus, tmp_path) -> None:
+    root = copy(world_corpus, tmp_path / "c")
+    shard = root / Corpus.open(root).manifest["splits"]["held_out"]["shards"][0]["file"]
+    content = bytearray(shard.read_bytes())
+    reader = Corpus.open(root).split("held_out")
+    place = content.find(reader.record(0).tokens_T.tobytes())
+    assert place > 0
+    content[place + 3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="array_record"):
+        Corpus.open(root).split("held_out").record(0)
+
+
+def test_without_a_manifest_there_is_no_corpus(world_corpus, tmp_path) -> None:
+    root = copy(world_corpus, tmp_path / "c")
+    (root / "corpus.json").unlink()
+    with pytest.raises(UserError, match=r"corpus\.json"):
+        Corpus.open(root)
+
+
+def test_another_vocabulary_is_refused(world_corpus, tmp_path) -> None:
+    root = copy(world_corpus, tmp_path / "c")
+    path = root / "vocabulary.json"
+    path.write_text(path.read_text().replace("VALUE//10", "VALUE//11"))
+    with pytest.raises(UserError, match=r"vocabulary\.json"):
+        _ = Corpus.open(root).vocabulary
+
+
+def test_an_unknown_split_and_version_are_refused(world_corpus, tmp_path) -> None:
+    with pytest.raises(UserError, match="it has train, tuning, held_out"):
+        Corpus.open(world_corpus).split("test")
+    root = copy(world_corpus, tmp_path / "c")
+    manifest = json.loads((root / "corpus.json").read_text()) | {"format_version": 99}
+    (root / "corpus.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="format version 99"):
+        Corpus.open(root)
+
+
+def test_a_vocabulary_survives_its_json(world_corpus) -> None:
+    vocabulary = Corpus.open(world_corpus).vocabulary
+    assert type(vocabulary).from_json(vocabulary.to_json()) == vocabulary

@@ -1,0 +1,96 @@
+"""Prompts: the tokenizer's output up to the prediction time, and nothing that comes after it."""
+
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data_pipeline import meds
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+from data_pipeline.prompts import build_prompts
+
+
+@pytest.fixture(scope="module")
+def vocabulary(world_corpus):
+    return Corpus.open(world_corpus).vocabulary
+
+
+@pytest.fixture(scope="module")
+def dataset(world_meds):
+    return meds.open_dataset(world_meds)
+
+
+@pytest.fixture(scope="module")
+def labels(dataset):
+    """Two prediction times in the middle of each of twelve subjects' histories, each at one of its events."""
+    events = meds.read_shard(dataset.shards[0]).filter(pl.col("time").is_not_null())
+    rows = []
+    for (subject,), own in list(events.partition_by("subject_id", as_dict=True, maintain_order=True).items())[:12]:
+        rows += [(subject, own["time"][len(own) // part]) for part in (3, 2)]
+    schema = {"subject_id": pl.Int64, "prediction_time": pl.Datetime("us")}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def test_a_prompt_is_the_beginning_of_the_corpus_record(dataset, labels, vocabulary, world_corpus) -> None:
+    corpus = Corpus.open(world_corpus)
+    whole = {}
+    for name in ("train", "tuning", "held_out"):
+        reader = corpus.split(name)
+        whole |= {reader.record(index).subject_id: reader.record(index) for index in range(len(reader))}
+    for prompt in build_prompts(dataset, labels, vocabulary):
+        tokens_T = prompt.record.tokens_T
+        assert len(tokens_T) > 4
+        np.testing.assert_array_equal(tokens_T, whole[prompt.subject_id].tokens_T[: len(tokens_T)])
+        # The prediction times are those of events, and an event at that very time belongs to the history.
+        assert prompt.last_time_us == prompt.prediction_time_us
+
+
+def test_changing_any_later_event_changes_nothing(dataset, labels, vocabulary, tmp_path, world_meds) -> None:
+    before = build_prompts(dataset, labels, vocabulary)
+    latest = labels.group_by("subject_id").agg(pl.col("prediction_time").max())
+    later = pl.col("time") > pl.col("prediction_time")
+    for path in world_meds.rglob("*.parquet"):
+        target = tmp_path / "meds" / path.relative_to(world_meds)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.parent.name != "data":
+            target.write_bytes(path.read_bytes())
+            continue
+        spoilt = (
+            pl.read_parquet(path)
+            .join(latest, on="subject_id", how="left", maintain_order="left")
+            .with_columns(
+                code=pl.when(later).then(pl.lit("MEDS_DEATH")).otherwise(pl.col("code")),
+                numeric_value=pl.when(later).then(None).otherwise(pl.col("numeric_value")),
+            )
+        )
+        assert spoilt.filter(later).height > 0 or "train" not in str(path)
+        spoilt.drop("prediction_time").write_parquet(target)
+    (tmp_path / "meds/metadata/dataset.json").write_bytes((world_meds / "metadata/dataset.json").read_bytes())
+    # Only each subject's last prompt is free of changed events.
+    for prompt, spoilt in zip(
+        before, build_prompts(meds.open_dataset(tmp_path / "meds"), labels, vocabulary), strict=True
+    ):
+        np.testing.assert_array_equal(prompt.record.tokens_T, spoilt.record.tokens_T)
+        assert prompt.last_time_us == spoilt.last_time_us
+
+
+def test_a_long_history_keeps_its_prefix_and_its_latest_whole_entries(dataset, labels, vocabulary) -> None:
+    for prompt in build_prompts(dataset, labels, vocabulary):
+        tokens = prompt.tokens(40)
+        if len(prompt.record.tokens_T) <= 40:
+            np.testing.assert_array_equal(tokens, prompt.record.tokens_T)
+            continue
+        assert 30 <= len(tokens) <= 40 and tokens.dtype == np.int32
+        assert [vocabulary.tokens[t].grammar for t in tokens[:4]] == ["static"] * 4
+        assert vocabulary.tokens[tokens[4]].grammar in ("first", "interval")
+        np.testing.assert_array_equal(tokens[4:], prompt.record.tokens_T[-len(tokens) + 4 :])
+
+
+def test_a_prediction_time_before_all_data_is_refused(dataset, vocabulary, write_meds) -> None:
+    day = datetime.datetime(2020, 1, 1)
+    root = write_meds({"train/0": [(7, day, "CPT//99213", None)]}, {7: "train"})
+    labels = pl.DataFrame({"subject_id": [7], "prediction_time": [day - datetime.timedelta(days=1)]})
+    with pytest.raises(UserError, match="row 0"):
+        build_prompts(meds.open_dataset(root), labels, vocabulary)

@@ -1,0 +1,58 @@
+"""Every entry point explains itself, and answers a mistake on its command line with one line and exit code 2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ENTRY_POINTS = (
+    "data_pipeline.world",
+    "data_pipeline.build",
+    "data_pipeline.show",
+    "cometjax.train",
+    "cometjax.simulate",
+    "cometjax.evaluate",
+    "experiments.demo",
+)
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", *args], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_help_shows_what_it_does_and_an_example(module) -> None:
+    done = run(module, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"python -m {module} --" in done.stdout and "\nFlags:" in done.stdout
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_an_unknown_flag_is_one_line_and_exit_code_2(module) -> None:
+    done = run(module, "--no_such_flag=1")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "no_such_flag" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["cometjax.train", "--config=experiments/configs/demo.py", "--config.train.stepz=3"], "stepz"),
+        (["cometjax.train", "--config=experiments/configs/demo.py", "--config.train.steps=many"], "steps"),
+        (["cometjax.train", "--config=no/such/file.py"], "no/such/file.py"),
+        (["data_pipeline.build", "--meds=x", "--out=y", "--config.code_mop=world"], "code_mop"),
+        (["data_pipeline.build", "--meds=no-such-folder", "--out=y"], "no-such-folder"),
+        (["data_pipeline.build", "--out=y"], "--meds"),
+        (["data_pipeline.show", "--corpus=no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_a_mistake_is_named(args, says) -> None:
+    extra = ["--workdir=never-made"] if args[0] == "cometjax.train" else []
+    done = run(*args, *extra)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and says in done.stderr
+    assert not os.path.exists("never-made")
