@@ -118,8 +118,8 @@ def _write(dataset: meds.MedsDataset, work: pathlib.Path, config: ml_collections
     training = [piece for piece in pieces if piece.split == "train"]
     seconds = vocabulary_builder.measured_intervals(
         vocabulary.interval_preset,
-        sum(piece.interval_us for piece in training),
-        sum(piece.interval_tokens for piece in training),
+        np.sum([piece.interval_us for piece in training], axis=0),
+        np.sum([piece.interval_tokens for piece in training], axis=0),
     )
     vocabulary = dataclasses.replace(vocabulary, interval_seconds=seconds)
     vocabulary.save(work / corpus.VOCABULARY)
@@ -163,7 +163,7 @@ def _finish_split(work: pathlib.Path, name: str, pieces: Sequence[_TokenizedSpli
     lengths = np.concatenate([piece.lengths for piece in pieces])
     np.save(work / name / "lengths.npy", lengths)
     np.save(work / name / "subject_ids.npy", np.concatenate([piece.subject_ids for piece in pieces]))
-    by_kind = sum(piece.tokens_by_kind for piece in pieces)
+    by_kind = np.sum([piece.tokens_by_kind for piece in pieces], axis=0)
     counts = [piece.row_counts for piece in pieces]
     return {
         "subjects": len(lengths),
