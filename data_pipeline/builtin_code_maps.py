@@ -86,6 +86,7 @@ MIMIC = CodeMap(
 # A table's name may stand before the vocabulary's: CONDITION//SNOMED//..., DIAGNOSIS//ICD10CM/...
 _TABLE = r"(?i:(?:[A-Z_ ]+/{1,2})??)"
 _SEP = r"(?:/{1,2}|:)"
+_SNOMED = r"SNOMED(?:[-_ ]?CT)?"
 
 
 def _vocabulary(names: str, parts: str = r"(?P<p1>.+)") -> str:
@@ -119,9 +120,9 @@ GENERIC = CodeMap(
         Rule(_vocabulary("CPT4?"), "PROCEDURE", "CPT"),
         Rule(_vocabulary("HCPCS"), "PROCEDURE", "HCPCS"),
         # SNOMED CT covers everything; without a table's name, most of what is coded with it are conditions.
-        Rule(rf"(?i:PROCEDURES?{_SEP}SNOMED(?:[-_]?CT)?){_SEP}(?P<p1>.+)", "PROCEDURE", "SNOMED"),
-        Rule(rf"(?i:(?:MEASUREMENT|OBSERVATION|LAB)S?{_SEP}SNOMED(?:[-_]?CT)?){_SEP}(?P<p1>.+)", "LAB", "SNOMED"),
-        Rule(_vocabulary("SNOMED(?:[-_]?CT)?"), "DIAGNOSIS", "SNOMED"),
+        Rule(rf"(?i:PROCEDURES?{_SEP}{_SNOMED}){_SEP}(?P<p1>.+)", "PROCEDURE", "SNOMED_PROCEDURE"),
+        Rule(rf"(?i:(?:MEASUREMENT|OBSERVATION|LAB)S?{_SEP}{_SNOMED}){_SEP}(?P<p1>.+)", "LAB", "SNOMED_MEASUREMENT"),
+        Rule(_vocabulary(_SNOMED), "DIAGNOSIS", "SNOMED"),
         Rule(
             rf"(?i:(?:ENCOUNTER|VISIT|ADMISSION)_?(?:START|ADMIT)){_SEP}(?P<p1>[^/]+)(?:{_SEP}(?P<p2>.+))?",
             "ENCOUNTER",

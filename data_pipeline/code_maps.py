@@ -151,10 +151,24 @@ class Concept:
 
 @dataclasses.dataclass(frozen=True)
 class CodeMap:
-    """Ordered rules: the first that matches a code takes it."""
+    """Ordered rules: the first that matches a code takes it.
+
+    Raises:
+        UserError: one coding system is given two kinds, so that its tokens would have two.
+    """
 
     name: str
     rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        kinds = {"OTHER": "OTHER"}
+        for index, rule in enumerate(self.rules):
+            if rule.role != "drop" and kinds.setdefault(rule.system, rule.kind) != rule.kind:
+                raise UserError(
+                    f"system {rule.system!r} has kind {rule.kind} here and {kinds[rule.system]} elsewhere",
+                    where=f"rules[{index}]",
+                    fix="give each kind a system of its own",
+                )
 
     def map(self, code: str) -> Concept:
         """The concept of a MEDS code; the same code always gives the same concept."""
@@ -190,7 +204,10 @@ class CodeMap:
         if unknown or not isinstance(content.get("rules"), list):
             raise UserError("must hold 'name' and a list 'rules', and nothing else", where=where)
         rules = [_rule_from_dict(rule, f"{where}: rules[{index}]") for index, rule in enumerate(content["rules"])]
-        return cls(content["name"], tuple(rules))
+        try:
+            return cls(content["name"], tuple(rules))
+        except UserError as error:
+            raise UserError(str(error), where=where) from error
 
 
 def named(name_or_path: str) -> CodeMap:
