@@ -9,7 +9,6 @@ VENV        := .venv
 PARITY_VENV := .venv-parity
 UV_VERSION  := 0.13.9
 RUN         := $(VENV)/bin/python
-# Tests and benchmarks of this project are to say the same on every machine.
 PYTEST      := -m pytest -q --durations=10
 MAKE_VENV   := make_venv.py $(if $(PYTHON),--python '$(PYTHON)')
 # Any Python that runs will do to start make_venv.py, which looks for the one to install with.
@@ -22,17 +21,18 @@ done; \
 echo 'no python3 found; install Python 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)' >&2; exit 2
 endef
 
-.PHONY: help setup demo test test-slow test-parity lint format bench lock clean
+.PHONY: force help setup demo test test-slow test-parity lint format bench lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(VENV)/installed  ## make .venv with the pinned dependencies (PYTHON=/path/to/python3.12 to choose one)
 
-$(VENV)/installed: requirements.lock setup.cfg pyproject.toml
+# Asked for an interpreter, make cannot tell whether the environment has it; make_venv.py can.
+$(VENV)/installed: requirements.lock setup.cfg pyproject.toml $(if $(PYTHON),force)
 	$(call run_make_venv,--editable $(VENV) requirements.lock)
 
-$(PARITY_VENV)/installed: requirements-parity.lock setup.cfg pyproject.toml
+$(PARITY_VENV)/installed: requirements-parity.lock setup.cfg pyproject.toml $(if $(PYTHON),force)
 	$(call run_make_venv,--editable $(PARITY_VENV) requirements-parity.lock)
 
 demo: setup  ## synthetic events -> corpus -> model -> futures -> report (MEDS=dir for your own data, WORKDIR=runs/demo)

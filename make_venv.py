@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--python", default="", help="interpreter to use; default: the newest supported one")
     options = parser.parse_args()
     with _one_at_a_time(options.lock):
-        if not _is_current(options.venv, options.lock):
+        if not _is_current(options):
             _install(options)
 
 
@@ -51,7 +51,7 @@ def _install(options):
     stamp = os.path.join(options.venv, "installed")
     if os.path.exists(stamp):
         os.remove(stamp)
-    python = os.path.join(options.venv, "bin", "python")
+    python = _python_of(options.venv)
     have = _probe(python)
     chosen = None if have and _is_supported(have) and not options.python else _choose(options.python)
     if chosen and not (have and have["version"] == chosen["version"]):
@@ -119,10 +119,18 @@ def _is_supported(facts):
     return low <= tuple(facts["version"]) < high
 
 
-def _is_current(venv, lock):
-    stamp = os.path.join(venv, "installed")
-    sources = [lock, *[os.path.join(ROOT, name) for name in DESCRIPTIONS]]
-    return os.path.exists(stamp) and all(os.path.getmtime(stamp) >= os.path.getmtime(path) for path in sources)
+def _is_current(options):
+    stamp = os.path.join(options.venv, "installed")
+    sources = [options.lock, *[os.path.join(ROOT, name) for name in DESCRIPTIONS]]
+    if not os.path.exists(stamp) or any(os.path.getmtime(stamp) < os.path.getmtime(path) for path in sources):
+        return False
+    if not options.python:
+        return True
+    return _choose(options.python)["version"] == (_probe(_python_of(options.venv)) or {}).get("version")
+
+
+def _python_of(venv):
+    return os.path.join(venv, "bin", "python")
 
 
 @contextlib.contextmanager
