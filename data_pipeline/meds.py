@@ -325,7 +325,7 @@ def _check_no_nulls(table: pl.DataFrame, path: pathlib.Path, columns: Iterable[C
 
 def _first(mask: pl.Series) -> int | None:
     """Index of the first true entry of a mask (null is false); None if there is none."""
-    return mask.fill_null(False).arg_max() if mask.any() else None
+    return mask.arg_max() if mask.any() else None
 
 
 def _as_ids(subject_ids: Iterable[int] | pl.Series) -> pl.Series:

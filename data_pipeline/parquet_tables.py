@@ -111,8 +111,6 @@ def _check(path: pathlib.Path, column: Column, schema: dict[str, pl.DataType]) -
 def _cast(path: pathlib.Path, values: pl.Series, column: Column) -> pl.Series:
     if values.dtype == column.type.dtype:
         return values
-    if isinstance(values.dtype, pl.Datetime):
-        values = values.dt.replace_time_zone(None)
     cast = values.cast(column.type.dtype, strict=False)
     lost = cast.is_null() & values.is_not_null()
     if lost.any():

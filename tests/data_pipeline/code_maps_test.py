@@ -181,6 +181,16 @@ def test_the_first_rule_that_matches_takes_a_code() -> None:
     assert code_map.map("B").rule == NO_RULE
 
 
+def test_white_space_in_codes_is_made_single() -> None:
+    code_map = CodeMap("mine", (Rule("A//(?P<p1>.+)", "LAB", "MINE"),))
+    assert code_map.map("A// two\n words ").parts == ("MINE//two words",)
+
+
+def test_dropped_codes_need_no_kind_of_their_own() -> None:
+    rules = (Rule("A", "LAB", "MINE"), Rule("B", "OTHER", "MINE", "drop"))
+    assert CodeMap("mine", rules).map("B").role == "drop"
+
+
 def test_a_map_of_ones_own_is_a_json_file(tmp_path) -> None:
     path = tmp_path / "mine.json"
     rule = {"pattern": "ADMIT\\|(?P<p2>.+)", "first": "INPATIENT", "kind": "ENCOUNTER", "role": "start"}
@@ -209,6 +219,8 @@ GOOD = {"pattern": "A", "kind": "LAB", "system": "MINE"}
         (GOOD | {"kind": "INTERVAL"}, "unknown kind 'INTERVAL'"),
         (GOOD | {"role": "begin"}, "unknown role 'begin'"),
         (GOOD | {"role": "death"}, "goes with kind DEATH"),
+        (GOOD | {"kind": "DEATH"}, "goes with role 'death'"),
+        (GOOD | {"pattern": "(?P<p1>A)(?P<p3>B)"}, "p3 needs p2"),
         (GOOD | {"role": "sex"}, "goes with kind DEMOGRAPHIC and system SEX"),
         (GOOD | {"system": "A//B"}, "one word"),
         (GOOD | {"system": ""}, "one word"),
