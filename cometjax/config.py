@@ -153,8 +153,8 @@ def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
             _refuse(config, key, "use a value in [0, 1)")
     if not 0 <= config.optimizer.final_fraction <= 1:
         _refuse(config, "optimizer.final_fraction", "use a value in [0, 1]")
-    if config.optimizer.warmup_steps > config.train.steps:
-        _refuse(config, "optimizer.warmup_steps", f"use at most config.train.steps ({config.train.steps})")
+    if config.optimizer.warmup_steps >= config.train.steps:
+        _refuse(config, "optimizer.warmup_steps", f"use less than config.train.steps ({config.train.steps})")
 
 
 def _validate_train(config: ml_collections.ConfigDict) -> None:
