@@ -1,0 +1,86 @@
+"""Every code that the world writes, in the order in which the events of one instant stand."""
+
+import dataclasses
+
+from data_pipeline.world import conditions, encounters, laboratory, treatments
+
+# Kinds in the order of vocabulary.KINDS.
+STATIC, ENCOUNTER, DEPARTMENT, CHIEF_COMPLAINT, DIAGNOSIS, LAB, MEDICATION, PROCEDURE, DEATH = range(9)
+
+RACES = ("AMERICAN_INDIAN", "ASIAN", "BLACK", "HISPANIC", "OTHER", "WHITE")
+RACE_SHARES = (0.01, 0.06, 0.13, 0.16, 0.04, 0.60)
+SEXES = ("F", "M")
+
+# All conditions in one axis, sorted by code, as they are drawn.
+CONDITIONS = tuple(sorted((*conditions.CHRONIC, *conditions.ACUTE), key=lambda condition: condition.code))
+LABS = tuple(sorted(laboratory.LABS, key=lambda lab: lab.code))
+DRUGS = tuple(sorted(treatments.DRUGS, key=lambda drug: drug.code))
+COMPLAINTS = tuple(sorted(encounters.COMPLAINTS, key=lambda complaint: complaint.name))
+DEPARTMENTS = tuple(sorted(encounters.DEPARTMENTS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A MEDS code: `order` is its kind's place within an instant."""
+
+    code: str
+    order: int
+    description: str
+
+
+def _evaluation_codes() -> tuple[str, ...]:
+    return (
+        treatments.FIRST_VISIT_CODE,
+        *treatments.OFFICE_CODES,
+        treatments.TELEHEALTH_CODE,
+        *treatments.EMERGENCY_CODES,
+        treatments.ADMISSION_CODE,
+        treatments.WARD_DAY_CODE,
+        treatments.INTENSIVE_DAY_CODE,
+    )
+
+
+# Procedure numbers, sorted: those that conditions bring, and those of evaluation and management.
+PROCEDURES = tuple(sorted({*(procedure.code for procedure in treatments.PROCEDURES), *_evaluation_codes()}))
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ").lower()
+
+
+def _encounter_codes() -> list[Code]:
+    codes = []
+    for kind, dispositions in encounters.DISPOSITIONS.items():
+        for detail in encounters.START_DETAILS.get(kind, ("",)):
+            suffix = f"//{detail}" if detail else ""
+            how = f", {_readable(detail)}" if detail else ""
+            codes.append(
+                Code(f"ENCOUNTER_START//{kind}{suffix}", ENCOUNTER, f"Start of encounter: {_readable(kind)}{how}")
+            )
+        for end in dispositions or ("",):
+            suffix = f"//{end}" if end else ""
+            how = f", {_readable(end)}" if end else ""
+            codes.append(Code(f"ENCOUNTER_END//{kind}{suffix}", ENCOUNTER, f"End of encounter: {_readable(kind)}{how}"))
+    return codes
+
+
+def _all_codes() -> tuple[Code, ...]:
+    codes = [Code(f"SEX//{sex}", STATIC, f"Sex: {'female' if sex == 'F' else 'male'}") for sex in SEXES]
+    codes += [Code(f"RACE//{race}", STATIC, f"Race or ethnicity: {_readable(race)}") for race in RACES]
+    codes += [Code("MEDS_BIRTH", STATIC, "Birth"), Code("MEDS_DEATH", DEATH, "Death")]
+    codes += _encounter_codes()
+    codes += [Code(f"DEPARTMENT//{name}", DEPARTMENT, f"Department: {_readable(name)}") for name in DEPARTMENTS]
+    codes += [
+        Code(f"CHIEF_COMPLAINT//{complaint.name}", CHIEF_COMPLAINT, f"Chief complaint: {_readable(complaint.name)}")
+        for complaint in COMPLAINTS
+    ]
+    codes += [Code(f"ICD10CM//{condition.code}", DIAGNOSIS, condition.description) for condition in CONDITIONS]
+    codes += [Code(f"LOINC//{lab.code}", LAB, f"{lab.description} [{lab.unit}]") for lab in LABS]
+    codes += [Code(f"ATC//{drug.code}", MEDICATION, drug.description) for drug in DRUGS]
+    # CPT descriptions are under copyright: numbers only.
+    codes += [Code(f"CPT//{number}", PROCEDURE, f"CPT {number}") for number in PROCEDURES]
+    return tuple(sorted(codes, key=lambda code: (code.order, code.code)))
+
+
+CODES = _all_codes()
+INDEX = {code.code: index for index, code in enumerate(CODES)}
