@@ -270,18 +270,21 @@ def _check_config(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{config[key]} is below 1", where=f"config.{key}", fix="give a positive number")
 
 
-_MEDS = flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
-_OUT = flags.DEFINE_string("out", None, "folder of the corpus to write; must not exist", required=True)
-_WORKERS = flags.DEFINE_integer("workers", None, "processes (default: one per core)", lower_bound=1)
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", build_config.__file__, "corpus configuration file; single keys by --config.KEY=VALUE"
-)
+def _define_flags() -> None:
+    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
+    flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
+    flags.DEFINE_string("out", None, "folder of the corpus to write; must not exist", required=True)
+    flags.DEFINE_integer("workers", None, "processes (default: one per core)", lower_bound=1)
+    config_flags.DEFINE_config_file(
+        "config", build_config.__file__, "corpus configuration file; single keys by --config.KEY=VALUE"
+    )
 
 
 def main() -> None:
-    """Run the command line."""
+    """Build as the flags say."""
+    values = flags.FLAGS
     start = time.perf_counter()
-    built = build_corpus(pathlib.Path(_MEDS.value), pathlib.Path(_OUT.value), _CONFIG.value, workers=_WORKERS.value)
+    built = build_corpus(pathlib.Path(values.meds), pathlib.Path(values.out), values.config, workers=values.workers)
     seconds = time.perf_counter() - start
     splits = built.manifest["splits"].values()
     rows = {reason: sum(split["rows"][reason] for split in splits) for reason in next(iter(splits))["rows"]}
@@ -293,4 +296,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _define_flags()
     command_line.run(main)
