@@ -1,0 +1,63 @@
+"""AdamW with warm-up and cosine decay, global-norm clipping, and decay kept off norms, biases and embeddings."""
+
+import re
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from data_pipeline.errors import UserError
+
+# Embeddings are left out too: a rare code's row gets a gradient in few steps but would shrink in every one
+# (OLMo 2, arXiv 2501.00656, section 3.4).
+_UNDECAYED = re.compile(r"norm|bias|embed")
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `a/b/c`: the name by which optimizer, sharding rules and messages call a parameter."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def decayed(params: Any) -> Any:
+    """A tree of booleans like `params`: true where weight decay applies."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not _UNDECAYED.search(path_name(path)), params)
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Step (from 0) → learning rate: linear warm-up to `learning_rate`, then cosine to `final_fraction` of it.
+
+    The first step already moves (1 / warmup_steps of the peak), and the last one, train.steps - 1, is at the end of the
+    decay. Raises UserError when the warm-up leaves no step for the decay.
+    """
+    optimizer, steps = config.optimizer, config.train.steps
+    if optimizer.decay != "cosine":
+        raise UserError(f"{optimizer.decay!r} is not known", where="optimizer.decay", fix="it can be 'cosine'")
+    if optimizer.warmup_steps >= steps:
+        raise UserError(
+            f"{optimizer.warmup_steps} warm-up steps leave none of the {steps} training steps",
+            where="optimizer.warmup_steps",
+            fix="lower it or raise train.steps",
+        )
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=optimizer.learning_rate,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=steps,
+        end_value=optimizer.final_fraction * optimizer.learning_rate,
+    )
+    return lambda step: schedule(step + 1)
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Gradients → AdamW's direction, not yet scaled by the learning rate.
+
+    The train step scales it by `learning_rate_schedule` of its own step: a skipped step must not slow the schedule, but
+    must not touch the optimizer's state (and with it Adam's bias correction) either.
+    """
+    optimizer = config.optimizer
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm),
+        optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps),
+        optax.add_decayed_weights(optimizer.weight_decay, mask=decayed),
+    )

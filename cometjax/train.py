@@ -1,0 +1,370 @@
+"""Pretrain a model on a corpus, or resume.
+
+    python -m cometjax.train --config experiments/configs/demo.py --workdir runs/demo/train \\
+        --config.corpus=runs/demo/corpus --config.train.steps=200
+
+Shows the loss (nats per token) and the speed while it runs: a bar on a terminal, lines elsewhere. The workdir then
+holds checkpoints/, metrics.jsonl, tensorboard/ and, last, result.json with the loss over the whole tuning split.
+Started again with the same workdir it goes on from the latest checkpoint, with the losses of a run that was never
+interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143.
+"""
+
+import dataclasses
+import pathlib
+import signal
+import sys
+import threading
+from typing import Any
+
+import jax
+import ml_collections
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from cometjax import config as configs
+from cometjax import flops, metrics, sharding
+from cometjax import workdir as workdirs
+from cometjax.checkpoints import Checkpoints
+from cometjax.model import ModelConfig
+from cometjax.optimizer import learning_rate_schedule, make_optimizer
+from cometjax.train_step import (
+    LossSums,
+    StepMetrics,
+    TokenTables,
+    TrainState,
+    init_state,
+    make_evaluation_step,
+    make_train_step,
+)
+from data_pipeline import command_line
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+from data_pipeline.loader import LoaderConfig, evaluation_batches, train_batches
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config(); single keys are overridden by --config.key=value", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is resumed")
+
+# 128 + SIGTERM, what a shell reports of a program that the signal ended.
+PREEMPTED_EXIT_CODE = 143
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A finished run. Losses are nats per target token over the whole tuning split.
+
+    `tokens_per_second` counts target tokens over the time in steps and in waiting for input (compilation, evaluation
+    and checkpoints are not in it); `goodput` is the share of `wall_seconds` spent in steps. All over every restart.
+    """
+
+    step: int
+    tuning_loss: float
+    tuning_loss_by_kind: dict[str, float]
+    tuning_bits_per_event: float
+    tokens: int
+    flops: float
+    tokens_per_second: float
+    wall_seconds: float
+    goodput: float
+    skipped_steps: int
+
+
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress: bool = True) -> TrainResult:
+    """Train to `config.train.steps`, from the start or from where this workdir's run was interrupted.
+
+    Raises:
+      UserError: a wrong configuration or corpus; a workdir that was started with another; too many steps in a row
+        whose loss or gradient is not finite.
+      SystemExit: with code 143, when SIGTERM came; the step was saved.
+    """
+    configs.validate(config)
+    if not config.corpus:
+        raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
+    corpus = Corpus.open(config.corpus)
+    # What a run goes on from, in order of precedence:
+    # 1. result.json: the run is finished, and nothing is computed.
+    # 2. The latest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
+    # 3. Nothing: parameters from config.seed, and step 0.
+    # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given now
+    # counts), and so must corpus and vocabulary.
+    workdirs.open_workdir(workdir, config, corpus)
+    if (workdir / workdirs.RESULT).exists():
+        result = TrainResult(**workdirs.read_json(workdir / workdirs.RESULT))
+        if progress:
+            print(f"{workdir}: already finished, {result.step} steps, tuning loss {result.tuning_loss:.4f}", flush=True)
+        return result
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_rows(mesh, config.train.batch_rows)
+    preempted = _listen_for_preemption()
+    with jax.set_mesh(mesh):
+        run = _Run(config, workdir, corpus, mesh, preempted, progress)
+        try:
+            return run.to_the_end()
+        finally:
+            run.close()
+
+
+class _Run:
+    """One process's part in a run: the compiled steps, the files that it writes, and the loop."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        corpus: Corpus,
+        mesh: Mesh,
+        preempted: threading.Event,
+        progress: bool,
+    ) -> None:
+        self._config, self._workdir, self._corpus, self._mesh = config, workdir, corpus, mesh
+        self._preempted = preempted
+        self._model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
+        self._compile_steps()
+        self._checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+        self._restore()
+        start = self._step
+        lines = [line for line in metrics.read(workdir) if line["split"] == "tuning"]
+        self._evaluated_step = start if any(line["step"] == start for line in lines) else 0
+        self._writer = metrics.MetricsWriter(workdir, resumed_step=start, enabled=jax.process_index() == 0)
+        self._progress = metrics.Progress(start=start, steps=config.train.steps, enabled=progress)
+        if start:
+            self._progress.say(f"resumed at step {start}")
+        device = jax.devices()[0].device_kind
+        self._peak = metrics.peak_flops_per_second(device)
+        if self._peak is None:
+            self._progress.say(f"no MFU: the peak of {device!r} is not known; model FLOP/s are reported")
+
+    def _compile_steps(self) -> None:
+        tables = TokenTables.from_vocabulary(self._corpus.vocabulary, self._model.vocab_size)
+        optimizer = make_optimizer(self._config)
+        self._init = lambda: init_state(self._model, optimizer, self._config.seed)
+        self._abstract = jax.eval_shape(self._init)
+        state = sharding.state_sharding(self._mesh, self._abstract)
+        batch = sharding.batch_sharding(self._mesh)
+        replicated = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        self._state_sharding = state
+        self._train_step = jax.jit(
+            make_train_step(self._model, tables, optimizer, learning_rate_schedule(self._config)),
+            in_shardings=(state, batch),
+            out_shardings=(state, replicated),
+            donate_argnums=0,
+        )
+        self._evaluation_step = jax.jit(
+            make_evaluation_step(self._model, tables), in_shardings=(state.params, batch), out_shardings=replicated
+        )
+
+    def _restore(self) -> None:
+        latest = self._checkpoints.latest_step()
+        if latest is None:
+            self._clock = metrics.Clock()
+            with self._clock.measure("setup"):
+                self._state: TrainState = jax.jit(self._init, out_shardings=self._state_sharding)()
+            self._step = 0
+            return
+        abstract = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            self._abstract,
+            self._state_sharding,
+        )
+        self._state, metadata = self._checkpoints.restore(latest, abstract)
+        self._clock = metrics.Clock(metadata["clock"])
+        self._step = latest
+
+    def to_the_end(self) -> TrainResult:
+        """Train to the last step, evaluate on the whole tuning split, and write result.json."""
+        steps = self._config.train.steps
+        self._window_start = (self._clock.tokens, self._clock.flops, dict(self._clock.seconds))
+        with jax.transfer_guard("disallow"):
+            if self._step < steps:
+                self._evaluate_if_due()
+                self._loop(steps)
+            totals = self._evaluate(max_batches=None)
+        self._write_evaluation(totals)
+        result = TrainResult(
+            step=self._step,
+            tuning_loss=totals.loss,
+            tuning_loss_by_kind=totals.loss_by_kind,
+            tuning_bits_per_event=totals.bits_per_event,
+            tokens=self._clock.tokens,
+            flops=self._clock.flops,
+            tokens_per_second=self._clock.tokens / self._clock.training,
+            wall_seconds=self._clock.wall,
+            goodput=self._clock.goodput,
+            skipped_steps=int(jax.device_get(self._state.nonfinite_total)),
+        )
+        self._checkpoints.wait()
+        if jax.process_index() == 0:
+            workdirs.write_json(self._workdir / workdirs.RESULT, dataclasses.asdict(result))
+        return result
+
+    def close(self) -> None:
+        """End the save under way and close the files."""
+        self._checkpoints.close()
+        self._writer.close()
+        self._progress.close()
+
+    def _loop(self, steps: int) -> None:
+        config = self._config.train
+        batches = iter(train_batches(
+            self._corpus.split("train"), self._loader_config(), start_step=self._step,
+            host=jax.process_index(), hosts=jax.process_count(),
+        ))  # fmt: skip
+        in_flight: StepMetrics | None = None
+        cause = "compile"
+        while self._step < steps:
+            with self._clock.measure("input"):
+                batch = sharding.put_batch(self._mesh, next(batches))
+            with self._clock.measure(cause):
+                self._state, dispatched = self._train_step(self._state, batch)
+            cause = "step"
+            # The devices already work on this step while the figures of the one before are fetched.
+            if in_flight is not None:
+                self._record(self._step, in_flight)
+            self._step += 1
+            in_flight = dispatched
+            due = self._step % config.checkpoint_every == 0 or self._step % config.eval_every == 0
+            if due or self._step == steps or self._preempted.is_set():
+                self._record(self._step, in_flight)
+                in_flight = None
+                self._save_if_due()
+                self._evaluate_if_due()
+
+    def _record(self, step: int, step_metrics: StepMetrics) -> None:
+        with self._clock.measure("step"):
+            fetched: StepMetrics = jax.device_get(step_metrics)
+        self._clock.tokens += int(fetched.sums.tokens_K.sum())
+        self._clock.flops += flops.train_flops(
+            self._model, tokens=int(fetched.positions), sum_segment_squared=int(fetched.segment_squares)
+        )
+        self._progress.advance()
+        if fetched.skipped or step % self._config.train.log_every == 0 or step == self._config.train.steps:
+            values = self._train_values(fetched)
+            self._writer.write(step, "train", values)
+            self._progress.train(step, values)
+        if fetched.skipped:
+            self._refuse_too_many_skipped(step, fetched)
+
+    def _refuse_too_many_skipped(self, step: int, fetched: StepMetrics) -> None:
+        in_a_row, limit = int(fetched.nonfinite_in_a_row), self._config.train.max_nonfinite_steps
+        self._progress.say(f"step {step} skipped: loss or gradient not finite ({in_a_row} in a row)")
+        if in_a_row >= limit:
+            raise UserError(
+                f"loss or gradient not finite in {in_a_row} steps in a row, the last of them step {step}",
+                where=str(self._workdir),
+                fix="lower config.optimizer.learning_rate or clip_norm and start in another --workdir, "
+                "or raise config.train.max_nonfinite_steps and resume",
+            )
+
+    def _train_values(self, fetched: StepMetrics) -> dict[str, float | int | None]:
+        tokens, work, seconds = self._window_start
+        self._window_start = (self._clock.tokens, self._clock.flops, dict(self._clock.seconds))
+        spent = {cause: value - seconds.get(cause, 0.0) for cause, value in self._clock.seconds.items()}
+        training = max(spent.get("step", 0.0) + spent.get("input", 0.0), 1e-9)
+        flops_per_second = (self._clock.flops - work) / training
+        totals = metrics.LossTotals()
+        totals.add(fetched.sums)
+        return {
+            "loss": float(fetched.loss),
+            "gradient_norm": float(fetched.gradient_norm),
+            "learning_rate": float(fetched.learning_rate),
+            "skipped_steps": int(fetched.nonfinite_total),
+            "tokens_per_second": (self._clock.tokens - tokens) / training,
+            "model_flops_per_second": flops_per_second,
+            "mfu": None if self._peak is None else flops_per_second / (self._peak * self._mesh.size),
+            "input_wait": spent.get("input", 0.0) / training,
+            "goodput": self._clock.goodput,
+        } | totals.values()
+
+    def _save_if_due(self) -> None:
+        config = self._config.train
+        due = self._step % config.checkpoint_every == 0 or self._step == config.steps
+        if due or self._preempted.is_set():
+            self._save()
+        self._exit_if_preempted()
+
+    def _save(self) -> None:
+        if self._checkpoints.latest_step() == self._step:
+            return
+        with self._clock.measure("checkpoint"), jax.transfer_guard("allow"):
+            metadata = {
+                "config": self._config.to_dict(),
+                "corpus_fingerprint": self._corpus.fingerprint,
+                "vocabulary_fingerprint": self._corpus.vocabulary.fingerprint,
+                "clock": self._clock.to_dict(),
+            }
+            self._checkpoints.save(self._step, self._state, metadata)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate at a multiple of eval_every; after a resume too, where a kill came between saving and evaluating."""
+        config = self._config.train
+        if self._step % config.eval_every or self._step in (0, config.steps, self._evaluated_step):
+            return
+        self._write_evaluation(self._evaluate(max_batches=config.eval_batches or None))
+
+    def _write_evaluation(self, totals: metrics.LossTotals) -> None:
+        self._evaluated_step = self._step
+        self._writer.write(self._step, "tuning", {"loss": totals.loss} | totals.values())
+        self._progress.say(f"step {self._step}  tuning loss {totals.loss:.4f}  {totals.bits_per_event:.3f} bits/event")
+
+    def _evaluate(self, *, max_batches: int | None) -> metrics.LossTotals:
+        totals = metrics.LossTotals()
+        in_flight: LossSums | None = None
+        batches = evaluation_batches(
+            self._corpus.split("tuning"), self._loader_config(), host=jax.process_index(), hosts=jax.process_count(),
+            max_batches=max_batches,
+        )  # fmt: skip
+        with self._clock.measure("evaluation"):
+            for batch in batches:
+                dispatched = self._evaluation_step(self._state.params, sharding.put_batch(self._mesh, batch))
+                if in_flight is not None:
+                    totals.add(jax.device_get(in_flight))
+                in_flight = dispatched
+                if self._preempted.is_set():
+                    self._save()
+                    self._exit_if_preempted()
+            if in_flight is not None:
+                totals.add(jax.device_get(in_flight))
+        if not totals.weight:
+            raise UserError(
+                "the tuning split has no tokens", where=self._config.corpus, fix="rebuild it with more subjects"
+            )
+        return totals
+
+    def _exit_if_preempted(self) -> None:
+        if self._preempted.is_set():
+            self._progress.say(f"SIGTERM: saved at step {self._step}; start again with the same workdir to resume")
+            sys.exit(PREEMPTED_EXIT_CODE)
+
+    def _loader_config(self) -> LoaderConfig:
+        config = self._config
+        return LoaderConfig(
+            batch_rows=config.train.batch_rows,
+            row_length=config.train.row_length,
+            seed=config.seed,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+        )
+
+
+def _listen_for_preemption() -> threading.Event:
+    preempted = threading.Event()
+
+    def note(signal_number: int, frame: Any) -> None:
+        preempted.set()
+
+    # Only the main thread may listen; a caller that trains in another one handles signals itself.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, note)
+    return preempted
+
+
+def main() -> None:
+    """Train as the flags say."""
+    train(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    command_line.run(main)

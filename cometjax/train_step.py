@@ -1,0 +1,171 @@
+"""The pure train and evaluation steps: loss, its parts per token kind, and an update that skips what is not finite.
+
+B batch rows   L row length   V vocabulary   K token kinds
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from cometjax.model import Decoder, ModelConfig
+from data_pipeline.vocabulary import KINDS, Vocabulary
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTables:
+    """What the loss must know of a token id: `kind_V` indexes KINDS, `first_V` says which begin an event."""
+
+    kind_V: np.ndarray
+    first_V: np.ndarray
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Vocabulary, size: int) -> "TokenTables":
+        """Tables of `size` entries; a model's vocabulary may be larger than the corpus's."""
+        kind_V = np.zeros(size, np.int32)
+        first_V = np.zeros(size, bool)
+        for index, token in enumerate(vocabulary.tokens):
+            kind_V[index] = KINDS.index(token.kind)
+            first_V[index] = token.grammar == "first"
+        return cls(kind_V, first_V)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes; parameters and moments are in the model's param_dtype, float32."""
+
+    params: Any
+    optimizer: Any
+    step: jax.Array
+    nonfinite_in_a_row: jax.Array
+    nonfinite_total: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossSums:
+    """Sums over a batch's target tokens: `nats_K` float32 (weighted), `tokens_K` int32, `events` and `weight`."""
+
+    nats_K: jax.Array
+    tokens_K: jax.Array
+    events: jax.Array
+    weight: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepMetrics:
+    """One step's figures; `positions`: tokens that are not padding; `segment_squares`: sum of the segments' length²."""
+
+    sums: LossSums
+    loss: jax.Array
+    gradient_norm: jax.Array
+    learning_rate: jax.Array
+    skipped: jax.Array
+    nonfinite_in_a_row: jax.Array
+    nonfinite_total: jax.Array
+    positions: jax.Array
+    segment_squares: jax.Array
+
+
+def token_nats(logits_BxLxV: jax.Array, targets_BxL: jax.Array) -> jax.Array:
+    """-log P(target), float32 [B, L]; the log-softmax over V is never stored, only its normalizer."""
+    # Both terms are taken from the largest logit: a sure prediction's tiny loss would drown in their common size.
+    shifted_BxLxV = logits_BxLxV - jax.lax.stop_gradient(jnp.max(logits_BxLxV, axis=-1, keepdims=True))
+    chosen_BxL = jnp.take_along_axis(shifted_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
+    return jnp.log(jnp.sum(jnp.exp(shifted_BxLxV), axis=-1)) - chosen_BxL
+
+
+def loss_sums(model: Decoder, batch: Batch, tables: TokenTables) -> LossSums:
+    """The model's cross-entropy on one batch, summed by kind of the target token."""
+    logits_BxLxV = model(batch["tokens_BxL"], batch["segment_ids_BxL"], batch["positions_BxL"])
+    targets_BxL, weights_BxL = batch["targets_BxL"], batch["loss_weights_BxL"]
+    nats_BxL = token_nats(logits_BxLxV, targets_BxL) * weights_BxL
+    counted_BxL = weights_BxL > 0
+    # A comparison and a sum, not a scatter: it fuses, and sharded rows reduce in any order but their own.
+    is_kind_BxLxK = jnp.asarray(tables.kind_V)[targets_BxL][..., None] == jnp.arange(len(KINDS))
+    return LossSums(
+        nats_K=jnp.sum(jnp.where(is_kind_BxLxK, nats_BxL[..., None], 0.0), axis=(0, 1)),
+        tokens_K=jnp.sum(is_kind_BxLxK & counted_BxL[..., None], axis=(0, 1), dtype=jnp.int32),
+        events=jnp.sum(jnp.asarray(tables.first_V)[targets_BxL] & counted_BxL, dtype=jnp.int32),
+        weight=jnp.sum(weights_BxL),
+    )
+
+
+def _mean_loss(sums: LossSums) -> jax.Array:
+    return jnp.sum(sums.nats_K) / jnp.maximum(sums.weight, 1.0)
+
+
+def init_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step, a function of the seed alone."""
+    params = nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(seed)), nnx.Param))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), step=zero, nonfinite_in_a_row=zero, nonfinite_total=zero)
+
+
+def model_graph(model: ModelConfig) -> Any:
+    """The model without its parameters: `nnx.merge(model_graph(config), params)` makes it whole."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))), nnx.Param)
+    return graph
+
+
+def make_train_step(
+    model: ModelConfig, tables: TokenTables, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """A pure function (state, batch) → (state, metrics).
+
+    A loss or gradient that is not finite leaves parameters and optimizer as they were; only the counters move.
+    """
+    graph = model_graph(model)
+
+    def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
+        sums = loss_sums(nnx.merge(graph, params), batch, tables)
+        return _mean_loss(sums), sums
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        gradient_norm = optax.tree.norm(gradients)
+        directions, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        learning_rate = schedule(state.step)
+        params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), state.params, directions)
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state), (state.params, state.optimizer)
+        )
+        skipped = jnp.logical_not(finite).astype(jnp.int32)
+        new_state = TrainState(
+            params,
+            optimizer_state,
+            step=state.step + 1,
+            nonfinite_in_a_row=(state.nonfinite_in_a_row + 1) * skipped,
+            nonfinite_total=state.nonfinite_total + skipped,
+        )
+        positions, segment_squares = _segment_statistics(batch)
+        return new_state, StepMetrics(
+            sums, loss, gradient_norm, learning_rate, skipped, new_state.nonfinite_in_a_row,
+            new_state.nonfinite_total, positions, segment_squares,
+        )  # fmt: skip
+
+    return train_step
+
+
+def make_evaluation_step(model: ModelConfig, tables: TokenTables) -> Callable[[Any, Batch], LossSums]:
+    """A pure function (params, batch) → LossSums."""
+    graph = model_graph(model)
+    return lambda params, batch: loss_sums(nnx.merge(graph, params), batch, tables)
+
+
+def _segment_statistics(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    # A segment of length n has positions 0..n-1, and the sum of 2i + 1 over them is n². Rows are summed as integers
+    # (exact to a row length of 46,340), then across rows in float32.
+    real_BxL = batch["segment_ids_BxL"] > 0
+    squares_B = jnp.sum(jnp.where(real_BxL, 2 * batch["positions_BxL"] + 1, 0), axis=1, dtype=jnp.int32)
+    return jnp.sum(real_BxL, dtype=jnp.int32), jnp.sum(squares_B.astype(jnp.float32))

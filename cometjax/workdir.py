@@ -1,0 +1,128 @@
+"""A run's folder: what it was started with, and the refusal to go on with something else.
+
+workdir/
+  config.json       the configuration
+  vocabulary.json   the corpus's vocabulary
+  corpus.json       which corpus: fingerprints, source
+  checkpoints/      cometjax.checkpoints
+  metrics.jsonl, tensorboard/   cometjax.metrics
+  result.json       written last: a finished run
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+
+CONFIG = "config.json"
+CORPUS = "corpus.json"
+VOCABULARY = "vocabulary.json"
+RESULT = "result.json"
+
+# A resumed run may change these: they say how and how often, not what is computed. (`corpus` is a path: its
+# fingerprint decides. train.steps is not among them, for the learning rate's decay spans it.)
+FREE_KEYS = (
+    "corpus",
+    "loader.",
+    "mesh.",
+    "model.attention",
+    "model.remat",
+    "model.scan_layers",
+    "train.checkpoint_every",
+    "train.eval_batches",
+    "train.eval_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.max_nonfinite_steps",
+)
+
+
+def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus) -> None:
+    """Make a new workdir, or check that this one was started with the same corpus, vocabulary and configuration.
+
+    Raises UserError naming what differs, with both values.
+    """
+    new_config = _through_json(config.to_dict())
+    new_corpus = {
+        "fingerprint": corpus.fingerprint,
+        "vocabulary_fingerprint": corpus.vocabulary.fingerprint,
+        "source": corpus.manifest.get("source"),
+    }
+    if (workdir / CONFIG).exists():
+        _refuse_other_corpus(workdir, read_json(workdir / CORPUS), new_corpus)
+        _refuse_other_config(workdir, read_json(workdir / CONFIG), new_config)
+    else:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot be made ({error.strerror})", where=str(workdir), fix="choose another --workdir"
+            ) from error
+        write_text(workdir / VOCABULARY, corpus.vocabulary.to_json())
+        write_json(workdir / CORPUS, new_corpus)
+    # Written last: a workdir with a config.json has the rest.
+    write_json(workdir / CONFIG, new_config)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object of the workdir; raises UserError when the file is missing or broken."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError("cannot be read", where=str(path), fix="choose another --workdir") from error
+    return dict(content)
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object under a temporary name, renamed when whole."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Write a text file under a temporary name, renamed when whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _refuse_other_corpus(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    # The corpus's fingerprint covers the vocabulary's: the narrower one is named first.
+    for key, name in (("vocabulary_fingerprint", "vocabulary"), ("fingerprint", "corpus")):
+        if old.get(key) != new[key]:
+            raise UserError(
+                f"was started with {name} {str(old.get(key))[:12]}, and --config.corpus has {name} {new[key][:12]}",
+                where=str(workdir),
+                fix="give the corpus that it was started with, or choose another --workdir",
+            )
+
+
+def _refuse_other_config(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    old_flat, new_flat = _flatten(old), _flatten(new)
+    differing = [
+        f"{key} is {new_flat.get(key, 'absent')!r} but was {old_flat.get(key, 'absent')!r}"
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if old_flat.get(key, "absent") != new_flat.get(key, "absent")
+        and not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+    ]
+    if differing:
+        raise UserError(
+            f"was started with another configuration: {', '.join(differing)}",
+            where=str(workdir),
+            fix="take the old values to resume, or choose another --workdir",
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _through_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(content)))

@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cometjax import workdir as workdirs
+from cometjax.checkpoints import FOLDER, Checkpoints, load_for_inference
+from cometjax.config import default_config
+from cometjax.model import ModelConfig
+from cometjax.train_step import init_state
+from data_pipeline import code_maps, intervals
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import Token, Vocabulary
+
+VOCABULARY = Vocabulary(
+    tokens=(Token("PAD", "SPECIAL", "pad"), *(Token(f"LAB//{i}", "LAB", "first") for i in range(7))),
+    events=(),
+    interval_preset=intervals.COMET13,
+    interval_seconds=(60.0,) * 13,
+    code_map=code_maps.named("generic"),
+)
+
+
+def tiny_config():
+    config = default_config()
+    with config.unlocked():
+        config.model.update(layers=1, width=8, heads=2, kv_heads=1, head_dim=4, mlp_width=8)
+    return config
+
+
+def state_of(seed):
+    config = ModelConfig.from_config(tiny_config().model, len(VOCABULARY))
+    return init_state(config, optax.scale_by_adam(), seed)
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save(workdir, steps, keep=2):
+    checkpoints = Checkpoints(workdir, keep=keep)
+    for step in steps:
+        metadata = {"config": tiny_config().to_dict(), "vocabulary_fingerprint": VOCABULARY.fingerprint, "at": step}
+        checkpoints.save(step, state_of(step), metadata)
+    checkpoints.close()
+
+
+def test_state_and_metadata_come_back_bitwise_and_the_latest_are_kept(tmp_path):
+    save(tmp_path, [1, 2, 3], keep=2)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest_step() == 3
+    state, metadata = checkpoints.restore(3, abstract(state_of(0)))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(3))
+    assert metadata["at"] == 3
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir() if path.is_dir()) == ["2", "3"]
+
+
+def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path, caplog):
+    save(tmp_path, [1])
+    partial = tmp_path / FOLDER / "2.orbax-checkpoint-tmp"
+    partial.mkdir()
+    (partial / "params").mkdir()
+    load_target = Checkpoints(tmp_path, keep=2)
+    assert load_target.latest_step() == 1
+    load_target.close()
+    assert not partial.exists()
+    assert "half written" in caplog.text
+
+
+def test_a_model_loads_for_inference_with_its_own_parameters(tmp_path):
+    save(tmp_path, [4])
+    VOCABULARY.save(tmp_path / workdirs.VOCABULARY)
+    model, vocabulary, config, step = load_for_inference(tmp_path)
+    assert (vocabulary, config.to_dict(), step) == (VOCABULARY, tiny_config().to_dict(), 4)
+    np.testing.assert_array_equal(model.embedding[...], state_of(4).params["embedding"])
+    ones = jnp.ones((1, 3), jnp.int32)
+    assert model(ones, ones, jnp.arange(3)[None]).shape == (1, 3, len(VOCABULARY))
+
+
+def test_inference_without_a_checkpoint_or_with_another_vocabulary_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint.*train first"):
+        load_for_inference(tmp_path)
+    assert not list(tmp_path.iterdir())
+    save(tmp_path, [1])
+    other = Vocabulary(VOCABULARY.tokens, (), VOCABULARY.interval_preset, (61.0,) * 13, VOCABULARY.code_map)
+    other.save(tmp_path / workdirs.VOCABULARY)
+    with pytest.raises(UserError, match=f"{other.fingerprint[:12]}.*{VOCABULARY.fingerprint[:12]}"):
+        load_for_inference(tmp_path)

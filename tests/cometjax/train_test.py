@@ -1,0 +1,296 @@
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cometjax import checkpoints, metrics, sharding
+from cometjax.train import PREEMPTED_EXIT_CODE, train
+from data_pipeline import code_maps, corpus, intervals, loader
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import Token, Vocabulary
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 120
+CHECKPOINT_EVERY = 10
+CONFIG = f"""
+from cometjax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.model.update(layers=1, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, scan_layers=False)
+    config.optimizer.update(warmup_steps=4, learning_rate=2e-2)
+    config.train.update(steps={STEPS}, batch_rows=8, row_length=64, log_every=1, eval_every=50, eval_batches=1,
+                        checkpoint_every={CHECKPOINT_EVERY})
+    return config
+"""
+LABS = [f"LAB//{i}" for i in range(12)]
+
+
+def write_corpus(root, *, seed=0, interval_seconds=60.0):
+    """Subjects who walk round the labs, each with a stride and a start of its own: learnt by looking back."""
+    tokens = [Token("PAD", "SPECIAL", "pad"), Token("TIMELINE_END", "SPECIAL", "end")]
+    tokens += [Token(f"SEX//{i}", "DEMOGRAPHIC", "static") for i in range(4)]
+    tokens += [Token(text, "LAB", "first") for text in LABS]
+    tokens += [Token("INTERVAL//1m-5m", "INTERVAL", "interval")]
+    vocabulary = Vocabulary(tuple(tokens), (), intervals.COMET13, (interval_seconds,) * 13, code_maps.named("generic"))
+    root.mkdir(parents=True)
+    vocabulary.save(root / corpus.VOCABULARY)
+    random = np.random.default_rng(seed)
+    splits = {
+        split: write_split(root, split, subjects, random) for split, subjects in {"train": 200, "tuning": 40}.items()
+    }
+    manifest = {
+        "format_version": corpus.FORMAT_VERSION,
+        "fingerprint": corpus.fingerprint(vocabulary.fingerprint, splits),
+        "vocabulary_fingerprint": vocabulary.fingerprint,
+        "source": "hand-made",
+        "splits": splits,
+    }
+    (root / corpus.MANIFEST).write_text(json.dumps(manifest))
+    return root
+
+
+def write_split(root, split, subjects, random):
+    (root / split).mkdir()
+    records = []
+    for subject in range(subjects):
+        stride, start, length = random.integers(1, 4), random.integers(12), random.integers(8, 50)
+        labs = 6 + (start + stride * np.arange(length)) % 12
+        timeline = np.stack([labs, np.full(length, 18)], axis=1).ravel()
+        tokens = np.concatenate([[2, 3, 4, 5], timeline, [1]]).astype(np.uint16)
+        prefix = tokens[:4][None]
+        records.append(corpus.SubjectRecord(subject, tokens, np.zeros(1, np.uint32), prefix))
+    path = root / split / "00000.array_record"
+    corpus.write_shard(path, records)
+    np.save(root / split / "lengths.npy", np.array([len(record.tokens_T) for record in records], np.uint32))
+    np.save(root / split / "subject_ids.npy", np.arange(subjects, dtype=np.int64))
+    shard = {"file": f"{split}/00000.array_record", "records": subjects, "sha256": corpus.file_sha256(path)}
+    return {"subjects": subjects, "shards": [shard]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    write_corpus(folder / "corpus")
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+def config_of(folder, **train_keys):
+    scope = {}
+    exec(CONFIG, scope)
+    config = scope["get_config"]()
+    config.corpus = str(folder / "corpus")
+    config.train.update(train_keys)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """An uninterrupted run in this process: (workdir, result)."""
+    workdir = folder / "finished"
+    return workdir, train(config_of(folder), workdir, progress=False)
+
+
+def command(folder, workdir, *overrides):
+    return [
+        sys.executable, "-m", "cometjax.train", f"--config={folder / 'config.py'}", f"--workdir={workdir}",
+        f"--config.corpus={folder / 'corpus'}", *overrides,
+    ]  # fmt: skip
+
+
+def start(folder, workdir, *overrides):
+    return subprocess.Popen(
+        command(folder, workdir, *overrides), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(folder, workdir, *overrides):
+    return subprocess.run(command(folder, workdir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+
+def signal_at_step(process, workdir, step, number):
+    """Send the signal once the metrics file has reached the step; fails when the process ends before."""
+    while not (lines := metrics.read(workdir)) or lines[-1]["step"] < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    return process.communicate(timeout=100)
+
+
+def losses(workdir):
+    """Exact losses of every line, by step and split."""
+    lines = metrics.read(workdir)
+    found = {(line["step"], line["split"]): {k: v for k, v in line.items() if "loss" in k} for line in lines}
+    assert len(found) == len(lines), "a step was written twice"
+    return found
+
+
+def test_a_killed_run_resumes_bitwise(folder, finished):
+    workdir = folder / "killed"
+    # The kill comes in the middle of the steps, with later lines on disk than the last checkpoint.
+    process = start(folder, workdir)
+    signal_at_step(process, workdir, 2 * CHECKPOINT_EVERY + 3, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (workdir / "result.json").exists()
+    cut_at = metrics.read(workdir)[-1]["step"]
+    assert cut_at < STEPS
+
+    resumed = run(folder, workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    (step,) = [int(line.split()[-1]) for line in resumed.stdout.splitlines() if line.startswith("resumed at step")]
+    assert step % CHECKPOINT_EVERY == 0 and CHECKPOINT_EVERY <= step <= cut_at
+    assert losses(workdir) == losses(finished[0])
+    assert len([key for key in losses(workdir) if key[1] == "train"]) == STEPS
+
+
+def test_sigterm_saves_the_step_and_the_run_resumes_bitwise(folder, finished):
+    workdir = folder / "preempted"
+    process = start(folder, workdir, "--config.train.checkpoint_every=1000")
+    out, err = signal_at_step(process, workdir, 8, signal.SIGTERM)
+    assert process.returncode == PREEMPTED_EXIT_CODE, err
+    saved = metrics.read(workdir)[-1]["step"]
+    assert f"SIGTERM: saved at step {saved}" in out
+    train(config_of(folder, checkpoint_every=1000), workdir, progress=False)
+    assert losses(workdir) == losses(finished[0])
+
+
+def test_the_tiny_run_learns_what_a_unigram_model_cannot(folder, finished):
+    workdir, result = finished
+    split = corpus.Corpus.open(folder / "corpus").split("tuning")
+    tokens = np.concatenate([split.record(i).tokens_T[1:] for i in range(len(split))])
+    frequency = np.bincount(tokens) / len(tokens)
+    entropy = -np.sum(frequency[frequency > 0] * np.log(frequency[frequency > 0]))
+    assert entropy > 1.9
+    assert result.tuning_loss < entropy - 0.8
+    first, *_, last = [line["loss"] for line in metrics.read(workdir) if line["split"] == "train"]
+    assert first == pytest.approx(np.log(19), abs=0.2)
+    assert last < first - 1.5
+
+
+def test_the_result_is_the_exact_weighted_mean_over_the_tuning_split(folder, finished):
+    workdir, result = finished
+    model, vocabulary, config, step = checkpoints.load_for_inference(workdir)
+    assert step == STEPS == result.step and config.train.steps == STEPS
+    split = corpus.Corpus.open(folder / "corpus").split("tuning")
+    # Row by row, and from the log-softmax: other shapes and other arithmetic than the evaluation's.
+    rows = loader.LoaderConfig(batch_rows=1, row_length=config.train.row_length, seed=0)
+    nats, kinds = [], []
+    for batch in loader.evaluation_batches(split, rows):
+        log_p = jax.nn.log_softmax(model(batch["tokens_BxL"], batch["segment_ids_BxL"], batch["positions_BxL"]))
+        nats_BxL = -np.take_along_axis(np.asarray(log_p, np.float64), batch["targets_BxL"][..., None], -1)[..., 0]
+        counted = batch["loss_weights_BxL"] > 0
+        nats.append(nats_BxL[counted])
+        kinds.append(np.array([vocabulary.tokens[token].kind for token in batch["targets_BxL"][counted]]))
+    nats, kinds = np.concatenate(nats), np.concatenate(kinds)
+    assert len(nats) == sum(split.lengths_R) - len(split)
+    assert result.tuning_loss == pytest.approx(nats.mean(), rel=1e-6)
+    by_kind = {str(kind): nats[kinds == kind].mean() for kind in np.unique(kinds)}
+    assert result.tuning_loss_by_kind == pytest.approx(by_kind, rel=1e-5, abs=1e-7)
+    assert result.tuning_bits_per_event == pytest.approx(nats.sum() / np.log(2) / sum(kinds == "LAB"), rel=1e-5)
+
+
+def test_the_workdir_says_what_ran_and_how_fast(folder, finished):
+    workdir, result = finished
+    train_lines = [line for line in metrics.read(workdir) if line["split"] == "train"]
+    line = train_lines[-1]
+    assert {"loss", "loss/LAB", "loss/INTERVAL", "tokens/LAB", "bits_per_event", "gradient_norm", "learning_rate",
+            "tokens_per_second", "model_flops_per_second", "mfu", "input_wait", "goodput"} <= line.keys()  # fmt: skip
+    assert line["mfu"] is None  # a CPU's peak is not known
+    assert result.tokens == sum(v for line in train_lines for k, v in line.items() if k.startswith("tokens/"))
+    assert 0 < result.goodput < 1 and result.tokens_per_second > 0 and result.flops > 0
+    tuning = [line["step"] for line in metrics.read(workdir) if line["split"] == "tuning"]
+    assert tuning == [50, 100, STEPS]
+    assert json.loads((workdir / "result.json").read_text()) == dataclasses.asdict(result)
+    assert {"config.json", "vocabulary.json", "corpus.json", "checkpoints", "tensorboard"} <= {
+        path.name for path in workdir.iterdir()
+    }
+
+
+def test_a_finished_run_says_so_and_computes_nothing(folder, finished, capsys):
+    workdir, result = finished
+    before = (workdir / metrics.METRICS_FILE).read_bytes()
+    assert train(config_of(folder), workdir) == result
+    assert f"already finished, {STEPS} steps" in capsys.readouterr().out
+    assert (workdir / metrics.METRICS_FILE).read_bytes() == before
+
+
+def test_another_configuration_is_refused_with_both_values(folder, finished):
+    workdir, _ = finished
+    config = config_of(folder)
+    config.optimizer.learning_rate = 0.5
+    config.train.log_every = 7  # free to change
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.5 but was 0\.02; take the old") as refused:
+        train(config, workdir, progress=False)
+    assert "log_every" not in str(refused.value)
+    assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] == 0.02
+
+
+@pytest.mark.parametrize(("change", "name"), [({"seed": 1}, "corpus"), ({"interval_seconds": 61.0}, "vocabulary")])
+def test_another_corpus_or_vocabulary_is_refused_with_both_fingerprints(folder, finished, tmp_path, change, name):
+    workdir, _ = finished
+    other = corpus.Corpus.open(write_corpus(tmp_path / "other", **change))
+    config = config_of(folder)
+    config.corpus = str(other.root)
+    mine = corpus.Corpus.open(folder / "corpus")
+    values = {"corpus": (mine.fingerprint, other.fingerprint)}
+    values["vocabulary"] = (mine.vocabulary.fingerprint, other.vocabulary.fingerprint)
+    old, new = values[name]
+    with pytest.raises(UserError, match=rf"started with {name} {old[:12]}.* has {name} {new[:12]}; give the corpus"):
+        train(config, workdir, progress=False)
+
+
+@pytest.fixture(scope="module")
+def poisoned(folder):
+    """A run whose batches 2, 5, 6, 7 and 8 make the loss NaN: (workdir, error, order of puts and fetches)."""
+    workdir, order = folder / "poisoned", []
+    put, get = sharding.put_batch, jax.device_get
+
+    def put_poisoned(mesh, batch):
+        order.append("put")
+        factor = np.float32("nan") if order.count("put") in (2, 5, 6, 7, 8) else np.float32(1)
+        return put(mesh, batch | {"loss_weights_BxL": batch["loss_weights_BxL"] * factor})
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as stopped:
+        patch.setattr(sharding, "put_batch", put_poisoned)
+        patch.setattr(jax, "device_get", lambda tree: order.append("fetch") or get(tree))
+        train(config_of(folder, max_nonfinite_steps=3), workdir, progress=False)
+    return workdir, str(stopped.value), order
+
+
+def test_nonfinite_steps_are_counted_and_too_many_in_a_row_stop_training(poisoned):
+    workdir, error, _ = poisoned
+    assert "not finite in 3 steps in a row, the last of them step 7; lower config.optimizer.learning_rate" in error
+    lines = {line["step"]: line for line in metrics.read(workdir)}
+    assert [lines[step]["skipped_steps"] for step in range(1, 8)] == [0, 1, 1, 1, 2, 3, 4]
+    assert [step for step, line in lines.items() if line["loss"] is None] == [2, 5, 6, 7]
+    assert not (workdir / "result.json").exists()
+
+
+def test_the_next_step_is_dispatched_before_the_figures_of_the_last_are_fetched(poisoned):
+    *_, order = poisoned
+    assert order[:6] == ["put", "put", "fetch", "put", "fetch", "put"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.train.stepz=3", "stepz"),
+        ("--config.train.steps=many", "many"),
+        ("--config.train.steps=0", r"config.train.steps"),
+        ("--config.corpus=nowhere", "no corpus.json"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_line_with_exit_code_2_and_nothing_written(folder, tmp_path, override, message):
+    done = run(folder, tmp_path / "run", override)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+    assert not (tmp_path / "run").exists()
