@@ -56,9 +56,9 @@ format: setup  ## rewrite the code as ruff wants it
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: setup  ## every script in benchmarks/ (BENCH=benchmarks/x.py for one)
-	@for script in $(or $(BENCH),$(sort $(wildcard benchmarks/*.py))); do \
-	  echo "$$script"; $(RUN) "$$script" $(ARGS) || exit; \
+bench: setup  ## every benchmark, each ending with a line of JSON (BENCH=decode for one)
+	@for name in $(or $(BENCH),$(basename $(notdir $(sort $(wildcard benchmarks/[a-z]*.py))))); do \
+	  echo "benchmarks.$$name"; $(RUN) -m "benchmarks.$$name" $(ARGS) || exit; \
 	done
 
 lock: setup  ## pin anew what setup.cfg asks for (ARGS=--upgrade to move to the newest versions)

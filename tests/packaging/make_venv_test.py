@@ -84,7 +84,7 @@ def test_a_failed_install_is_tried_again_and_a_whole_one_is_not(checkout: pathli
 
 
 def test_another_python_than_the_environment_has_makes_it_anew(checkout: pathlib.Path) -> None:
-    assert _make_venv(checkout).returncode == 0
+    assert _make_venv(checkout, "--python", sys.executable).returncode == 0
     other = "[3, 11]" if sys.version_info[:2] == (3, 12) else "[3, 12]"
     # The make-believe interpreter makes an environment of the real version: what counts is that one was made.
     remade = _make_venv(checkout, "--python", str(_interpreter(checkout / "bin" / "python3", other)))
