@@ -36,7 +36,7 @@ def _chronic() -> list[str]:
         rate = f"{item.share:.1%}" if not item.requires else f"{item.share:g}/year after {item.requires}"
         sex = f", {item.sex} only" if item.sex else ""
         lines.append(
-            f"{item.code:<9}{item.description:<42}{rate:<24}{item.slope:+.2f}  {item.group}, {item.department}{sex}"
+            f"{item.code:<9}{item.description:<42}{rate:<24}{item.slope:+.2f}  {item.group}, {item.department}" + sex
         )
     return lines
 

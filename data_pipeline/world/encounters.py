@@ -36,7 +36,7 @@ DEPARTMENTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Complaint:
-    """A chief complaint: how often it is the reason of an emergency or a primary care visit, and what it turns out to be.
+    """A chief complaint: how often it is the reason of an emergency or primary care visit, and what it turns out to be.
 
     Its weight is `emergency` or `office`, plus `drivers` of the conditions coded before and of the phenotype (which act
     in proportion). `diagnoses` gives the probability of each acute condition, before cascades and phenotype.
@@ -147,7 +147,7 @@ ELECTIVE = {
     "C90.00": 0.02,
     "C83.30": 0.03,
 }
-DEATH_RATE, DEATH_AGE_SLOPE = 0.00022, 0.85
+DEATH_RATE, DEATH_AGE_SLOPE = 0.00018, 0.85
 HOSPICE_DEATH = 4.0
 
 # Relative rates in the interval bins that follow an encounter, by what the encounter was.
@@ -162,7 +162,7 @@ OFFICE_PACE = (
 EMERGENCY_PACE = (
     (0.5, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0),
     (1.5, 3.0, 2.5, 1.8, 1.4, 1.0, 1.0),
-    (1.5, 4.5, 5.5, 5.0, 4.5, 1.2, 1.0),
+    (1.5, 3.5, 4.0, 3.5, 3.0, 1.2, 1.0),
 )
 DEATH_PACE = (
     (0.5, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -170,4 +170,6 @@ DEATH_PACE = (
     (2.0, 2.5, 2.5, 2.5, 2.5, 1.6, 1.0),
 )
 # Each earlier hospital stay, up to three, makes the next emergency likelier.
-STAY_MEMORY = 0.35
+STAY_MEMORY = 0.45
+# Within 30 days of a stay, emergencies grow with the conditions' total log hazard of death, as far as MOST_FRAIL.
+FRAILTY, MOST_FRAIL = 0.7, 3.0

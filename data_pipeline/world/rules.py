@@ -24,6 +24,8 @@ MOST_REPEATS = 30
 GAP_ENDS = (OUTPATIENT, TELEHEALTH, EMERGENCY, INPATIENT)
 DEATH = len(GAP_ENDS)
 FIRST_GAP_BIN = PRESET.names.index(encounters.GAP_BINS[0])
+# The gap bins within 30 days.
+SOON_G = np.arange(len(encounters.GAP_BINS)) < len(encounters.GAP_BINS) - 2
 _GAP_LENGTHS_G = np.diff([*PRESET.lower_seconds[FIRST_GAP_BIN:], 1.5 * intervals.SIX_MONTHS]) / MONTH
 
 # Bins of the steps within an encounter, and between two that follow directly: {bin: probability}.
@@ -40,7 +42,7 @@ STEPS = {
 _STEP_WEIGHTS = {
     name: np.array([weights.get(bin_name, 0.0) for bin_name in PRESET.names]) for name, weights in STEPS.items()
 }
-# Onset of a chronic condition per year, as a part of its prevalence, and the longest time that one visit looks back over.
+# Onset of a chronic condition per year, as a part of its prevalence, and the longest time that a visit looks back over.
 ONSET_PER_YEAR, LONGEST_LOOK_BACK = 0.07, 24.0
 # How well an encounter of each type notices new conditions.
 NOTICE_T = np.array([1.0, 0.5, 0.3, 1.3, 0.3])
@@ -69,6 +71,10 @@ def gap_rates(s: State, t: Tables) -> np.ndarray:
     stays_n = np.exp(encounters.STAY_MEMORY * s.stays_P)
     age_n = (s.age_P - 60) / 10
     emergencies_n = (encounters.EMERGENCY_RATE + known_nxC @ t.emergencies_C) * stays_n * np.exp(0.1 * np.abs(age_n))
+    # Who is frail comes back soon after a hospital stay.
+    frail_n = np.exp(encounters.FRAILTY * np.minimum(known_nxC @ t.death_C, encounters.MOST_FRAIL))
+    after_stay_n = s.after_P == encounters.AFTER_STAY
+    soon_nxG = np.where(after_stay_n[:, None] & SOON_G, frail_n[:, None], 1.0)
     electives_n = encounters.ELECTIVE_RATE + known_nxC @ t.electives_C
     deaths_n = encounters.DEATH_RATE * np.exp(encounters.DEATH_AGE_SLOPE * age_n + known_nxC @ t.death_C)
     deaths_n = np.minimum(deaths_n, 0.5) + np.where(s.hospice_P, encounters.HOSPICE_DEATH, 0.0)
@@ -77,7 +83,7 @@ def gap_rates(s: State, t: Tables) -> np.ndarray:
         [
             office_nxG * (1 - encounters.TELEHEALTH_SHARE),
             office_nxG * encounters.TELEHEALTH_SHARE,
-            np.array(encounters.EMERGENCY_PACE)[s.after_P] * emergencies_n[:, None],
+            np.array(encounters.EMERGENCY_PACE)[s.after_P] * soon_nxG * emergencies_n[:, None],
             np.broadcast_to(electives_n[:, None], office_nxG.shape),
             np.array(encounters.DEATH_PACE)[s.after_P] * deaths_n[:, None],
         ],
@@ -139,7 +145,7 @@ def _onset(s: State, t: Tables, log_risk_nxC: np.ndarray) -> np.ndarray:
     age_nx1 = ((np.minimum(s.age_P, 80) - 60) / 10)[:, None]
     risk_nxC = t.share_C * np.exp(log_risk_nxC + t.slope_C * age_nx1)
     years_n = np.minimum(s.gap_months_P, LONGEST_LOOK_BACK) / 12 * NOTICE_T[s.type_P]
-    rate_C = np.where(t.staged_C, 1.0, ONSET_PER_YEAR)
+    rate_C = np.where(t.staged_C, 1.0, ONSET_PER_YEAR) * t.onset_C
     later_nxC = -np.expm1(-np.minimum(risk_nxC * rate_C, 2.0) * years_n[:, None])
     return np.where(s.first_P[:, None], np.where(t.staged_C, 0.0, np.minimum(risk_nxC, 0.9)), later_nxC)
 

@@ -1,14 +1,16 @@
 """Draw timelines from the rules: one encounter of every living subject of a block at a time, as numpy columns.
 
-Everything is drawn in the order of the tokens: interval bin, what ends the gap, department, complaint, diagnoses, tests,
-values, drugs, procedures; so each draw depends on earlier tokens and the phenotype only. The one thing tokens tell only
-roughly is the calendar: a time is uniform within its interval bin, and observation ends on a fixed date.
+Everything is drawn in the order of the tokens: interval bin, what ends the gap, department, complaint, diagnoses,
+tests, values, drugs, procedures; so each draw depends on earlier tokens and the phenotype only. The one thing that
+tokens tell only roughly is the calendar: a time is uniform within its interval bin, and observation ends on a fixed
+date.
 """
 
 import dataclasses
 import datetime
 
 import numpy as np
+import threadpoolctl
 
 from data_pipeline import intervals
 from data_pipeline.world import catalogue, conditions, encounters, laboratory, rules
@@ -51,7 +53,9 @@ class Events:
 
 def simulate(subject_ids_P: np.ndarray, seed: int) -> Events:
     """The timelines of these subjects; each is a pure function of (seed, subject)."""
-    return _Simulation(subject_ids_P, seed).run()
+    # The products are small: threads within them cost far more than they save, and processes share the cores already.
+    with threadpoolctl.threadpool_limits(1):
+        return _Simulation(subject_ids_P, seed).run()
 
 
 def _codes(texts: list[str]) -> np.ndarray:

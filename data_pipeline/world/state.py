@@ -11,8 +11,10 @@ from data_pipeline.world import catalogue
 class State:
     """P subjects, C conditions, R drugs. Time is the tokens' clock: the sum of the mean durations of interval tokens.
 
-    ever_PxC: conditions coded so far; on_PxR: lasting drugs given so far; episode_PxC: acute conditions of this encounter
-    and of those it directly follows, 1 when coded and fading within a stay; gap_months_P: clock since the last encounter.
+    ever_PxC: conditions coded so far; coded_PxC: in this encounter; episode_PxC: acute ones of this encounter and of
+    those that it directly follows, 1 when coded and fading within a stay. on_PxR: lasting drugs given so far.
+    gap_months_P: clock between the last encounter and this one; after_P: what the last one was (encounters.AFTER_*);
+    stays_P: hospital stays so far, up to 3; first_P: this is the first encounter; day_P: instants so far in this stay.
     """
 
     female_P: np.ndarray

@@ -28,6 +28,7 @@ class Tables:
     staged_C: np.ndarray  # has `requires`
     requires_CxC: np.ndarray  # [required, condition] 0/1
     share_C: np.ndarray
+    onset_C: np.ndarray
     slope_C: np.ndarray
     sex_C: np.ndarray  # 0 both, 1 female only, 2 male only
     phenotype_HxC: np.ndarray  # added to log hazard or logit
@@ -108,6 +109,7 @@ def _conditions() -> dict[str, np.ndarray]:
         staged_C=staged_C,
         requires_CxC=requires_CxC,
         share_C=np.array([getattr(item, "share", 0.0) for item in items]),
+        onset_C=field("onset", 1.0),
         slope_C=field("slope"),
         sex_C=np.array([{"": 0, "F": 1, "M": 2}[getattr(item, "sex", "")] for item in items]),
         phenotype_HxC=exact(phenotype_HxC),
