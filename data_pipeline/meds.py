@@ -68,18 +68,6 @@ class MedsDataset:
     meds_version: str = ""
     notes: tuple[str, ...] = ()
 
-    def splits_of(self, subject_ids: pl.Series, shard: pathlib.Path) -> pl.Series:
-        """The split of each subject of a shard; raises UserError naming the shard if one has none."""
-        found = subject_ids.to_frame("subject_id").join(self.splits, on="subject_id", how="left", maintain_order="left")
-        missing = found["split"].null_count()
-        if missing:
-            raise UserError(
-                f"{missing} of its {len(subject_ids)} subjects have no split",
-                where=str(shard),
-                fix=f"list every subject in {self.root / 'metadata' / 'subject_splits.parquet'}",
-            )
-        return found["split"]
-
 
 def open_dataset(root: str | pathlib.Path) -> MedsDataset:
     """Find a data set's files and check its metadata; raises UserError when it is not MEDS, or has no events."""

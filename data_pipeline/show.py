@@ -140,8 +140,7 @@ def duration(seconds: float) -> str:
     rest = round(seconds / MINUTE) * MINUTE
     for (name, length), (next_name, next_length) in itertools.pairwise(_UNITS):
         if rest >= length:
-            # A second of slack: a month is no whole number of seconds.
-            count, part = int(rest // length), int((rest % length + 1) // next_length)
+            count, part = int(rest // length), int(rest % length // next_length)
             return f"{count} {name}" + (f" {part} {next_name}" if part else "")
     return f"{int(rest // MINUTE)} min"
 
@@ -171,9 +170,8 @@ def _line(
             depth -= 1 + types[::-1].index(words[0])
             del open_encounters[depth]
         return "│ " * depth + f"└─ {words[0]} ends{''.join(f' · {word}' for word in words[1:])}"
-    kind = event.kind.replace("_", " ").capitalize()
     value = f"  about {event.means[parsed.decile - 1]:.4g} (decile {parsed.decile} of 10)" if parsed.decile else ""
-    return "│ " * depth + f"{kind:<16}{_text(event, words)}{value}".rstrip()
+    return "│ " * depth + f"{_kind(event):<16}{_text(event, words)}{value}".rstrip()
 
 
 def _words(event: Event, vocabulary: Vocabulary) -> list[str]:
@@ -191,7 +189,14 @@ def _text(event: Event, words: Sequence[str]) -> str:
     system = event.concept.split("//")[1]
     code = "".join(words) if system in _CODES_IN_PIECES else " · ".join(words)
     named = code if system == event.kind else f"{system} {code}"
-    return f"{event.description} ({named})" if event.description else named
+    # The line says the kind already.
+    rest = event.description.removeprefix(f"{_kind(event)}: ")
+    description = event.description if rest == event.description else rest[:1].upper() + rest[1:]
+    return f"{description} ({named})" if description and description != named else named
+
+
+def _kind(event: Event) -> str:
+    return event.kind.replace("_", " ").capitalize()
 
 
 def _prefix_texts(prefix: np.ndarray, vocabulary: Vocabulary) -> list[str]:

@@ -287,14 +287,6 @@ def test_a_wrong_split_table_is_refused(root, splits: dict[str, object], complai
     assert text.startswith(str(root / "metadata/subject_splits.parquet")) and complaint in text
 
 
-def test_a_subject_without_a_split_is_refused_with_its_file(root) -> None:
-    dataset = meds.open_dataset(root)
-    shard = dataset.shards[0]
-    assert dataset.splits_of(pl.Series([7, 3, 1]), shard).to_list() == ["train", "tuning", "train"]
-    text = message(dataset.splits_of, pl.Series([7, 99]), shard)
-    assert text.startswith(f"{shard}: 1 of its 2 subjects have no split")
-
-
 def test_missing_metadata_is_told_and_not_hidden(root) -> None:
     (root / "metadata/dataset.json").unlink()
     (root / "metadata/codes.parquet").unlink()
