@@ -1,0 +1,249 @@
+"""Simulated futures: the right tokens, the same whatever runs beside them, stopped and conditioned as documented."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import decode
+from cometjax import decoding, engine
+from cometjax.model import ModelConfig
+from data_pipeline import code_maps, intervals
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import PREFIX_SYSTEMS, Token, Vocabulary
+
+DAY = 86_400
+PRESET = intervals.COMET13
+
+
+@functools.cache
+def vocabulary_of(num_events: int = 60) -> Vocabulary:
+    tokens = [Token("PAD", "SPECIAL", "pad")]
+    tokens += [Token(f"{system}//UNKNOWN", "DEMOGRAPHIC", "static") for system in PREFIX_SYSTEMS]
+    tokens += [Token(f"INTERVAL//{name}", "INTERVAL", "interval") for name in PRESET.names]
+    tokens += [Token("DEATH", "DEATH", "first"), Token("TIMELINE_END", "SPECIAL", "end")]
+    tokens += [Token(f"OTHER//{index}", "OTHER", "first") for index in range(num_events)]
+    upper = (*PRESET.lower_seconds[1:], 4 * PRESET.lower_seconds[-1])
+    means = tuple((low + high) / 2 for low, high in zip(PRESET.lower_seconds, upper, strict=True))
+    return Vocabulary(tuple(tokens), (), PRESET, means, code_maps.named("generic"))
+
+
+VOCABULARY = vocabulary_of()
+INTERVALS = VOCABULARY.interval_ids
+DEATH, END = VOCABULARY.ids["DEATH"], VOCABULARY.ids["TIMELINE_END"]
+CONFIG = engine.SimulationConfig(
+    samples=5, horizon_seconds=20 * 365 * DAY, max_new_tokens=24, batch_rows=8, chunk_steps=4, pool_batches=2
+)
+
+
+@functools.cache
+def model_of():
+    config = ModelConfig(
+        len(VOCABULARY), layers=2, width=32, heads=4, kv_heads=2, head_dim=8, mlp_width=64, tied_embeddings=False
+    )
+    return decode.lively_model(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    subject_id: int
+    length: int
+    elapsed_seconds: float = 0.0
+    prediction_time_us: int = 1_500_000_000_000_000
+
+    @property
+    def last_time_us(self) -> int:
+        return self.prediction_time_us - round(self.elapsed_seconds * 1e6)
+
+    def tokens(self, max_tokens: int) -> np.ndarray:
+        events = np.random.default_rng(abs(self.subject_id)).integers(END + 1, len(VOCABULARY), self.length - 4)
+        all_T = np.concatenate([[1, 2, 3, 4], events]).astype(np.int32)
+        return all_T if len(all_T) <= max_tokens else np.concatenate([all_T[:4], all_T[4 - max_tokens :]])
+
+
+PROMPTS = [
+    Prompt(2**40 + 1, 9),
+    Prompt(7, 120),
+    Prompt(-3, 129),
+    Prompt(8, 5, 40 * DAY),
+    Prompt(9, 140, 3.4 * 365.25 * DAY),
+    Prompt(7, 120, prediction_time_us=1_400_000_000_000_000),
+]
+# Enough short prompts to fill the slots, so that one compilation serves most tests.
+SHORT = [Prompt(subject, 12) for subject in range(20, 32)]
+
+
+def simulate(prompts=PROMPTS, **changes) -> list[engine.Future]:
+    return engine.simulate_futures(model_of(), VOCABULARY, prompts, dataclasses.replace(CONFIG, **changes))
+
+
+@functools.cache
+def futures_of_all() -> list[engine.Future]:
+    return simulate()
+
+
+def by_key(futures):
+    return {
+        (future.subject_id, future.prediction_time_us, future.sample): (
+            tuple(future.tokens_T),
+            future.stop,
+            future.start_seconds,
+        )
+        for future in futures
+    }
+
+
+def test_cached_decoding_gives_the_tokens_of_full_recomputation() -> None:
+    full_RxT = decode.recompute(model_of(), VOCABULARY, PROMPTS, CONFIG, CONFIG.max_new_tokens)
+    futures = futures_of_all()
+    assert len(futures) == len(PROMPTS) * CONFIG.samples
+    for future, full_T in zip(futures, full_RxT, strict=True):
+        np.testing.assert_array_equal(future.tokens_T, full_T[: len(future.tokens_T)])
+    # Chunks, and a bound on earlier chunks below all of them, were passed by many.
+    assert sum(len(future.tokens_T) > 3 * CONFIG.chunk_steps for future in futures) > 5
+
+
+def test_futures_come_in_the_order_of_prompts_and_samples() -> None:
+    keys = [(future.subject_id, future.prediction_time_us, future.sample) for future in futures_of_all()]
+    assert keys == [(p.subject_id, p.prediction_time_us, s) for p in PROMPTS for s in range(CONFIG.samples)]
+
+
+def test_the_same_seed_gives_the_same_futures_and_another_seed_others() -> None:
+    assert by_key(simulate()) == by_key(futures_of_all())
+    assert by_key(simulate(seed=1)) != by_key(futures_of_all())
+
+
+@pytest.mark.parametrize(
+    "prompts, changes",
+    [
+        (PROMPTS[::-1], {}),
+        (PROMPTS[2:3], {}),
+        (PROMPTS[:4] + PROMPTS[5:], {"batch_rows": 16}),
+        (PROMPTS[:4] + PROMPTS[5:], {"chunk_steps": 8}),
+    ],
+    ids=["other order", "alone", "other batch size", "other chunks"],
+)
+def test_a_prompts_futures_depend_on_nothing_beside_it(prompts, changes) -> None:
+    everything = by_key(futures_of_all())
+    for key, future in by_key(simulate(prompts, **changes)).items():
+        assert future == everything[key]
+
+
+def test_more_samples_leave_the_first_ones_as_they_were() -> None:
+    more = by_key(simulate(PROMPTS[:2], samples=9))
+    fewer = {key: value for key, value in by_key(futures_of_all()).items() if key[:2] in {k[:2] for k in more}}
+    assert len(fewer) == 10 and fewer.items() <= more.items()
+
+
+def test_samples_of_a_prompt_and_prompts_of_a_subject_differ() -> None:
+    tokens = [key[0] for key in by_key(futures_of_all()).values()]
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_every_stop_is_what_it_says() -> None:
+    # A short horizon stops many, a long one leaves death and length.
+    seen = set()
+    for horizon in (60 * DAY, CONFIG.horizon_seconds):
+        for future in simulate(PROMPTS + SHORT, horizon_seconds=horizon):
+            seconds_T = future.start_seconds + np.cumsum(decoding.token_seconds(VOCABULARY)[future.tokens_T])
+            seen.add(future.stop)
+            assert (seconds_T[:-1] <= horizon).all() and DEATH not in future.tokens_T[:-1]
+            assert (seconds_T[-1] > horizon) == (future.stop == "horizon")
+            assert (future.tokens_T[-1] == DEATH) == (future.stop == "death")
+            assert (future.stop != "length") or len(future.tokens_T) == CONFIG.max_new_tokens
+            assert len(future.tokens_T) <= CONFIG.max_new_tokens
+    assert seen == {"death", "horizon", "length"}
+
+
+def test_timeline_end_padding_and_prefix_tokens_are_never_drawn() -> None:
+    drawn = np.concatenate([future.tokens_T for future in futures_of_all()])
+    grammar = {VOCABULARY.tokens[token].grammar for token in drawn}
+    assert grammar == {"interval", "first"}
+
+
+def test_timeline_end_stops_a_future_where_it_may() -> None:
+    futures = simulate(PROMPTS + SHORT, stop_at_timeline_end=True)
+    assert {future.stop for future in futures} >= {"timeline_end"}
+    for future in futures:
+        assert (future.tokens_T[-1] == END) == (future.stop == "timeline_end")
+
+
+def test_an_answering_token_stops_a_future() -> None:
+    answers = frozenset(range(END + 1, END + 30))
+    futures = simulate(stop_after_tokens=answers)
+    assert sum(future.stop == "answered" for future in futures) > len(futures) // 2
+    for future in futures:
+        assert (future.tokens_T[-1] in answers) == (future.stop == "answered")
+        assert not answers & set(future.tokens_T[:-1])
+
+
+def test_a_gap_below_the_shortest_interval_asks_nothing() -> None:
+    start = engine.start_of(Prompt(1, 20, 59.0), VOCABULARY, 512)
+    assert (start.clock, start.first_interval, len(start.tokens_T)) == (0, -1, 20)
+
+
+@pytest.mark.parametrize("days, name", [(0.25, "6h-12h"), (40, "30d-6mt"), (182, "30d-6mt")])
+def test_a_gap_before_the_prediction_time_must_end_after_it(days, name) -> None:
+    least = PRESET.names.index(name)
+    futures = simulate([Prompt(subject, 12, days * DAY) for subject in range(12)])
+    firsts = np.array([INTERVALS.index(future.tokens_T[0]) for future in futures])
+    assert (firsts >= least).all() and (firsts == least).any()
+    seconds_V = decoding.token_seconds(VOCABULARY)
+    for future in futures:
+        after = future.start_seconds + seconds_V[future.tokens_T[0]]
+        assert after == max(0, seconds_V[future.tokens_T[0]] - days * DAY)
+    # Among the intervals that are left, the model's own proportions hold: the others were cut, not moved.
+    if least < len(INTERVALS) - 2:
+        assert len(set(firsts)) > 1
+
+
+def test_a_gap_as_long_as_the_longest_interval_is_appended_to_the_prompt() -> None:
+    half_year = PRESET.repeat_seconds
+    for gap, repeats in ((half_year, 1), (2.4 * half_year, 2), (2.5 * half_year, 3), (100 * half_year, 40)):
+        start = engine.start_of(Prompt(1, 20, gap), VOCABULARY, 512)
+        assert start.tokens_T[20:].tolist() == [INTERVALS[-1]] * repeats
+        assert (start.clock, start.first_interval) == (0, -1)
+    assert len(engine.start_of(Prompt(1, 100, 100 * half_year), VOCABULARY, 64).tokens_T) == 64
+
+
+def test_draw_follows_the_distribution_and_never_takes_what_is_impossible() -> None:
+    random = np.random.default_rng(0)
+    probability_V = random.random(100) * (random.random(100) < 0.3)
+    probability_V[:5] = probability_V[95:] = 0
+    uniform_R = np.append((np.arange(20_000) + 0.5) / 20_000, [0.0, np.nextafter(np.float32(1), np.float32(0))])
+    rows = jnp.broadcast_to(jnp.asarray(probability_V, jnp.float32), (len(uniform_R), 100))
+    drawn_R = np.asarray(jax.jit(decoding.draw)(rows, jnp.asarray(uniform_R, jnp.float32)))
+    share_V = np.bincount(drawn_R, minlength=100) / len(drawn_R)
+    np.testing.assert_allclose(share_V, probability_V / probability_V.sum(), atol=2e-4)
+    assert (np.diff(drawn_R[:-2]) >= 0).all() and (probability_V[drawn_R] > 0).all()
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    def concentration(temperature: float) -> float:
+        counts_V = np.bincount(np.concatenate([future.tokens_T for future in simulate(SHORT, temperature=temperature)]))
+        return float(((counts_V / counts_V.sum()) ** 2).sum())
+
+    assert concentration(0.1) > 1.5 * concentration(1.0) > 1.5 * 1.2 * concentration(5.0)
+
+
+def test_no_prompts_no_futures() -> None:
+    assert simulate([]) == []
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("samples", 0),
+        ("temperature", 0.0),
+        ("horizon_seconds", -1.0),
+        ("horizon_seconds", 1e12),
+        ("max_prompt_tokens", 4),
+        ("max_new_tokens", 0),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(name, value) -> None:
+    with pytest.raises(UserError, match=name):
+        dataclasses.replace(CONFIG, **{name: value})
