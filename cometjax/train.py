@@ -9,11 +9,14 @@ Started again with the same workdir it goes on from the latest checkpoint, with 
 interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143.
 """
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,9 +41,10 @@ from cometjax.train_step import (
     make_train_step,
 )
 from data_pipeline import command_line
-from data_pipeline.corpus import Corpus
+from data_pipeline.corpus import Corpus, SplitReader
 from data_pipeline.errors import UserError
-from data_pipeline.loader import LoaderConfig, evaluation_batches, train_batches
+from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
+from data_pipeline.packing import PackingPlan
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(); single keys are overridden by --config.key=value", lock_config=True
@@ -97,8 +101,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
         return result
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_rows(mesh, config.train.batch_rows)
-    preempted = _listen_for_preemption()
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _listening_for_preemption() as preempted:
         run = _Run(config, workdir, corpus, mesh, preempted, progress)
         try:
             return run.to_the_end()
@@ -206,30 +209,34 @@ class _Run:
         self._progress.close()
 
     def _loop(self, steps: int) -> None:
-        config = self._config.train
-        batches = iter(train_batches(
-            self._corpus.split("train"), self._loader_config(), start_step=self._step,
-            host=jax.process_index(), hosts=jax.process_count(),
-        ))  # fmt: skip
+        # Any: what Grain returns can be closed, which ends its threads and workers.
+        batches: Any = train_batches(
+            self._corpus.split("train"), self._loader_config, start_step=self._step, **_this_host()
+        )
         in_flight: StepMetrics | None = None
-        cause = "compile"
-        while self._step < steps:
-            with self._clock.measure("input"):
-                batch = sharding.put_batch(self._mesh, next(batches))
-            with self._clock.measure(cause):
-                self._state, dispatched = self._train_step(self._state, batch)
-            cause = "step"
-            # The devices already work on this step while the figures of the one before are fetched.
-            if in_flight is not None:
-                self._record(self._step, in_flight)
-            self._step += 1
-            in_flight = dispatched
-            due = self._step % config.checkpoint_every == 0 or self._step % config.eval_every == 0
-            if due or self._step == steps or self._preempted.is_set():
-                self._record(self._step, in_flight)
-                in_flight = None
-                self._save_if_due()
-                self._evaluate_if_due()
+        cause = "compile"  # the first call
+        with contextlib.closing(batches):
+            while self._step < steps:
+                with self._clock.measure("input"):
+                    batch = sharding.put_batch(self._mesh, next(batches))
+                with self._clock.measure(cause):
+                    self._state, dispatched = self._train_step(self._state, batch)
+                cause = "step"
+                # The devices already work on this step while the figures of the one before are fetched.
+                if in_flight is not None:
+                    self._record(self._step, in_flight)
+                self._step += 1
+                in_flight = dispatched
+                if self._must_pause():
+                    self._record(self._step, in_flight)
+                    in_flight = None
+                    self._save_if_due()
+                    self._evaluate_if_due()
+
+    def _must_pause(self) -> bool:
+        config = self._config.train
+        due = self._step % config.checkpoint_every == 0 or self._step % config.eval_every == 0
+        return due or self._step == config.steps or self._preempted.is_set()
 
     def _record(self, step: int, step_metrics: StepMetrics) -> None:
         with self._clock.measure("step"):
@@ -304,6 +311,8 @@ class _Run:
         self._write_evaluation(self._evaluate(max_batches=config.eval_batches or None))
 
     def _write_evaluation(self, totals: metrics.LossTotals) -> None:
+        if self._evaluated_step == self._step:  # by a run that was killed before it wrote its result
+            return
         self._evaluated_step = self._step
         self._writer.write(self._step, "tuning", {"loss": totals.loss} | totals.values())
         self._progress.say(f"step {self._step}  tuning loss {totals.loss:.4f}  {totals.bits_per_event:.3f} bits/event")
@@ -311,11 +320,11 @@ class _Run:
     def _evaluate(self, *, max_batches: int | None) -> metrics.LossTotals:
         totals = metrics.LossTotals()
         in_flight: LossSums | None = None
-        batches = evaluation_batches(
-            self._corpus.split("tuning"), self._loader_config(), host=jax.process_index(), hosts=jax.process_count(),
-            max_batches=max_batches,
-        )  # fmt: skip
-        with self._clock.measure("evaluation"):
+        split, plan = self._tuning
+        batches: Any = evaluation_batches(
+            split, self._loader_config, max_batches=max_batches, plan=plan, **_this_host()
+        )
+        with self._clock.measure("evaluation"), contextlib.closing(batches):
             for batch in batches:
                 dispatched = self._evaluation_step(self._state.params, sharding.put_batch(self._mesh, batch))
                 if in_flight is not None:
@@ -332,11 +341,17 @@ class _Run:
             )
         return totals
 
+    @functools.cached_property
+    def _tuning(self) -> tuple[SplitReader, PackingPlan]:
+        split = self._corpus.split("tuning")
+        return split, evaluation_plan(split, self._loader_config)
+
     def _exit_if_preempted(self) -> None:
         if self._preempted.is_set():
             self._progress.say(f"SIGTERM: saved at step {self._step}; start again with the same workdir to resume")
             sys.exit(PREEMPTED_EXIT_CODE)
 
+    @property
     def _loader_config(self) -> LoaderConfig:
         config = self._config
         return LoaderConfig(
@@ -348,16 +363,23 @@ class _Run:
         )
 
 
-def _listen_for_preemption() -> threading.Event:
+def _this_host() -> dict[str, int]:
+    return {"host": jax.process_index(), "hosts": jax.process_count()}
+
+
+@contextlib.contextmanager
+def _listening_for_preemption() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, for as long as the block lasts."""
     preempted = threading.Event()
-
-    def note(signal_number: int, frame: Any) -> None:
-        preempted.set()
-
     # Only the main thread may listen; a caller that trains in another one handles signals itself.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, note)
-    return preempted
+    if threading.current_thread() is not threading.main_thread():
+        yield preempted
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: preempted.set())
+    try:
+        yield preempted
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from cometjax import workdir as workdirs
 from cometjax.checkpoints import FOLDER, Checkpoints, load_for_inference
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
-from cometjax.train_step import init_state
+from cometjax.train_step import TrainState, init_state
 from data_pipeline import code_maps, intervals
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Token, Vocabulary
@@ -88,3 +88,20 @@ def test_inference_without_a_checkpoint_or_with_another_vocabulary_is_refused(tm
     other.save(tmp_path / workdirs.VOCABULARY)
     with pytest.raises(UserError, match=f"{other.fingerprint[:12]}.*{VOCABULARY.fingerprint[:12]}"):
         load_for_inference(tmp_path)
+
+
+def test_a_save_is_not_disturbed_by_the_steps_that_follow_at_once(tmp_path):
+    # Training donates its state: its memory is overwritten while the save still writes in the background.
+    counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "nonfinite_in_a_row", "nonfinite_total")}
+    big = TrainState({"w": jnp.ones((1 << 22,))}, {"count": jnp.zeros(())}, **counters)
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, big, {})
+    for _ in range(20):
+        big = step(big)
+    jax.block_until_ready(big)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, abstract(big))
+    assert float(big.params["w"][0]) == 21.0
+    np.testing.assert_array_equal(restored.params["w"], np.ones(1 << 22, np.float32))
+    checkpoints.close()

@@ -223,6 +223,15 @@ def test_a_finished_run_says_so_and_computes_nothing(folder, finished, capsys):
     assert (workdir / metrics.METRICS_FILE).read_bytes() == before
 
 
+def test_a_run_killed_between_its_last_evaluation_and_its_result_finishes_without_training(folder, finished):
+    workdir, result = finished
+    before = (workdir / metrics.METRICS_FILE).read_bytes()
+    (workdir / "result.json").unlink()
+    again = train(config_of(folder), workdir, progress=False)
+    assert (again.tuning_loss, again.tokens, again.step) == (result.tuning_loss, result.tokens, STEPS)
+    assert (workdir / metrics.METRICS_FILE).read_bytes() == before
+
+
 def test_another_configuration_is_refused_with_both_values(folder, finished):
     workdir, _ = finished
     config = config_of(folder)
