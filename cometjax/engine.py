@@ -27,6 +27,7 @@ import tqdm
 from flax import nnx
 
 from cometjax import decoding
+from cometjax.model import Decoder
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 
@@ -38,12 +39,20 @@ _LONGEST_HORIZON = 2**30
 class Prompt(Protocol):
     """What the engine reads of a `data_pipeline.prompts.Prompt`."""
 
-    subject_id: int
-    prediction_time_us: int
-    last_time_us: int
+    @property
+    def subject_id(self) -> int:
+        """The MEDS subject id."""
+
+    @property
+    def prediction_time_us(self) -> int:
+        """Microseconds since 1970."""
+
+    @property
+    def last_time_us(self) -> int:
+        """Time of the history's last event."""
 
     def tokens(self, max_tokens: int) -> np.ndarray:
-        """The history's tokens, at most so many."""
+        """int32 tokens of the history, at most so many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +152,7 @@ def start_of(prompt: Prompt, vocabulary: Vocabulary, max_prompt_tokens: int) -> 
 
 
 def simulate_futures(
-    model: nnx.Module,
+    model: Decoder,
     vocabulary: Vocabulary,
     prompts: Sequence[Prompt],
     config: SimulationConfig,
@@ -158,13 +167,13 @@ def simulate_futures(
     by_bucket = collections.defaultdict(list)
     for index, start in enumerate(starts):
         by_bucket[_bucket(len(start.tokens_T) - 1)].append(index)
-    decoder = _Decoder(model, table, config)
+    batches = _Batches(model, table, config)
     futures: dict[int, list[Future]] = {}
     with tqdm.tqdm(
         total=len(prompts) * config.samples, unit="future", desc="simulate", disable=None if progress else True
     ) as bar:
         for bucket, indices in sorted(by_bucket.items()):
-            for index, samples in decoder.run(
+            for index, samples in batches.run(
                 bucket, {index: (prompts[index], starts[index]) for index in indices}, bar.update
             ):
                 futures[index] = samples
@@ -225,12 +234,12 @@ class _Slots:
             self.clock_WxS[at], self.stop_WxS[at] = result["clock_R"][row], result["stop_R"][row]
 
 
-class _Decoder:
+class _Batches:
     """Runs the prompts of one length bucket after another through `decoding`."""
 
     prefill_rows = 8
 
-    def __init__(self, model: nnx.Module, table: decoding.TokenTable, config: SimulationConfig) -> None:
+    def __init__(self, model: Decoder, table: decoding.TokenTable, config: SimulationConfig) -> None:
         self.graph, self.weights = nnx.split(model)
         self.table, self.config = table, config
         self.shape = model.config
@@ -285,7 +294,7 @@ class _Decoder:
             result = {name: array[real_R] for name, array in jax.device_get(result).items()}
             slots.record(slot_R[real_R], result)
             finished(int((result["stop_R"] > 0).sum()))
-            for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)):
+            for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)).tolist():
                 index = int(slots.prompt_W[slot])
                 yield index, self._futures(slots, slot, *prompts[index])
                 slots.prompt_W[slot] = -1
@@ -311,7 +320,7 @@ class _Decoder:
         best: tuple[int, list[tuple[int, np.ndarray]]] = (0, [])
         for bound in self.bounds[::-1]:
             blocks = []
-            for slot in np.flatnonzero((bound_WxS == bound).any(1)):
+            for slot in np.flatnonzero((bound_WxS == bound).any(1)).tolist():
                 samples = np.flatnonzero(bound_WxS[slot] == bound)
                 blocks += [(slot, samples[at : at + self.block]) for at in range(0, len(samples), self.block)]
             if len(blocks) > len(best[1]):

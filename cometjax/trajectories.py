@@ -19,7 +19,7 @@ from cometjax.engine import Future
 from data_pipeline import grammar
 from data_pipeline.vocabulary import Event, Vocabulary
 
-SCHEMA = {
+SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "subject_id": pl.Int64,
     "prediction_time": pl.Datetime("us"),
     "time": pl.Datetime("us"),
@@ -83,7 +83,7 @@ def to_meds(futures: Iterable[Future], vocabulary: Vocabulary) -> pl.DataFrame:
         end_us = future.prediction_time_us + _last_second(future, vocabulary) * 1_000_000
         rows.append((*key, end_us, f"{END_CODE}//{future.stop}", None, None))
     integers = {name: pl.Int64 if dtype == pl.Datetime("us") else dtype for name, dtype in SCHEMA.items()}
-    return pl.DataFrame(rows, schema=integers, orient="row").cast(SCHEMA)
+    return pl.DataFrame(rows, schema=integers, orient="row").cast(pl.Schema(SCHEMA))
 
 
 def write_parquet(rows: pl.DataFrame, path: pathlib.Path) -> None:

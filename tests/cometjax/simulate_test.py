@@ -1,0 +1,132 @@
+"""From a workdir, MEDS data and labels to trajectories on disk: nothing leaks, nothing is half written."""
+
+import datetime
+import json
+import pathlib
+
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmarks import decode
+from cometjax import checkpoints, simulate, trajectories
+from cometjax.engine import SimulationConfig
+from cometjax.model import ModelConfig
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+
+CONFIG = SimulationConfig(
+    samples=3, horizon_seconds=365 * 86_400, max_new_tokens=8, max_prompt_tokens=100, batch_rows=8, chunk_steps=4
+)
+
+
+@pytest.fixture
+def workdir(world_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A run of a random model; loading a real checkpoint is tested where checkpoints are."""
+    vocabulary = Corpus.open(world_corpus).vocabulary
+    model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
+    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, None, 7))
+    return pathlib.Path("unused")
+
+
+@pytest.fixture
+def labels(world_meds: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Prediction times in the middle of six subjects' histories."""
+    events = pl.read_parquet(world_meds / "data" / "**" / "*.parquet").drop_nulls("time")
+    rows = events.group_by("subject_id", maintain_order=True).agg(
+        prediction_time=pl.col("time").sort().get(pl.len() // 2)
+    )
+    rows.sort("subject_id").head(6).write_parquet(tmp_path / "labels.parquet")
+    return tmp_path / "labels.parquet"
+
+
+def read(out: pathlib.Path) -> list[pl.DataFrame]:
+    return [pl.read_parquet(path) for path in sorted((out / "trajectories").iterdir())]
+
+
+def test_each_sample_is_a_file_with_a_trajectory_for_every_label_row(workdir, world_meds, labels, tmp_path) -> None:
+    out = tmp_path / "out"
+    summary = simulate.simulate(
+        workdir=workdir, meds_root=world_meds, labels=labels, out=out, config=CONFIG, progress=False
+    )
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["prompts"] == 6 and summary["futures"] == 18 == sum(summary["stops"].values())
+    assert summary["checkpoint_step"] == 7 and 0 <= summary["invalid_rate"] <= 1 and summary["tokens"] <= 18 * 8
+    files = read(out)
+    wanted = pl.read_parquet(labels)
+    assert len(files) == 3
+    for rows in files:
+        assert rows.schema == pl.Schema(trajectories.SCHEMA)
+        ends = rows.filter(pl.col("code").str.starts_with(trajectories.END_CODE))
+        assert ends.select("subject_id", "prediction_time").rows() == wanted.rows()
+        assert (rows["time"] >= rows["prediction_time"]).all()
+
+
+def test_nothing_after_the_prediction_time_changes_the_futures(workdir, world_meds, labels, tmp_path) -> None:
+    """Every later row is replaced: another code, another value, another time, and one row more."""
+    times = pl.read_parquet(labels)
+    changed = tmp_path / "changed"
+    for path in world_meds.rglob("*"):
+        target = changed / path.relative_to(world_meds)
+        if path.is_dir():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if "data" not in path.relative_to(world_meds).parts:
+            target.write_bytes(path.read_bytes())
+            continue
+        events = pl.read_parquet(path).join(times, on="subject_id", how="left", maintain_order="left")
+        later = (pl.col("time") > pl.col("prediction_time")).fill_null(False)
+        events = events.with_columns(
+            code=pl.when(later).then(pl.lit("ICD10CM//I10")).otherwise("code"),
+            numeric_value=pl.when(later).then(None).otherwise("numeric_value"),
+            time=pl.when(later).then(pl.col("time") + datetime.timedelta(days=3)).otherwise("time"),
+        )
+        events.drop("prediction_time").write_parquet(target)
+    for root, name in ((world_meds, "a"), (changed, "b")):
+        simulate.simulate(
+            workdir=workdir, meds_root=root, labels=labels, out=tmp_path / name, config=CONFIG, progress=False
+        )
+    before, after = read(tmp_path / "a"), read(tmp_path / "b")
+    assert all(first.equals(second) for first, second in zip(before, after, strict=True))
+    assert sum(len(rows) for rows in before) > 18
+
+
+def test_an_earlier_event_does_change_the_futures(workdir, world_meds, labels, tmp_path) -> None:
+    moved = pl.read_parquet(labels).with_columns(pl.col("prediction_time") + datetime.timedelta(days=200))
+    moved.write_parquet(tmp_path / "moved.parquet")
+    for file, name in ((labels, "a"), (tmp_path / "moved.parquet", "b")):
+        simulate.simulate(
+            workdir=workdir, meds_root=world_meds, labels=file, out=tmp_path / name, config=CONFIG, progress=False
+        )
+    codes = [np.concatenate([rows["code"].to_numpy() for rows in read(tmp_path / name)]) for name in "ab"]
+    assert codes[0].tolist() != codes[1].tolist()
+
+
+def test_a_label_row_given_twice_is_simulated_once(workdir, world_meds, labels, tmp_path) -> None:
+    rows = pl.read_parquet(labels)
+    pl.concat([rows, rows.head(2)]).write_parquet(tmp_path / "twice.parquet")
+    summary = simulate.simulate(
+        workdir=workdir, meds_root=world_meds, labels=tmp_path / "twice.parquet", out=tmp_path / "out", config=CONFIG,
+        progress=False,
+    )  # fmt: skip
+    assert summary["prompts"] == 6
+
+
+def test_a_folder_with_something_in_it_is_refused_and_left_alone(workdir, world_meds, labels, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="not an empty folder"):
+        simulate.simulate(workdir=workdir, meds_root=world_meds, labels=labels, out=out, config=CONFIG)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+def test_unknown_subjects_are_refused_and_nothing_is_written(workdir, world_meds, labels, tmp_path) -> None:
+    rows = pl.read_parquet(labels).with_columns(pl.col("subject_id") + 10**12)
+    rows.write_parquet(tmp_path / "unknown.parquet")
+    with pytest.raises(UserError, match="subject"):
+        simulate.simulate(
+            workdir=workdir, meds_root=world_meds, labels=tmp_path / "unknown.parquet", out=tmp_path / "out",
+            config=CONFIG,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
