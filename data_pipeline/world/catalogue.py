@@ -12,7 +12,9 @@ RACE_SHARES = (0.01, 0.06, 0.13, 0.16, 0.04, 0.60)
 SEXES = ("F", "M")
 
 # All conditions in one axis, sorted by code, as they are drawn.
-CONDITIONS = tuple(sorted((*conditions.CHRONIC, *conditions.ACUTE), key=lambda condition: condition.code))
+CONDITIONS: tuple[conditions.Chronic | conditions.Acute, ...] = tuple(
+    sorted((*conditions.CHRONIC, *conditions.ACUTE), key=lambda condition: condition.code)
+)
 LABS = tuple(sorted(laboratory.LABS, key=lambda lab: lab.code))
 DRUGS = tuple(sorted(treatments.DRUGS, key=lambda drug: drug.code))
 COMPLAINTS = tuple(sorted(encounters.COMPLAINTS, key=lambda complaint: complaint.name))

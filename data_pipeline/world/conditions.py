@@ -74,7 +74,7 @@ CHRONIC = (
     Chronic("E66.9", "Obesity", "METABOLIC", "PRIMARY_CARE", 0.2, -0.05),
     Chronic("K21.9", "Gastro-esophageal reflux", "INFLAMMATORY", "GASTROENTEROLOGY", 0.15, 0.1),
     Chronic("E11.9", "Type 2 diabetes", "METABOLIC", "ENDOCRINOLOGY", 0.12, 0.25, visits=0.02, emergencies=0.0022,
-        death=0.25, onset=2.0),
+        death=0.25, onset=3.6),
     Chronic("F41.1", "Anxiety disorder", "NEUROPSYCHIATRIC", "PSYCHIATRY", 0.11, -0.15, emergencies=0.0033),
     Chronic("F32.9", "Depression", "NEUROPSYCHIATRIC", "PSYCHIATRY", 0.1, -0.05, visits=0.015, emergencies=0.0028,
         death=0.1),

@@ -59,7 +59,8 @@ def _cascades() -> list[str]:
 
 def _complaints() -> list[str]:
     return [
-        f"{item.name:<27}{item.emergency:g}, {item.office:g}; {_weights(item.drivers, '+')} -> {_weights(item.diagnoses)}"
+        f"{item.name:<27}{item.emergency:g}, {item.office:g}; {_weights(item.drivers, '+')} -> "
+        f"{_weights(item.diagnoses)}"
         for item in encounters.COMPLAINTS
     ]
 

@@ -135,7 +135,7 @@ COMPLAINTS = (
 FOLLOW_UP, ROUTINE_EXAM = "FOLLOW_UP", "ROUTINE_EXAM"
 
 # Rates per month that hold for everybody; conditions add theirs.
-OFFICE_RATE, TELEHEALTH_SHARE = 0.04, 0.10
+OFFICE_RATE, TELEHEALTH_SHARE = 0.035, 0.10
 EMERGENCY_RATE, ELECTIVE_RATE = 0.006, 0.0008
 # Elective admissions come with these (added per month).
 ELECTIVE = {
@@ -147,7 +147,9 @@ ELECTIVE = {
     "C90.00": 0.02,
     "C83.30": 0.03,
 }
-DEATH_RATE, DEATH_AGE_SLOPE = 0.00018, 0.85
+DEATH_RATE, DEATH_AGE_SLOPE, MOST_DEATH_RATE = 0.0001, 0.8, 0.06
+# How much of a condition's log hazard of death acts outside hospitals.
+DEATH_OUTSIDE = 0.7
 HOSPICE_DEATH = 4.0
 
 # Relative rates in the interval bins that follow an encounter, by what the encounter was.
@@ -155,21 +157,21 @@ HOSPICE_DEATH = 4.0
 GAP_BINS = ("12h-1d", "1d-3d", "3d-1w", "1w-2w", "2w-30d", "30d-6mt", "6mt+")
 AFTER_OFFICE, AFTER_EMERGENCY, AFTER_STAY = range(3)
 OFFICE_PACE = (
-    (0.0, 0.1, 0.2, 0.4, 0.6, 1.2, 1.8),
+    (0.0, 0.1, 0.2, 0.3, 0.4, 0.9, 1.4),
     (0.1, 0.6, 3.0, 4.0, 2.5, 1.1, 1.5),
     (0.1, 1.0, 5.0, 7.0, 4.0, 1.2, 1.5),
 )
 EMERGENCY_PACE = (
     (0.5, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0),
     (1.5, 3.0, 2.5, 1.8, 1.4, 1.0, 1.0),
-    (1.5, 3.5, 4.0, 3.5, 3.0, 1.2, 1.0),
+    (0.8, 1.6, 1.7, 1.5, 1.2, 1.1, 1.0),
 )
 DEATH_PACE = (
     (0.5, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0),
     (1.5, 1.5, 1.5, 1.5, 1.5, 1.2, 1.0),
-    (2.0, 2.5, 2.5, 2.5, 2.5, 1.6, 1.0),
+    (1.0, 1.2, 1.2, 1.2, 1.2, 1.1, 1.0),
 )
 # Each earlier hospital stay, up to three, makes the next emergency likelier.
-STAY_MEMORY = 0.45
+STAY_MEMORY = 0.3
 # Within 30 days of a stay, emergencies grow with the conditions' total log hazard of death, as far as MOST_FRAIL.
-FRAILTY, MOST_FRAIL = 0.7, 3.0
+FRAILTY, MOST_FRAIL = 0.65, 3.0

@@ -6,7 +6,7 @@ Short descriptions are our own.
 import dataclasses
 
 # Standard deviation of one value around its expectation, in units of the reference population's spread.
-NOISE = 0.5
+NOISE = 0.4
 # How much of an acute condition's effect on a value is left at each later instant of a stay.
 RECOVERY = 0.75
 

@@ -76,8 +76,10 @@ def gap_rates(s: State, t: Tables) -> np.ndarray:
     after_stay_n = s.after_P == encounters.AFTER_STAY
     soon_nxG = np.where(after_stay_n[:, None] & SOON_G, frail_n[:, None], 1.0)
     electives_n = encounters.ELECTIVE_RATE + known_nxC @ t.electives_C
-    deaths_n = encounters.DEATH_RATE * np.exp(encounters.DEATH_AGE_SLOPE * age_n + known_nxC @ t.death_C)
-    deaths_n = np.minimum(deaths_n, 0.5) + np.where(s.hospice_P, encounters.HOSPICE_DEATH, 0.0)
+    deaths_n = encounters.DEATH_RATE * np.exp(
+        encounters.DEATH_AGE_SLOPE * age_n + encounters.DEATH_OUTSIDE * (known_nxC @ t.death_C)
+    )
+    deaths_n = np.minimum(deaths_n, encounters.MOST_DEATH_RATE) + np.where(s.hospice_P, encounters.HOSPICE_DEATH, 0.0)
     office_nxG = np.array(encounters.OFFICE_PACE)[s.after_P] * visits_n[:, None]
     return np.stack(
         [
@@ -270,7 +272,7 @@ def stay_ends(s: State, t: Tables) -> np.ndarray:
             np.ones_like(age_n),
             np.exp(-1.8 + 0.6 * frail_n),
             np.exp(-2.6 + 0.8 * frail_n),
-            np.exp(-5.5 + 0.9 * chronic_n),
+            np.exp(-6.0 + 0.7 * chronic_n),
         ],
         axis=1,
     )
