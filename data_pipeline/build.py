@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -75,6 +76,8 @@ def build_corpus(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("already exists", where=str(out), fix="remove it or choose another --out")
     dataset = meds.open_dataset(meds_root)
+    for note in dataset.notes:
+        print(f"{meds_root}: {note}", file=sys.stderr)
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     try:
@@ -149,6 +152,7 @@ def _write_manifest(
             "version": dataset.version,
             "meds_version": dataset.meds_version,
             "shards": len(dataset.shards),
+            "notes": list(dataset.notes),
         },
         "config": config.to_dict(),
         "training_events_by_rule": {str(rule): events for rule, events in rules.iter_rows()},

@@ -3,6 +3,8 @@
 absl alone prints a page of usage and exits with 1 for a wrong flag, and 1 for `--help` as well.
 """
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,13 +22,15 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
-        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:{_describe_flags()}")
+        with contextlib.suppress(BrokenPipeError):  # --help | head
+            print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:{_describe_flags()}", flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         # A configuration file that cannot be read fails only when first touched: touch it here.
         for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-            hasattr(flag.value, "__contains__") and "" in flag.value
+            getattr(flag.value, "keys", None)
     # config_flags reports an unknown configuration key as a bare KeyError or AttributeError, a bad value as
     # ValueError or TypeError, and a broken configuration file as whatever it raised: all are what the user typed.
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
@@ -39,7 +43,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _describe_flags() -> str:
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
+        is_config = hasattr(flag.value, "keys") or flag.default is None or flag.default == ""
+        default = "" if is_config else f" (default: {flag.default})"
         lines.append(f"\n  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
     return "".join(lines)
 

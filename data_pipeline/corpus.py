@@ -92,17 +92,28 @@ class SplitReader:
 
     def __init__(self, root: pathlib.Path, name: str, shards: Sequence[Mapping[str, Any]]) -> None:
         self.name = name
+        self._folder = root / name
         self._paths = [root / shard["file"] for shard in shards]
         self._starts = np.cumsum([0] + [shard["records"] for shard in shards])
-        self.lengths_R = _load_array(root / name / "lengths.npy", np.uint32, int(self._starts[-1]))
-        self.subject_ids_R = _load_array(root / name / "subject_ids.npy", np.int64, int(self._starts[-1]))
         self._readers: dict[int, Any] = {}
+
+    @functools.cached_property
+    def lengths_R(self) -> np.ndarray:
+        """uint32 tokens of each record, memory-mapped."""
+        return _load_array(self._folder / "lengths.npy", np.uint32, len(self))
+
+    @functools.cached_property
+    def subject_ids_R(self) -> np.ndarray:
+        """int64 subject of each record, memory-mapped."""
+        return _load_array(self._folder / "subject_ids.npy", np.int64, len(self))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_readers": {}}
+        # Memory maps would travel whole, and open files not at all: the other process opens its own.
+        state = {key: value for key, value in self.__dict__.items() if key not in ("lengths_R", "subject_ids_R")}
+        return state | {"_readers": {}}
 
     def record(self, index: int) -> SubjectRecord:
         """The record numbered `index`; raises UserError when the file is damaged."""

@@ -43,7 +43,10 @@ class RecordSource(Protocol):
     """What the loader needs of a split; `data_pipeline.corpus.SplitReader` is one."""
 
     name: str
-    lengths_R: np.ndarray
+
+    @property
+    def lengths_R(self) -> np.ndarray:
+        """uint32 tokens of each record."""
 
     def record(self, index: int) -> SubjectRecord:
         """The record numbered `index`."""

@@ -180,10 +180,7 @@ class Vocabulary:
                 )
             return cls(
                 tokens=tuple(Token(**token) for token in content["tokens"]),
-                events=tuple(
-                    Event(**{k: tuple(v) if isinstance(v, list) else v for k, v in event.items()})
-                    for event in content["events"]
-                ),
+                events=tuple(_event_from_dict(event) for event in content["events"]),
                 interval_preset=intervals.IntervalPreset.from_dict(content["interval_preset"]),
                 interval_seconds=tuple(content["interval_seconds"]),
                 code_map=code_maps.CodeMap.from_dict(content["code_map"]),
@@ -205,6 +202,11 @@ class Vocabulary:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError("cannot be read", where=str(path), fix="rebuild the corpus") from error
         return cls.from_json(text, where=str(path))
+
+
+def _event_from_dict(content: dict[str, Any]) -> Event:
+    arrays = {key: tuple(content[key]) for key in ("tokens", "edges", "means")}
+    return Event(**{**content, **arrays})
 
 
 def _dump(value: Any) -> str:

@@ -101,6 +101,11 @@ def test_a_place_that_holds_something_is_refused(small, tmp_path) -> None:
     assert (tmp_path / "c" / "mine").read_text() == "precious"
 
 
+def _no_split(root: pathlib.Path) -> None:
+    path = root / "metadata/subject_splits.parquet"
+    pl.read_parquet(path).filter(pl.col("subject_id") != 2).write_parquet(path)
+
+
 def _remove_column(root: pathlib.Path) -> None:
     path = root / "data/train/0.parquet"
     pl.read_parquet(path).drop("code").write_parquet(path)
@@ -148,6 +153,7 @@ def _truncated(root: pathlib.Path) -> None:
         (_nan, "numeric_value"),
         (_empty, "data"),
         (_truncated, "1.parquet"),
+        (_no_split, r"no split.*subject_splits\.parquet"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(small, tmp_path, spoil, says) -> None:

@@ -51,6 +51,7 @@ def test_changing_any_later_event_changes_nothing(dataset, labels, vocabulary, t
     before = build_prompts(dataset, labels, vocabulary)
     latest = labels.group_by("subject_id").agg(pl.col("prediction_time").max())
     later = pl.col("time") > pl.col("prediction_time")
+    changed = 0
     for path in world_meds.rglob("*.parquet"):
         target = tmp_path / "meds" / path.relative_to(world_meds)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +66,10 @@ def test_changing_any_later_event_changes_nothing(dataset, labels, vocabulary, t
                 numeric_value=pl.when(later).then(None).otherwise(pl.col("numeric_value")),
             )
         )
-        assert spoilt.filter(later).height > 0 or "train" not in str(path)
+        changed += spoilt.filter(later).height
         spoilt.drop("prediction_time").write_parquet(target)
     (tmp_path / "meds/metadata/dataset.json").write_bytes((world_meds / "metadata/dataset.json").read_bytes())
-    # Only each subject's last prompt is free of changed events.
+    assert changed > 1000
     for prompt, spoilt in zip(
         before, build_prompts(meds.open_dataset(tmp_path / "meds"), labels, vocabulary), strict=True
     ):
