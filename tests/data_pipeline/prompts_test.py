@@ -69,7 +69,7 @@ def test_changing_any_later_event_changes_nothing(dataset, labels, vocabulary, t
         changed += spoilt.filter(later).height
         spoilt.drop("prediction_time").write_parquet(target)
     (tmp_path / "meds/metadata/dataset.json").write_bytes((world_meds / "metadata/dataset.json").read_bytes())
-    assert changed > 1000
+    assert changed > 300
     for prompt, spoilt in zip(
         before, build_prompts(meds.open_dataset(tmp_path / "meds"), labels, vocabulary), strict=True
     ):
