@@ -1,0 +1,343 @@
+"""Score a trained model on prediction tasks, without training it for them: simulate futures, count outcomes.
+
+    python -m cometjax.evaluate --workdir runs/demo --meds runs/demo/meds \
+        --tasks experiments/configs/tasks_world.py --out runs/demo/evaluation
+
+For each task: labels from the MEDS data, risks from simulated futures, AUROC, AUPRC, Brier and calibration with 95%
+intervals by subject, beside prevalence and logistic regression on the same rows. Writes OUT/results.json,
+OUT/report.html, OUT/labels/TASK.parquet and OUT/predictions/TASK.parquet (meds-evaluation's schema). OUT must be new or
+empty. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how far it is.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+import tqdm
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+
+from cometjax import checkpoints, engine, estimators, metrics, ngrams, report, report_story, workdir
+from cometjax import tasks as task_module
+from cometjax.task_results import Rows, score_task
+from cometjax.tasks import Events, Task
+from data_pipeline import command_line, loader, meds, prompts
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import Vocabulary
+
+SECONDS_PER_DAY = 86_400.0
+_ROW = list(estimators.KEYS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+        samples: futures for each prompt.
+        max_rows_per_task: rows beyond are left out by a hash of (seed, subject, time).
+        max_training_subjects: training subjects that the baselines learn from, drawn likewise.
+        split: the split whose subjects are scored; several with commas between.
+        seed: of drawing rows, futures and resamples.
+        max_new_tokens: bound on a future's tokens; 0 = half the row length that the model was trained with.
+        max_prompt_tokens: bound on a prompt's tokens; 0 = what max_new_tokens leaves of the row length (at least half).
+        resamples: bootstrap resamples of the subjects.
+        show_patient: draw one subject's timeline in the report (no id, no date).
+    """
+
+    samples: int = 16
+    max_rows_per_task: int = 300
+    max_training_subjects: int = 20_000
+    split: str = "held_out"
+    seed: int = 0
+    max_new_tokens: int = 0
+    max_prompt_tokens: int = 0
+    resamples: int = 1000
+    show_patient: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """Futures of prompts (in their order, `samples` each) and their rows of estimators.outcome_times."""
+
+    futures: Sequence[engine.Future]
+    times: pl.DataFrame
+
+
+def evaluate(
+    *,
+    work: pathlib.Path,
+    meds_root: pathlib.Path,
+    tasks: Sequence[Task],
+    out: pathlib.Path,
+    options: Options = Options(),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate the model of workdir `work` on the MEDS data set and write everything to `out`; returns results.json.
+
+    Raises UserError: `out` is not empty, no checkpoint, no MEDS data set, a split without subjects or rows.
+    """
+    _refuse_taken(out)
+    model, vocabulary, config, step = checkpoints.load_for_inference(work)
+    dataset = meds.open_dataset(meds_root)
+    events, rows = label_all(dataset, vocabulary, tasks, options)
+    start = time.perf_counter()
+    simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, progress=progress)
+    wall_s = time.perf_counter() - start
+    records = metrics.read(work)
+    results: dict[str, Any] = {
+        "run": _describe_run(work, config, step, dataset, options) | {"parameters": _count_parameters(model)},
+        "losses": _losses(config, records, step),
+        "training": _training_speed(records, step),
+        "simulation": _describe_simulation(simulations, wall_s),
+        "tasks": {},
+    }
+    risks = {}
+    for task in tqdm.tqdm(tasks, desc="score", unit="task", disable=None if progress else True):
+        estimates = estimators.monte_carlo(simulations[task.censoring].times, task)
+        risks[task.name] = _in_row_order(rows[task.name].scored, estimates)
+        results["tasks"][task.name] = score_task(
+            task, rows[task.name], risks[task.name], events, vocabulary, resamples=options.resamples, seed=options.seed
+        )
+    story = _choose_story(events, tasks, risks, simulations, vocabulary) if options.show_patient else None
+    _write_all(out, results, risks, report.render(results, records, story))
+    return results
+
+
+def label_all(
+    dataset: meds.MedsDataset, vocabulary: Vocabulary, tasks: Sequence[Task], options: Options
+) -> tuple[Events, dict[str, Rows]]:
+    """(events of the scored and training subjects, each task's rows)."""
+    scored = _subjects(dataset, options.split.split(","))
+    training = _subjects(dataset, ["train"])
+    keys = task_module.row_hash(training, pl.zeros(len(training), pl.Int64, eager=True), options.seed)
+    training = training.gather(np.sort(np.argsort(keys, kind="stable")[: options.max_training_subjects]))
+    events = task_module.read_events(dataset, pl.concat([scored, training]).unique().to_list(), vocabulary.code_map)
+    rows = {}
+    for task in tasks:
+        labelled = task_module.label(events, scored.to_list(), task, seed=options.seed)
+        drawn = task_module.draw_rows(labelled.frame, options.max_rows_per_task, seed=options.seed)
+        # Every candidate trains the rival, not one a subject: more to learn from, and each subject weighs the same.
+        everything = dataclasses.replace(task, index_choice="all") if task.index_choice == "one" else task
+        excluded = {**labelled.excluded, "over_max_rows": len(labelled.frame) - len(drawn)}
+        rows[task.name] = Rows(
+            scored=drawn,
+            training=task_module.label(events, training.to_list(), everything, seed=options.seed).frame,
+            counts={"candidates": labelled.candidates, "excluded": excluded},
+        )
+    if not any(len(task_rows.scored) for task_rows in rows.values()):
+        raise UserError(
+            f"no task has a row in split {options.split}",
+            where="tasks",
+            fix="check each task's index, censoring and exclude_prior against this data set's concepts",
+        )
+    return events, rows
+
+
+def simulate_all(
+    model: Any,
+    vocabulary: Vocabulary,
+    dataset: meds.MedsDataset,
+    tasks: Sequence[Task],
+    rows: Mapping[str, Rows],
+    config: Any,
+    options: Options,
+    *,
+    progress: bool,
+) -> dict[str, Simulation]:
+    """By censoring: futures of the union of its tasks' prompts, each as long as the longest horizon.
+
+    Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
+    subjects under observation ("dataset_end"), leaving the data set must not pass for health.
+    """
+    simulations = {}
+    for censoring in sorted({task.censoring for task in tasks}):
+        group = [task for task in tasks if task.censoring == censoring]
+        wanted = pl.concat([rows[task.name].scored.select(_ROW) for task in group]).unique().sort(_ROW)
+        max_new_tokens = options.max_new_tokens or config.train.row_length // 2
+        simulation = engine.SimulationConfig(
+            samples=options.samples,
+            horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
+            max_new_tokens=max_new_tokens,
+            # Together within the positions that training saw.
+            max_prompt_tokens=options.max_prompt_tokens
+            or max(config.train.row_length - max_new_tokens, config.train.row_length // 2),
+            seed=options.seed,
+            stop_at_timeline_end=censoring == "assume_complete",
+        )
+        built = prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else []
+        futures = engine.simulate_futures(model, vocabulary, built, simulation, progress=progress)
+        simulations[censoring] = Simulation(futures, estimators.outcome_times(futures, vocabulary, group))
+    return simulations
+
+
+def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
+    joined = scored.join(risks, on=_ROW, how="left", maintain_order="left")
+    if joined.get_column("risk").null_count():
+        raise ValueError("a row without simulated futures")
+    return joined
+
+
+def _choose_story(
+    events: Events,
+    tasks: Sequence[Task],
+    risks: Mapping[str, pl.DataFrame],
+    simulations: Mapping[str, Simulation],
+    vocabulary: Vocabulary,
+) -> report_story.Story | None:
+    """The prompt that answers most tasks of one simulation, and of those the one whose risks are least certain."""
+    group = max(simulations, key=lambda censoring: len(simulations[censoring].futures))
+    candidates = [task for task in tasks if task.censoring == group]
+    spread = pl.col("risk") * (1 - pl.col("risk"))
+    every = pl.concat([risks[task.name].select(*_ROW, spread.alias("spread")) for task in candidates])
+    if every.is_empty():
+        return None
+    ranked = every.group_by(_ROW).agg(tasks=pl.len(), spread=pl.col("spread").sum())
+    chosen = ranked.sort("tasks", "spread", *_ROW, descending=[True, True, False, False]).head(1)
+    asked = [task for task in candidates if len(risks[task.name].join(chosen, on=_ROW))]
+    times = simulations[group].times.with_row_index().join(chosen.select(_ROW), on=_ROW, maintain_order="left")
+    futures = [simulations[group].futures[index] for index in times.get_column("index")]
+    subject_id, time_us = chosen.select("subject_id", pl.col("prediction_time").dt.epoch("us")).row(0)
+    return report_story.tell(events, subject_id, time_us, asked, times, futures, vocabulary)
+
+
+def _subjects(dataset: meds.MedsDataset, splits: Sequence[str]) -> pl.Series:
+    subjects = dataset.splits.filter(pl.col("split").is_in(list(splits))).get_column("subject_id").sort()
+    if subjects.is_empty():
+        known = ", ".join(dataset.splits.get_column("split").unique().sort())
+        raise UserError(f"no subject in split {','.join(splits)}", where=str(dataset.root), fix=f"splits: {known}")
+    return subjects
+
+
+def _losses(config: Any, records: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """The model's tuning loss, and the count models' on the very same targets where the corpus is still there."""
+    tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
+    losses = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}
+    if not (pathlib.Path(config.corpus) / "corpus.json").is_file():
+        return losses
+    corpus = Corpus.open(pathlib.Path(config.corpus))
+    settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
+    # A finished run's last evaluation is of the whole split, the ones before of eval_batches.
+    is_whole = losses.get("tuning_step") == config.train.steps
+    batches = None if is_whole else config.train.eval_batches or None
+    return losses | ngrams.ngram_losses(
+        loader.evaluation_batches(corpus.split("train"), settings),
+        loader.evaluation_batches(corpus.split("tuning"), settings, max_batches=batches),
+        len(corpus.vocabulary),
+    )
+
+
+def _training_speed(records: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """Median over the logged steps, the first (with compilation) left out."""
+    speeds = [r["tokens_per_second"] for r in records if r["split"] == "train" and r["step"] <= step][1:]
+    return {"tokens_per_second": float(np.median(speeds))} if speeds else {}
+
+
+def _describe_run(
+    work: pathlib.Path, config: Any, step: int, dataset: meds.MedsDataset, options: Options
+) -> dict[str, Any]:
+    corpus_file = work / workdir.CORPUS
+    return {
+        "workdir": work.resolve().name,
+        "step": step,
+        "created": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "config": config.to_dict(),
+        "corpus_fingerprint": workdir.read_json(corpus_file)["fingerprint"] if corpus_file.is_file() else None,
+        "dataset": {"name": dataset.name, "version": dataset.version, "subjects": len(dataset.splits)},
+        "options": dataclasses.asdict(options),
+    }
+
+
+def _describe_simulation(simulations: Mapping[str, Simulation], wall_s: float) -> dict[str, Any]:
+    futures = [future for simulation in simulations.values() for future in simulation.futures]
+    tokens = sum(len(future.tokens_T) for future in futures)
+    return {
+        "prompts": len({(future.subject_id, future.prediction_time_us) for future in futures}),
+        "futures": len(futures),
+        "tokens": tokens,
+        "wall_s": wall_s,
+        "tokens_per_second": tokens / wall_s,
+        "stops": dict(sorted(Counter(future.stop for future in futures).items())),
+    }
+
+
+def _count_parameters(model: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _refuse_taken(out: pathlib.Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("is not an empty folder", where=str(out), fix="give a new folder, or remove this one")
+
+
+def _write_all(out: pathlib.Path, results: Mapping[str, Any], risks: Mapping[str, pl.DataFrame], page: str) -> None:
+    """Write to a folder beside `out` and rename it when whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "labels").mkdir(parents=True)
+    (partial / "predictions").mkdir()
+    for name, table in risks.items():
+        labels = table.select(*_ROW, "boolean_value")
+        labels.write_parquet(partial / "labels" / f"{name}.parquet")
+        # The schema of meds-evaluation; no threshold is chosen here, so no predicted class.
+        labels.with_columns(
+            pl.lit(None, pl.Boolean).alias("predicted_boolean_value"),
+            table.get_column("risk").alias("predicted_boolean_probability"),
+        ).write_parquet(partial / "predictions" / f"{name}.parquet")
+    workdir.write_json(partial / "results.json", results)
+    workdir.write_text(partial / "report.html", page)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _define_flags() -> None:
+    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
+    flags.DEFINE_string("workdir", None, "folder of a training run (python -m cometjax.train)", required=True)
+    flags.DEFINE_string("meds", None, "folder of the MEDS data set to score on", required=True)
+    config_flags.DEFINE_config_file("tasks", None, "task file, such as experiments/configs/tasks_world.py")
+    flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
+    default = Options()
+    flags.DEFINE_integer("samples", default.samples, "futures for each prompt", lower_bound=1)
+    flags.DEFINE_integer("max_rows_per_task", default.max_rows_per_task, "rows scored for each task", lower_bound=1)
+    flags.DEFINE_integer("max_training_subjects", default.max_training_subjects, "bound for baselines", lower_bound=1)
+    flags.DEFINE_string("split", default.split, "split to score; several with commas between")
+    flags.DEFINE_integer("seed", default.seed, "of rows drawn, futures and resamples")
+    flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
+    flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a prompt's tokens; 0 = what remains of the row length")
+    flags.DEFINE_integer("resamples", default.resamples, "bootstrap resamples of the subjects", lower_bound=1)
+    flags.DEFINE_bool(
+        "show_patient", default.show_patient, "draw one subject's timeline in the report (no id, no date)"
+    )
+    flags.mark_flag_as_required("tasks")
+
+
+def main() -> None:
+    """Evaluate as the flags say."""
+    values = flags.FLAGS
+    chosen: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Options)}
+    results = evaluate(
+        work=pathlib.Path(values.workdir),
+        meds_root=pathlib.Path(values.meds),
+        tasks=task_module.tasks_from_config(values.tasks),
+        out=pathlib.Path(values.out),
+        options=Options(**chosen),
+    )
+    print(report.text_table(results))
+    print(f"report: {pathlib.Path(values.out) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    command_line.run(main)

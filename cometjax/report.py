@@ -1,0 +1,134 @@
+"""The evaluation as one HTML file that works offline: tables, inline SVG figures, no script, no network."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from cometjax import report_fan, report_figures
+from cometjax.report_figures import with_interval
+from cometjax.report_story import Story
+
+TEMPLATE = "report.html.j2"
+_REASONS = {
+    "dead_at_index": "dead at the index",
+    "prior_outcome": "had the outcome before",
+    "horizon_past_data": "horizon passes the end of the data",
+    "not_chosen": "another row of the subject was drawn",
+    "over_max_rows": "beyond max_rows_per_task",
+}
+_STOPS = {
+    "death": "death",
+    "horizon": "horizon reached",
+    "length": "out of tokens",
+    "timeline_end": "timeline ended",
+    "answered": "question answered",
+}
+
+
+def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], story: Story | None) -> str:
+    """The HTML page.
+
+    Args:
+        results: what evaluate() returns (results.json).
+        records: the run's metrics.jsonl; may be empty.
+        story: the subject drawn; None leaves the section out.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "count": _count,
+        "percent": _percent,
+        "with_interval": with_interval,
+        "days": _days,
+    }
+    losses = results["losses"]
+    names = {"unigram": "unigram_loss", "bigram": "bigram_loss"}
+    references = {name: losses[key] for name, key in names.items() if key in losses}
+    return environment.get_template(TEMPLATE).render(
+        results=results,
+        run=results["run"],
+        losses=losses,
+        tasks=results["tasks"],
+        reasons=_REASONS,
+        stops=_STOPS,
+        loss_figure=_markup(
+            report_figures.loss_curves(records, references, "Loss by training step, in total and by token kind")
+        )
+        if records
+        else None,
+        forest_figure=_markup(report_figures.forest(results["tasks"], "AUROC of every task with its interval")),
+        task_figures={
+            name: _markup(report_figures.roc_and_calibration(task, f"ROC and calibration of {name}"))
+            for name, task in results["tasks"].items()
+        },
+        story=story,
+        story_figures=_story_figures(story) if story else [],
+        final_by_kind=_final_by_kind(records, results["run"]["step"]),
+    )
+
+
+def text_table(results: Mapping[str, Any]) -> str:
+    """The short table for a terminal."""
+    losses = results["losses"]
+    lines = [
+        f"{name:<14}{losses[key]:.4f} nats/token"
+        for name, key in (("tuning loss", "tuning_loss"), ("  bigram", "bigram_loss"), ("  unigram", "unigram_loss"))
+        if key in losses
+    ]
+    width = max(map(len, results["tasks"]), default=0) + 2
+    lines.append(f"{'task':<{width}}{'AUROC (95% interval)':<24}{'logistic regression':<24}{'rows':>6}{'positive':>10}")
+    for name, task in results["tasks"].items():
+        rival = with_interval(task["baselines"]["logistic_regression"])
+        lines.append(f"{name:<{width}}{with_interval(task):<24}{rival:<24}{task['n']:>6}{task['positives']:>10}")
+    return "\n".join(lines)
+
+
+def _story_figures(story: Story) -> list[markupsafe.Markup]:
+    return [
+        _markup(report_fan.fan(story, "History by kind of event, and one strip for each sampled future")),
+        _markup(report_fan.counts_and_incidence(story, "Cumulative events, and cumulative incidence of the outcomes")),
+    ]
+
+
+def _final_by_kind(records: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
+    """The last tuning loss by kind, largest share of the loss first."""
+    tuning = [record for record in records if record.get("split") == "tuning" and record["step"] <= step]
+    if not tuning:
+        return []
+    last = tuning[-1]
+    table = [
+        {"kind": key.removeprefix("loss/"), "loss": value, "tokens": last.get(f"tokens/{key.removeprefix('loss/')}")}
+        for key, value in last.items()
+        if key.startswith("loss/") and value is not None
+    ]
+    return sorted(table, key=lambda row: -(row["tokens"] or 0))
+
+
+def _markup(svg: str) -> markupsafe.Markup:
+    # Figures are made here, from numbers and escaped text: safe as they are.
+    return markupsafe.Markup(svg)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001  (a dash for "none", as in print)
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"  # noqa: RUF001
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"  # noqa: RUF001
+
+
+def _days(value: float) -> str:
+    return f"{value:g} days" if value < 365 else f"{value / 365:.3g} year{'s' if value >= 730 else ''}"

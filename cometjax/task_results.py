@@ -1,0 +1,125 @@
+"""What is said of a task: scores of the simulated risks, and of the baselines on the same rows."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from cometjax import baselines, scores
+from cometjax.estimators import outcome_concepts
+from cometjax.tasks import Events, Task
+from data_pipeline.tokenizer import find_event
+from data_pipeline.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A task's labelled rows: those scored, and those that its baselines learn from."""
+
+    scored: pl.DataFrame
+    training: pl.DataFrame
+    counts: Mapping[str, Any]
+
+
+def score_task(
+    task: Task, rows: Rows, risks: pl.DataFrame, events: Events, vocabulary: Vocabulary, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Everything that results.json says of a task.
+
+    `risks`: estimators.monte_carlo's columns, one row for each of `rows.scored`, in its order.
+    """
+    labels_N = rows.scored.get_column("boolean_value").to_numpy().astype(np.float64)
+    subjects_N = rows.scored.get_column("subject_id").to_numpy()
+    risks_N = risks.get_column("risk").to_numpy()
+    reason = scores.undefined(labels_N)
+    drawn = scores.resample_subjects(subjects_N, resamples, seed)
+    train_N = rows.training.get_column("boolean_value").to_numpy()
+    result = {
+        **dataclasses.asdict(task),
+        **_scores(labels_N, risks_N, drawn),
+        "reason": reason,
+        "n": len(labels_N),
+        "subjects": len(np.unique(subjects_N)),
+        "positives": int(labels_N.sum()),
+        "prevalence": float(labels_N.mean()) if len(labels_N) else None,
+        "mean_risk": float(risks_N.mean()) if len(risks_N) else None,
+        "mean_standard_error": risks.get_column("standard_error").mean(),
+        "truncated_share": risks.get_column("truncated").mean(),
+        "outcome_in_vocabulary": _outcome_coverage(task, events, vocabulary),
+        **rows.counts,
+    }
+    rival = baselines.fit_count_model(events, rows.training, seed=seed)
+    result["baselines"] = {
+        "prevalence": _prevalence_scores(labels_N, train_N),
+        "logistic_regression": _rival_scores(rival, events, rows.scored, labels_N, risks_N, drawn),
+    }
+    return result
+
+
+def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resamples) -> dict[str, Any]:
+    auroc = scores.interval(scores.auroc_weighted, labels_N, predictions_N, drawn)
+    auprc = scores.interval(scores.auprc_weighted, labels_N, predictions_N, drawn)
+    brier = scores.interval(scores.brier_weighted, labels_N, predictions_N, drawn, needs_classes=False)
+    table, error = scores.calibration(labels_N, predictions_N)
+    return {
+        "auroc": auroc.value,
+        "low": auroc.low,
+        "high": auroc.high,
+        "auprc": auprc.value,
+        "auprc_low": auprc.low,
+        "auprc_high": auprc.high,
+        "brier": brier.value,
+        "brier_low": brier.low,
+        "brier_high": brier.high,
+        "ece": error if table else None,
+        "calibration": table,
+        "roc": dict(scores.roc_curve(labels_N, predictions_N)),
+    }
+
+
+def _prevalence_scores(labels_N: np.ndarray, train_N: np.ndarray) -> dict[str, Any]:
+    """The constant prediction: the training rows' prevalence."""
+    prevalence = float(train_N.mean()) if len(train_N) else None
+    brier = float(np.mean((labels_N - prevalence) ** 2)) if prevalence is not None and len(labels_N) else None
+    auroc = None if scores.undefined(labels_N) else 0.5
+    return {"auroc": auroc, "low": auroc, "high": auroc, "brier": brier, "predicted": prevalence}
+
+
+def _rival_scores(
+    rival: baselines.CountModel | str,
+    events: Events,
+    scored: pl.DataFrame,
+    labels_N: np.ndarray,
+    risks_N: np.ndarray,
+    drawn: scores.Resamples,
+) -> dict[str, Any]:
+    if isinstance(rival, str) or not len(labels_N):
+        reason = rival if isinstance(rival, str) else "no rows"
+        return {"auroc": None, "low": None, "high": None, "brier": None, "ece": None, "reason": reason}
+    predictions_N = rival.predict(events, scored)
+    return {
+        **_scores(labels_N, predictions_N, drawn),
+        "reason": scores.undefined(labels_N),
+        "auroc_gain_of_model": dataclasses.asdict(
+            scores.difference(scores.auroc_weighted, labels_N, risks_N, predictions_N, drawn)
+        ),
+        "features": len(rival.concepts) + 1,
+        "inverse_penalty": rival.inverse_penalty,
+        "training_rows": rival.training_rows,
+        "training_positives": rival.training_positives,
+    }
+
+
+def _outcome_coverage(task: Task, events: Events, vocabulary: Vocabulary) -> float | None:
+    """Share of the recorded outcome events that the model can produce as such."""
+    matching = events.matching(task.outcome)
+    counted = events.frame.filter(pl.col("concept").is_in(matching)).get_column("concept")
+    if not len(counted):
+        return None
+    reachable = outcome_concepts(vocabulary, task)
+    # A rare code is told as a shorter one, or as UNKNOWN: what the tokenizer makes of it must still be the outcome.
+    told_as = {index: find_event(events.concepts[index], vocabulary) for index in matching}
+    known = [index for index, event in told_as.items() if vocabulary.events[event].concept in reachable]
+    return int(counted.is_in(known).sum()) / len(counted)

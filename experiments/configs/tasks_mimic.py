@@ -1,0 +1,40 @@
+"""Three questions at every hospital discharge of MIMIC-IV in MEDS (or of its open 100-patient demo).
+
+    python -m cometjax.evaluate --workdir runs/mimic --meds DIR --tasks experiments/configs/tasks_mimic.py \
+        --out runs/mimic/evaluation
+    Expect: on the demo, intervals that span most of 0 to 1 (10 held-out subjects, about 20 discharges, one death),
+    or no AUROC at all where one class is missing.
+
+MIMIC-IV shifts every subject's dates by its own amount: no calendar end is common to all, hence "assume_complete". For
+death that is nearly exact (MIMIC-IV records deaths up to a year after the last discharge); a readmission or diagnosis
+at another hospital is missed.
+"""
+
+from ml_collections import ConfigDict
+
+# Discharges of subjects who died in hospital name their outcome (and a few deaths are recorded hours later).
+ALIVE_DISCHARGE = r"ENCOUNTER//ENCOUNTER_END//INPATIENT(?!.*DIED).*"
+
+
+def get_config() -> ConfigDict:
+    """Tasks by name; the fields are those of cometjax.tasks.Task."""
+    tasks = {
+        "death_1y": {
+            "description": "Death within a year of a hospital discharge",
+            "outcome": r"DEATH",
+            "horizon_days": 365.0,
+        },
+        "readmission_30d": {
+            "description": "Hospital admission within 30 days of a hospital discharge",
+            "outcome": r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
+            "horizon_days": 30.0,
+        },
+        "kidney_injury_onset_2y": {
+            "description": "First acute kidney failure (ICD-10 N17, ICD-9 584) within two years of a discharge",
+            "outcome": r"DIAGNOSIS//(ICD10CM//N17|ICD9CM//584).*",
+            "horizon_days": 730.0,
+            "exclude_prior": True,
+        },
+    }
+    shared = {"index": ALIVE_DISCHARGE, "index_choice": "all", "censoring": "assume_complete"}
+    return ConfigDict({"tasks": {name: {**shared, **task} for name, task in tasks.items()}})

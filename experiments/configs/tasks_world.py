@@ -1,0 +1,43 @@
+"""Three questions about the synthetic world: one row per subject for two of them, every discharge for readmission.
+
+    python -m cometjax.evaluate --workdir runs/demo --meds runs/demo/meds --tasks experiments/configs/tasks_world.py \
+        --out runs/demo/evaluation
+    Expect: per task the AUROC of simulated futures beside that of logistic regression on counts, with intervals.
+
+Override a field as in any configuration: `--tasks.tasks.death_1y.horizon_days=180`.
+"""
+
+from ml_collections import ConfigDict
+
+INPATIENT_DISCHARGE = r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
+ANY_ENCOUNTER_END = r"ENCOUNTER//ENCOUNTER_END//.*"
+
+
+def get_config() -> ConfigDict:
+    """Tasks by name; the fields are those of cometjax.tasks.Task."""
+    tasks = {
+        "death_1y": {
+            "description": "Death within a year of the end of an encounter",
+            "index": ANY_ENCOUNTER_END,
+            "outcome": r"DEATH",
+            "horizon_days": 365.0,
+        },
+        "readmission_30d": {
+            "description": "Inpatient admission within 30 days of an inpatient discharge",
+            "index": INPATIENT_DISCHARGE,
+            "outcome": r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
+            "horizon_days": 30.0,
+            # Admissions are few, and those of the often admitted are the question: every discharge is a row.
+            "index_choice": "all",
+        },
+        "diabetes_onset_2y": {
+            "description": "First type 2 diabetes diagnosis within two years of the end of an encounter",
+            "index": ANY_ENCOUNTER_END,
+            "outcome": r"DIAGNOSIS//ICD10CM//E11.*",
+            "horizon_days": 730.0,
+            "exclude_prior": True,
+        },
+    }
+    # The world's subjects are all followed to the data set's end, so rows too near to it can be told and left out.
+    shared = {"index_choice": "one", "censoring": "dataset_end"}
+    return ConfigDict({"tasks": {name: {**shared, **task} for name, task in tasks.items()}})

@@ -1,0 +1,90 @@
+"""Risk is the share of futures with the outcome in time; what was cut short is counted and told."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from cometjax import decoding, estimators
+from cometjax.engine import Future
+from cometjax.tasks import Task
+from data_pipeline.corpus import Corpus
+from data_pipeline.vocabulary import Vocabulary
+
+DEATH = Task(name="death", index="X", horizon_days=365, outcome="DEATH")
+VISIT = Task(name="visit", index="X", horizon_days=30, outcome=r"ENCOUNTER//ENCOUNTER_START//OUTPATIENT.*")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(world_corpus) -> Vocabulary:
+    return Corpus.open(world_corpus).vocabulary
+
+
+def future(
+    vocabulary: Vocabulary, texts: list[str], sample: int = 0, *, stop: str = "horizon", subject: int = 1
+) -> Future:
+    """A future from events' concepts and intervals' names."""
+    tokens: list[int] = []
+    for text in texts:
+        if text in vocabulary.event_of_concept:
+            tokens += vocabulary.events[vocabulary.event_of_concept[text]].tokens
+        else:
+            tokens.append(vocabulary.ids[f"INTERVAL//{text}"])
+    return Future(subject, 10**15, sample, np.array(tokens, np.int32), stop)
+
+
+def risk(vocabulary: Vocabulary, futures: list[Future], task: Task) -> dict:
+    table = estimators.monte_carlo(estimators.outcome_times(futures, vocabulary, [DEATH, VISIT]), task)
+    assert len(table) == 1
+    return table.row(0, named=True)
+
+
+def _outpatient(vocabulary: Vocabulary) -> str:
+    return min(estimators.outcome_concepts(vocabulary, VISIT))
+
+
+def test_risk_is_the_share_of_samples_with_the_outcome_within_the_horizon(vocabulary) -> None:
+    visit = _outpatient(vocabulary)
+    futures = [
+        future(vocabulary, ["3d-1w", visit], 0),
+        future(vocabulary, ["30d-6mt", visit], 1),  # beyond 30 days
+        future(vocabulary, ["1d-3d", "DEATH"], 2, stop="death"),
+        future(vocabulary, ["1w-2w", visit, "6mt+", visit, "6mt+"], 3),
+    ]
+    visited = risk(vocabulary, futures, VISIT)
+    assert (visited["risk"], visited["samples"]) == (0.5, 4)
+    assert visited["standard_error"] == pytest.approx(np.sqrt(0.25 / 3))
+    died = risk(vocabulary, futures, DEATH)
+    assert (died["risk"], died["truncated"]) == (0.25, 0.0)
+
+
+def test_the_horizons_border_counts_and_a_second_more_does_not(vocabulary) -> None:
+    visit = _outpatient(vocabulary)
+    seconds = int(decoding.token_seconds(vocabulary)[vocabulary.ids["INTERVAL//3d-1w"]])
+    for horizon_seconds, expected in ((seconds, 1.0), (seconds - 1, 0.0)):
+        task = Task(**{**VISIT.__dict__, "horizon_days": horizon_seconds / 86_400})
+        times = estimators.outcome_times([future(vocabulary, ["3d-1w", visit])], vocabulary, [task])
+        assert estimators.monte_carlo(times, task)["risk"].to_list() == [expected]
+
+
+def test_an_outcome_without_an_interval_before_it_is_after_the_prediction_time(vocabulary) -> None:
+    assert risk(vocabulary, [future(vocabulary, ["DEATH"], stop="death")], DEATH)["risk"] == 1.0
+
+
+def test_samples_cut_short_before_the_horizon_are_told_and_only_those(vocabulary) -> None:
+    visit = _outpatient(vocabulary)
+    futures = [
+        future(vocabulary, ["1d-3d"], 0, stop="length"),  # cut short
+        future(vocabulary, ["1d-3d", visit], 1, stop="length"),  # answered before
+        future(vocabulary, ["30d-6mt"], 2, stop="length"),  # past the visit's horizon, not past death's
+        future(vocabulary, ["1d-3d"], 3, stop="timeline_end"),
+    ]
+    assert risk(vocabulary, futures, VISIT)["truncated"] == 0.25
+    assert risk(vocabulary, futures, DEATH)["truncated"] == 0.75
+    assert risk(vocabulary, futures, VISIT)["risk"] == 0.25
+
+
+def test_prompts_are_told_apart_and_one_sample_has_no_standard_error(vocabulary) -> None:
+    futures = [future(vocabulary, ["DEATH"], stop="death", subject=2), future(vocabulary, ["6mt+"], subject=1)]
+    table = estimators.monte_carlo(estimators.outcome_times(futures, vocabulary, [DEATH]), DEATH)
+    assert table.select("subject_id", "risk", "standard_error").rows() == [(2, 1.0, None), (1, 0.0, None)]
+    assert table.schema["prediction_time"] == pl.Datetime("us")

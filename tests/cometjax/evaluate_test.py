@@ -1,0 +1,116 @@
+"""From a workdir and MEDS data to results.json, predictions and a report; nothing half written."""
+
+import dataclasses
+import json
+import pathlib
+
+import polars as pl
+import pytest
+
+from cometjax import evaluate, tasks
+from cometjax.config import default_config
+from cometjax.evaluate import Options
+from cometjax.train import train
+from data_pipeline.errors import UserError
+from experiments.configs import tasks_world
+
+OPTIONS = Options(samples=3, max_rows_per_task=8, max_new_tokens=24, max_prompt_tokens=64, resamples=50)
+TASKS = tasks.tasks_from_config(tasks_world.get_config())
+
+
+@pytest.fixture(scope="module")
+def run(world_meds, world_corpus, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a model that has seen next to nothing."""
+    config = default_config()
+    config.corpus = str(world_corpus)
+    config.model.update(layers=1, width=32, heads=1, kv_heads=1, head_dim=32, mlp_width=32, scan_layers=False)
+    config.train.update(
+        steps=2, batch_rows=4, row_length=128, log_every=1, eval_every=2, eval_batches=2, checkpoint_every=2
+    )
+    config.optimizer.update(warmup_steps=1)
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    train(config, workdir, progress=False)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, world_meds) -> tuple[pathlib.Path, dict]:
+    out = run.parent / "evaluation"
+    results = evaluate.evaluate(work=run, meds_root=world_meds, tasks=TASKS, out=out, options=OPTIONS, progress=False)
+    return out, results
+
+
+def test_everything_is_written_and_nothing_else(evaluated) -> None:
+    out, results = evaluated
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    tables = {f"{folder}/{task.name}.parquet" for task in TASKS for folder in ("labels", "predictions")}
+    assert names == {"results.json", "report.html", *tables}
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert not list(out.parent.glob(".*partial"))
+
+
+def test_predictions_are_in_meds_evaluations_schema_and_equal_the_scored_rows(evaluated) -> None:
+    out, results = evaluated
+    for task in TASKS:
+        predictions = pl.read_parquet(out / "predictions" / f"{task.name}.parquet")
+        assert predictions.schema == {
+            "subject_id": pl.Int64,
+            "prediction_time": pl.Datetime("us"),
+            "boolean_value": pl.Boolean,
+            "predicted_boolean_value": pl.Boolean,
+            "predicted_boolean_probability": pl.Float64,
+        }
+        result = results["tasks"][task.name]
+        assert len(predictions) == result["n"] <= OPTIONS.max_rows_per_task
+        assert predictions["boolean_value"].sum() == result["positives"]
+        assert set(predictions["predicted_boolean_probability"] * OPTIONS.samples) <= {0.0, 1.0, 2.0, 3.0}
+        labels = pl.read_parquet(out / "labels" / f"{task.name}.parquet")
+        assert labels.equals(predictions.select(labels.columns))
+
+
+def test_only_held_out_subjects_are_scored(evaluated, world_meds) -> None:
+    splits = dict(pl.read_parquet(world_meds / "metadata" / "subject_splits.parquet").iter_rows())
+    for path in (evaluated[0] / "labels").iterdir():
+        assert {splits[subject] for subject in pl.read_parquet(path)["subject_id"]} == {"held_out"}
+
+
+def test_losses_are_of_the_model_and_of_count_models_on_as_many_targets(evaluated, run) -> None:
+    losses = evaluated[1]["losses"]
+    tuning = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in tuning if line["split"] == "tuning"][-1]
+    assert losses["tuning_loss"] == last["loss"]
+    assert losses["targets"] == sum(value for key, value in last.items() if key.startswith("tokens/"))
+    assert losses["bigram_loss"] < losses["unigram_loss"]
+
+
+def test_the_report_shows_no_subject_id(evaluated) -> None:
+    out, _ = evaluated
+    page = (out / "report.html").read_text()
+    assert "One subject" in page and "http:" not in page and "https:" not in page
+    text = page.replace("<svg", "\n<svg")
+    ids = pl.read_parquet(out / "labels" / "death_1y.parquet")["subject_id"]
+    assert not any(f"subject {subject}" in text or f">{subject}<" in text for subject in ids if subject > 1000)
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(evaluated, run, world_meds) -> None:
+    out, _ = evaluated
+    before = (out / "results.json").read_bytes()
+    with pytest.raises(UserError, match="not an empty folder"):
+        evaluate.evaluate(work=run, meds_root=world_meds, tasks=TASKS, out=out, options=OPTIONS, progress=False)
+    assert (out / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen", "says"),
+    [
+        ({"split": "nowhere"}, TASKS, "no subject in split nowhere"),
+        ({}, [tasks.Task(name="none", index="NO_SUCH_CONCEPT", horizon_days=1, outcome="DEATH")], "no task has a row"),
+    ],
+)
+def test_nothing_to_score_is_one_clear_error_and_nothing_written(run, world_meds, options, chosen, says) -> None:
+    out = run.parent / "never"
+    with pytest.raises(UserError, match=says):
+        evaluate.evaluate(
+            work=run, meds_root=world_meds, tasks=chosen, out=out, options=dataclasses.replace(OPTIONS, **options)
+        )
+    assert not out.exists() and not list(run.parent.glob(".*partial"))

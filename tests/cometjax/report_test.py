@@ -1,0 +1,257 @@
+"""The report renders offline from plausible results, from almost nothing, and shows no subject id."""
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from cometjax import report, scores
+from cometjax.report_story import DatedEvent, Story, Strip
+
+
+def made_up_scores(rng: np.random.Generator, labels_N: np.ndarray, skill: float) -> dict:
+    risk_N = np.clip(
+        labels_N.mean() + skill * (labels_N - labels_N.mean()) + 0.16 * rng.normal(size=len(labels_N)), 0, 1
+    )
+    risk_N = np.round(16 * risk_N) / 16
+    drawn = scores.resample_subjects(np.arange(len(labels_N)), 200, 0)
+    auroc = scores.interval(scores.auroc_weighted, labels_N, risk_N, drawn)
+    table, error = scores.calibration(labels_N, risk_N)
+    return {
+        "auroc": auroc.value,
+        "low": auroc.low,
+        "high": auroc.high,
+        "reason": auroc.reason,
+        "auprc": 0.41,
+        "auprc_low": 0.3,
+        "auprc_high": 0.5,
+        "brier": 0.11,
+        "brier_low": 0.1,
+        "brier_high": 0.12,
+        "ece": error,
+        "calibration": table,
+        "roc": dict(scores.roc_curve(labels_N, risk_N)),
+    }
+
+
+def made_up_task(seed: int, rate: float, horizon_days: float, description: str, rows: int = 300) -> dict:
+    rng = np.random.default_rng(seed)
+    labels_N = (rng.random(rows) < rate).astype(float)
+    rival = {
+        **made_up_scores(rng, labels_N, 0.18),
+        "features": 412,
+        "inverse_penalty": 0.01,
+        "training_rows": 9_812,
+        "training_positives": 1_033,
+        "auroc_gain_of_model": {"value": 0.021, "low": -0.034, "high": 0.071, "reason": ""},
+    }
+    return {
+        **made_up_scores(rng, labels_N, 0.22),
+        "description": description,
+        "outcome": "DEATH",
+        "horizon_days": horizon_days,
+        "censoring": "dataset_end",
+        "n": rows,
+        "subjects": rows,
+        "positives": int(labels_N.sum()),
+        "prevalence": float(labels_N.mean()),
+        "mean_risk": rate,
+        "mean_standard_error": 0.071,
+        "truncated_share": 0.02,
+        "outcome_in_vocabulary": 0.993,
+        "candidates": 2_841,
+        "excluded": {"dead_at_index": 3, "horizon_past_data": 611, "not_chosen": 1_927},
+        "baselines": {
+            "prevalence": {"auroc": 0.5, "low": 0.5, "high": 0.5, "brier": 0.12, "predicted": rate},
+            "logistic_regression": rival,
+        },
+    }
+
+
+def undefined_task() -> dict:
+    nothing = {key: None for key in ("auroc", "low", "high", "auprc", "auprc_low", "auprc_high", "brier", "ece")}
+    empty = {"false_positive_rate": [], "true_positive_rate": []}
+    return (
+        made_up_task(9, 0.2, 730.0, "First kidney failure within two years of a discharge", 20)
+        | nothing
+        | {
+            "reason": "no positive rows",
+            "positives": 0,
+            "prevalence": 0.0,
+            "brier": 0.01,
+            "ece": 0.013,
+            "roc": empty,
+            "excluded": {},
+            "baselines": {
+                "prevalence": {"auroc": None, "low": None, "high": None, "brier": 0.01, "predicted": 0.1},
+                "logistic_regression": {**nothing, "reason": "no positive rows"},
+            },
+        }
+    )
+
+
+def made_up_results() -> dict:
+    return {
+        "run": {
+            "workdir": "demo",
+            "step": 1500,
+            "created": "2026-01-02T03:04:05+00:00",
+            "parameters": 3_412_864,
+            "corpus_fingerprint": "0f" * 32,
+            "dataset": {"name": "synthetic world", "version": "1", "subjects": 4000},
+            "config": {
+                "model": {"layers": 4, "width": 256, "heads": 4},
+                "train": {"row_length": 512},
+                "corpus": "runs/demo/corpus",
+            },
+            "options": {"samples": 16, "split": "held_out", "seed": 0, "resamples": 1000},
+        },
+        "losses": {"tuning_loss": 1.893, "unigram_loss": 4.711, "bigram_loss": 2.384, "targets": 50_000.0},
+        "training": {"tokens_per_second": 14_210.0},
+        "simulation": {
+            "prompts": 612,
+            "futures": 9792,
+            "tokens": 801_223,
+            "wall_s": 141.2,
+            "tokens_per_second": 5674.0,
+            "stops": {"death": 1200, "horizon": 8500, "length": 92},
+        },
+        "tasks": {
+            "death_1y": made_up_task(1, 0.16, 365.0, "Death within a year of the end of an encounter"),
+            "readmission_30d": made_up_task(
+                2, 0.22, 30.0, "Inpatient admission within 30 days of an inpatient discharge"
+            ),
+            "diabetes_onset_2y": made_up_task(3, 0.08, 730.0, "First type 2 diabetes diagnosis within two years"),
+        },
+    }
+
+
+def made_up_records() -> list[dict]:
+    rng = np.random.default_rng(0)
+    finals = {
+        "DIAGNOSIS": 2.9,
+        "LAB": 1.35,
+        "MEDICATION": 1.9,
+        "PROCEDURE": 2.2,
+        "ENCOUNTER": 0.42,
+        "INTERVAL": 1.41,
+        "VALUE": 2.05,
+        "DEPARTMENT": 0.9,
+        "CHIEF_COMPLAINT": 2.87,
+        "DEATH": 0.38,
+        "SPECIAL": 0.4,
+    }
+    records = []
+    for step in range(10, 1501, 10):
+        loss = 1.89 + 4.2 * np.exp(-step / 130)
+        records.append(
+            {"step": step, "split": "train", "loss": loss + 0.03 * rng.normal(), "tokens_per_second": 14_000.0}
+        )
+        if step % 150 == 0:
+            by_kind = {f"loss/{kind}": value + 3 * np.exp(-step / 200) for kind, value in finals.items()}
+            records.append({"step": step, "split": "tuning", "loss": loss, **by_kind, "tokens/LAB": 9000})
+    return records
+
+
+def made_up_story(samples: int = 16) -> Story:
+    rng = np.random.default_rng(4)
+    lanes = ("ENCOUNTER", "DIAGNOSIS", "LAB", "MEDICATION", "PROCEDURE", "OTHER")
+    tasks = {"death_1y": 365.0, "readmission_30d": 30.0, "diabetes_onset_2y": 730.0}
+
+    def events(visits: np.ndarray) -> tuple[DatedEvent, ...]:
+        return tuple(
+            DatedEvent(float(visit), lanes[i % 6]) for visit in visits for i in range(1 + int(rng.integers(3, 12)))
+        )
+
+    def strip() -> Strip:
+        died = rng.random() < 0.3
+        days = float(rng.uniform(100, 700)) if died else 730.0
+        outcomes = {"death_1y": days} if died and days < 365 else {}
+        if rng.random() < 0.3:
+            outcomes["readmission_30d"] = float(rng.uniform(2, 29))
+        if rng.random() < 0.3 and days > 200:
+            outcomes["diabetes_onset_2y"] = float(rng.uniform(20, days))
+        visits = np.sort(rng.uniform(0, days, int(rng.integers(1, 14))))
+        return Strip(
+            events(visits), outcomes, "death" if died else ("length" if rng.random() < 0.1 else "horizon"), days
+        )
+
+    return Story(
+        tasks, 730.0, events(np.sort(-rng.uniform(0, 3600, 40))), strip(), tuple(strip() for _ in range(samples))
+    )
+
+
+class _Resources(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.images: list[dict] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.references += [
+            values[key] or "" for key in ("src", "href", "xlink:href", "data", "action") if key in values
+        ]
+        if tag in ("script", "link", "iframe", "img", "object", "embed"):
+            self.references.append(f"<{tag}>")
+        if tag == "svg":
+            self.images.append(values)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report.render(made_up_results(), made_up_records(), made_up_story())
+
+
+def test_the_page_needs_nothing_from_outside_itself(page: str) -> None:
+    parser = _Resources()
+    parser.feed(page)
+    assert parser.references and all(reference.startswith("#") for reference in parser.references)
+    assert "http:" not in page and "https:" not in page and "@import" not in page and "<script" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_every_figure_has_a_text_alternative(page: str) -> None:
+    parser = _Resources()
+    parser.feed(page)
+    assert len(parser.images) == 2 + 3 + 2
+    assert all(image["role"] == "img" and image["aria-label"] and "viewbox" in image for image in parser.images)
+
+
+def test_the_page_shows_the_figures_of_the_results(page: str) -> None:
+    results = made_up_results()
+    for value in ("1.893", "2.384", "4.711", "3,412,864", "14,210", "611 horizon passes the end of the data"):
+        assert value in page
+    for name, task in results["tasks"].items():
+        assert name in page and report.with_interval(task) in page
+
+
+def test_text_from_outside_is_escaped() -> None:
+    results = made_up_results()
+    results["run"]["dataset"]["name"] = "<script>alert(1)</script>"
+    results["tasks"] = {"a_b": made_up_task(1, 0.2, 30.0, "less <b>than</b> & more")}
+    page = report.render(results, [], None)
+    assert "<script" not in page and "less &lt;b&gt;than&lt;/b&gt; &amp; more" in page
+
+
+def test_undefined_scores_are_named_and_missing_parts_left_out() -> None:
+    results = made_up_results()
+    results["losses"], results["training"] = {}, {}
+    results["tasks"] = {"kidney": undefined_task()}
+    page = report.render(results, [], None)
+    assert "not defined" in page and "no positive rows" in page
+    assert "Tuning loss" not in page and "One subject" not in page
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    again = [report.render(made_up_results(), made_up_records(), made_up_story(3)) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_the_text_table_holds_losses_and_intervals() -> None:
+    results = made_up_results()
+    results["tasks"]["kidney"] = undefined_task()
+    table = report.text_table(results)
+    assert "tuning loss   1.8930 nats/token" in table and "not defined" in table
+    assert report.with_interval(results["tasks"]["death_1y"]) in table

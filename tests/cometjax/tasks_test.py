@@ -1,0 +1,230 @@
+"""What a label means: borders of the horizon, who is out and why, and which of a subject's rows is asked."""
+
+import datetime
+
+import polars as pl
+import pytest
+
+from cometjax import tasks
+from cometjax.tasks import Labels, Task
+from data_pipeline import code_maps, meds
+from data_pipeline.errors import UserError
+from experiments.configs import tasks_mimic, tasks_world
+
+START, END = "ENCOUNTER_START//INPATIENT", "ENCOUNTER_END//INPATIENT//HOME"
+DAY0 = datetime.datetime(2020, 1, 1, 12)
+DISCHARGE = r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
+ADMISSION = r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*"
+READMISSION = Task(name="readmission", index=DISCHARGE, horizon_days=30, outcome=ADMISSION)
+DIABETES = Task(
+    name="onset", index=DISCHARGE, horizon_days=365, outcome=r"DIAGNOSIS//ICD10CM//E11.*", exclude_prior=True
+)
+FAR = (99, DAY0 + datetime.timedelta(days=5000), START, None)
+
+
+def day(days: float, *, us: int = 0) -> datetime.datetime:
+    return DAY0 + datetime.timedelta(days=days, microseconds=us)
+
+
+def row(subject: int, when: datetime.datetime | None, code: str) -> tuple:
+    return (subject, when, code, None)
+
+
+@pytest.fixture
+def label(write_meds):
+    """label(rows, task) -> Labels of subject 1 to 98; subject 99 makes the data end late."""
+
+    def run(rows: list[tuple], task: Task, *, far: bool = True, **options) -> Labels:
+        everyone = sorted({subject for subject, *_ in rows})
+        rows = sorted(rows, key=lambda r: (r[0], r[1] is not None, r[1] or DAY0)) + ([FAR] if far else [])
+        splits = dict.fromkeys([*everyone, 99], "train")
+        dataset = meds.open_dataset(write_meds({"train/0": rows}, splits))
+        return tasks.labels(dataset, everyone, task, code_maps.named("world"), **options)
+
+    return run
+
+
+def values(labels: Labels) -> list[bool]:
+    return labels.frame["boolean_value"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        (day(30), True),
+        (day(30, us=1), False),
+        (day(0, us=1), True),
+        (day(0), False),
+        (day(-1), False),
+    ],
+)
+def test_the_outcome_counts_after_the_prediction_time_up_to_and_including_the_horizon(label, when, expected) -> None:
+    labels = label([row(1, day(0), END), row(1, when, START)], READMISSION)
+    assert values(labels) == [expected]
+    assert labels.frame["prediction_time"].to_list() == [DAY0]
+    assert labels.frame.schema == {
+        "subject_id": pl.Int64,
+        "prediction_time": pl.Datetime("us"),
+        "boolean_value": pl.Boolean,
+    }
+
+
+def test_a_later_outcome_does_not_hide_an_earlier_one_and_subjects_do_not_mix(label) -> None:
+    rows = [
+        row(1, day(0), END),
+        row(1, day(10), START),
+        row(1, day(400), START),
+        row(2, day(0), END),
+        row(3, day(5), START),
+    ]
+    labels = label(rows, READMISSION)
+    assert labels.frame.select("subject_id", "boolean_value").rows() == [(1, True), (2, False)]
+
+
+@pytest.mark.parametrize(
+    ("diagnosed", "rows_left"), [(day(-500), 0), (day(0), 0), (None, 0), (day(0, us=1), 1), (day(100), 1)]
+)
+def test_incident_disease_leaves_out_subjects_who_have_it_by_the_prediction_time(label, diagnosed, rows_left) -> None:
+    labels = label([row(1, day(0), END), row(1, diagnosed, "ICD10CM//E11.65")], DIABETES)
+    assert len(labels.frame) == rows_left and labels.excluded["prior_outcome"] == 1 - rows_left
+
+
+def test_without_exclude_prior_a_repeat_is_a_positive(label) -> None:
+    rows = [row(1, day(-9), START), row(1, day(0), END), row(1, day(20), START)]
+    assert values(label(rows, READMISSION)) == [True]
+
+
+@pytest.mark.parametrize("outcome", [True, False])
+def test_rows_whose_horizon_passes_the_datas_end_are_out_whatever_their_outcome(label, outcome) -> None:
+    last = row(2, day(29), START)
+    rows = [row(1, day(0), END), *([row(1, day(5), START)] if outcome else []), last]
+    labels = label(rows, READMISSION, far=False)
+    assert len(labels.frame) == 0 and labels.excluded["horizon_past_data"] == 1
+    on_the_border = label([*rows[:-1], row(2, day(30), START)], READMISSION, far=False)
+    assert values(on_the_border) == [outcome]
+
+
+def test_assume_complete_takes_the_unrecorded_for_not_happened(label) -> None:
+    task = Task(name="t", index=DISCHARGE, horizon_days=30, outcome=ADMISSION, censoring="assume_complete")
+    labels = label([row(1, day(0), END)], task, far=False)
+    assert values(labels) == [False] and "horizon_past_data" not in labels.excluded
+
+
+def test_the_dead_are_not_asked(label) -> None:
+    rows = [row(1, day(0), "MEDS_DEATH"), row(1, day(0), END), row(2, day(0), END), row(2, day(3), "MEDS_DEATH")]
+    labels = label(rows, Task(name="death", index=DISCHARGE, horizon_days=30, outcome="DEATH"))
+    assert labels.frame.select("subject_id", "boolean_value").rows() == [(2, True)]
+    assert labels.excluded["dead_at_index"] == 1
+
+
+def test_every_candidate_is_a_row_or_is_counted_out(label) -> None:
+    rows = []
+    for subject in range(1, 30):
+        rows += [row(subject, day(90 * visit + subject), END) for visit in range(subject % 5)]
+        if subject % 3 == 0:
+            rows.append(row(subject, day(100), "MEDS_DEATH"))
+        if subject % 4 == 0:
+            rows.append(row(subject, day(150), "ICD10CM//E11.9"))
+    for choice in tasks.INDEX_CHOICES:
+        task = Task(**{**DIABETES.__dict__, "index_choice": choice, "censoring": "dataset_end"})
+        labels = label(rows, task, far=False)
+        assert labels.candidates == len(labels.frame) + sum(labels.excluded.values())
+        assert (
+            min(
+                labels.excluded["dead_at_index"], labels.excluded["prior_outcome"], labels.excluded["horizon_past_data"]
+            )
+            > 0
+        )
+        if choice != "all":
+            assert labels.frame["subject_id"].is_unique().all()
+
+
+def test_one_row_a_subject_depends_on_the_seed_and_not_on_the_outcome(label) -> None:
+    visits = [row(subject, day(100 * visit), END) for subject in range(1, 60) for visit in range(5)]
+    task = Task(**{**READMISSION.__dict__, "index_choice": "one"})
+    first = label(visits, task, seed=1).frame
+    assert len(first) == 59 and first["prediction_time"].n_unique() > 1
+    with_outcomes = label(
+        [*visits, *[row(s, day(100 * v + 3), START) for s in range(1, 60) for v in (1, 3)]], task, seed=1
+    ).frame
+    assert with_outcomes.drop("boolean_value").equals(first.drop("boolean_value"))
+    assert with_outcomes["boolean_value"].any()
+    assert not label(visits, task, seed=2).frame.equals(first)
+
+
+def test_last_is_the_last_row(label) -> None:
+    task = Task(**{**READMISSION.__dict__, "index_choice": "last"})
+    labels = label([row(1, day(100 * visit), END) for visit in range(4)], task)
+    assert labels.frame["prediction_time"].to_list() == [day(300)]
+
+
+def test_events_of_one_instant_are_one_candidate(label) -> None:
+    labels = label([row(1, day(0), END), row(1, day(0), "ENCOUNTER_END//INPATIENT//REHAB")], READMISSION)
+    assert labels.candidates == 1 and len(labels.frame) == 1
+
+
+def test_drawn_rows_are_shared_by_tasks_that_share_prompts() -> None:
+    times = [day(i) for i in range(400)]
+    frame = pl.DataFrame({"subject_id": range(400), "prediction_time": times}).cast(
+        {"prediction_time": pl.Datetime("us")}
+    )
+    drawn = tasks.draw_rows(frame, 100, seed=3)
+    of_half = tasks.draw_rows(frame.sample(200, seed=0), 100, seed=3)
+    assert len(drawn) == len(of_half) == 100
+    assert len(drawn.join(of_half, on=["subject_id", "prediction_time"])) > 40
+    assert tasks.draw_rows(frame, 400, seed=3).equals(frame)
+
+
+def test_the_hash_is_fixed_and_uniform() -> None:
+    ids, times = pl.Series(range(4000)), pl.Series([7] * 4000)
+    keys = tasks.row_hash(ids, times, seed=0)
+    assert keys[:2].tolist() == tasks.row_hash(ids[:2], times[:2], seed=0).tolist()
+    assert len(set(keys.tolist())) == 4000
+    assert 0.45 < (keys >> 63).mean() < 0.55
+    assert (keys != tasks.row_hash(ids, times, seed=1)).all() and (keys != tasks.row_hash(ids, times + 1, seed=0)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"index": "("}, "regular expression"),
+        ({"horizon_days": 0}, "horizon_days"),
+        ({"censoring": "none"}, "censoring"),
+        ({"index_choice": "some"}, "index_choice"),
+        ({"name": "a/b"}, "name"),
+    ],
+)
+def test_a_wrong_task_is_refused_by_field(change, says) -> None:
+    with pytest.raises(UserError, match=says):
+        Task(**{**READMISSION.__dict__, **change})
+
+
+def test_a_wrong_task_file_is_refused_by_key() -> None:
+    good = {"index": "A", "horizon_days": 1.0, "outcome": "B"}
+    for content, says in (
+        ({}, "no tasks"),
+        ({"a": {**good, "horizon": 3}}, "horizon"),
+        ({"a": {"index": "A"}}, "missing"),
+    ):
+        with pytest.raises(UserError, match=says):
+            tasks.tasks_from_config({"tasks": content})
+    assert tasks.tasks_from_config({"tasks": {"a": good}})[0].horizon_days == 1.0
+
+
+def test_the_worlds_tasks_all_have_both_outcomes(world_meds) -> None:
+    dataset = meds.open_dataset(world_meds)
+    subjects = dataset.splits["subject_id"].to_list()
+    events = tasks.read_events(dataset, subjects, code_maps.named("world"))
+    for task in tasks.tasks_from_config(tasks_world.get_config()):
+        labels = tasks.label(events, subjects, task)
+        assert len(labels.frame) >= 30 and 0 < labels.frame["boolean_value"].mean() < 1, task.name
+
+
+def test_mimics_tasks_have_rows_and_no_one_is_asked_at_the_discharge_they_died_in(mimic_demo) -> None:
+    dataset = meds.open_dataset(mimic_demo)
+    subjects = dataset.splits["subject_id"].to_list()
+    events = tasks.read_events(dataset, subjects, code_maps.named("mimic"))
+    for task in tasks.tasks_from_config(tasks_mimic.get_config()):
+        labels = tasks.label(events, subjects, task)
+        assert labels.candidates == 275 - 15
+        assert len(labels.frame) >= 100 and 10 <= labels.frame["boolean_value"].sum() < len(labels.frame), task.name
