@@ -103,8 +103,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """
     _validate_keys(config)
     _validate_model(config)
-    _validate_optimizer(config)
     _validate_train(config)
+    _validate_optimizer(config)
 
 
 def _validate_keys(config: ml_collections.ConfigDict) -> None:
@@ -118,7 +118,7 @@ def _validate_keys(config: ml_collections.ConfigDict) -> None:
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             continue
         if type(value) is not type(default):
-            raise UserError(f"{value!r} is a {type(value).__name__}", where=key, fix=f"use a {type(default).__name__}")
+            raise UserError(f"{value!r} is a {type(value).__name__}", where=key, fix=f"use {type(default).__name__}")
 
 
 def _leaves(config: ml_collections.ConfigDict, prefix: str = "config") -> Iterator[tuple[str, Any]]:

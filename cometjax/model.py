@@ -231,22 +231,32 @@ def _layer(
     weights = {name: w if name.endswith("_norm") else w.astype(config.compute_dtype) for name, w in weights.items()}
 
     h_BxLxD = _rms_norm(x_BxLxD, weights["attention_norm"], config.norm_eps)
-    q_BxLxHxC = jnp.einsum("bld,dhc->blhc", h_BxLxD, weights["query"])
-    k_BxLxKxC = jnp.einsum("bld,dkc->blkc", h_BxLxD, weights["key"])
-    v_BxLxKxC = jnp.einsum("bld,dkc->blkc", h_BxLxD, weights["value"])
+    q_BxLxHxC = _project(h_BxLxD, weights["query"])
+    k_BxLxKxC = _project(h_BxLxD, weights["key"])
+    v_BxLxKxC = _project(h_BxLxD, weights["value"])
     if config.qkv_bias:
         q_BxLxHxC += weights["query_bias"]
         k_BxLxKxC += weights["key_bias"]
         v_BxLxKxC += weights["value_bias"]
     q_BxLxHxC, k_BxLxKxC = _rotate(q_BxLxHxC, rotation_BxLxC), _rotate(k_BxLxKxC, rotation_BxLxC)
     out_BxLxHxC, cache = attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, cache)
-    x_BxLxD += jnp.einsum("blhc,hcd->bld", out_BxLxHxC, weights["attention_out"])
+    x_BxLxD += _project(out_BxLxHxC, weights["attention_out"], inputs=2)
 
     h_BxLxD = _rms_norm(x_BxLxD, weights["mlp_norm"], config.norm_eps)
-    gate_BxLxF = jnp.einsum("bld,df->blf", h_BxLxD, weights["mlp_gate"])
-    up_BxLxF = jnp.einsum("bld,df->blf", h_BxLxD, weights["mlp_up"])
-    x_BxLxD += jnp.einsum("blf,fd->bld", jax.nn.silu(gate_BxLxF) * up_BxLxF, weights["mlp_down"])
+    gate_BxLxF = _project(h_BxLxD, weights["mlp_gate"])
+    up_BxLxF = _project(h_BxLxD, weights["mlp_up"])
+    x_BxLxD += _project(jax.nn.silu(gate_BxLxF) * up_BxLxF, weights["mlp_down"])
     return x_BxLxD, cache
+
+
+def _project(x: jax.Array, weight: jax.Array, inputs: int = 1) -> jax.Array:
+    """Contract the last `inputs` axes of `x` with the first of `weight`, as a product of two matrices.
+
+    Flattened because XLA's CPU backend takes about twice as long for the same product over [B, L, D].
+    """
+    rows_by_in = x.reshape(-1, math.prod(weight.shape[:inputs]))
+    rows_by_out = rows_by_in @ weight.reshape(rows_by_in.shape[1], -1)
+    return rows_by_out.reshape(*x.shape[:-inputs], *weight.shape[inputs:])
 
 
 def _rms_norm(x_BxLxD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

@@ -74,5 +74,5 @@ def test_a_state_dict_of_another_model_is_refused_by_tensor_name(change, message
 
 
 def test_a_model_without_qkv_bias_has_no_qwen2_form() -> None:
-    with pytest.raises(UserError, match="config.model.qkv_bias"):
+    with pytest.raises(UserError, match=r"config\.model\.qkv_bias"):
         to_hf_state(Decoder(dataclasses.replace(SMALL, qkv_bias=False), rngs=nnx.Rngs(0)))
