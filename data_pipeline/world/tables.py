@@ -101,7 +101,7 @@ def _conditions() -> dict[str, np.ndarray]:
     for column, item in enumerate(items):
         phenotype_HxC[PHENOTYPE[item.group], column] = conditions.OWN_GROUP
     phenotype_HxC[PHENOTYPE["ROBUST"]] = conditions.ROBUST_ALL
-    staged_C = requires_CxC.any(axis=0)
+    staged_C = requires_CxC.sum(axis=0) > 0
     # What phenotype does to a stage or an exacerbation it has mostly done to the condition behind it.
     phenotype_HxC[:, staged_C] *= 0.5
     return dict(
