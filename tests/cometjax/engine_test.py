@@ -188,13 +188,16 @@ def test_a_gap_below_the_shortest_interval_asks_nothing() -> None:
 @pytest.mark.parametrize("days, name", [(0.25, "6h-12h"), (40, "30d-6mt"), (182, "30d-6mt")])
 def test_a_gap_before_the_prediction_time_must_end_after_it(days, name) -> None:
     least = PRESET.names.index(name)
-    futures = simulate([Prompt(subject, 12, days * DAY) for subject in range(12)])
+    horizon = 5 * DAY
+    futures = simulate([Prompt(subject, 12, days * DAY) for subject in range(12)], horizon_seconds=horizon)
     firsts = np.array([INTERVALS.index(future.tokens_T[0]) for future in futures])
     assert (firsts >= least).all() and (firsts == least).any()
     seconds_V = decoding.token_seconds(VOCABULARY)
     for future in futures:
         after = future.start_seconds + seconds_V[future.tokens_T[0]]
         assert after == max(0, seconds_V[future.tokens_T[0]] - days * DAY)
+        end = future.start_seconds + seconds_V[future.tokens_T].sum()
+        assert (end > horizon) == (future.stop == "horizon")
     # Among the intervals that are left, the model's own proportions hold: the others were cut, not moved.
     if least < len(INTERVALS) - 2:
         assert len(set(firsts)) > 1
