@@ -12,6 +12,8 @@ from cometjax.report_figures import with_interval
 from cometjax.report_story import Story
 
 TEMPLATE = "report.html.j2"
+# Below this many rows of a class, percentile intervals are too narrow to be taken at their word.
+FEW_ROWS = 10
 _REASONS = {
     "dead_at_index": "dead at the index",
     "prior_outcome": "had the outcome before",
@@ -58,6 +60,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         run=results["run"],
         losses=losses,
         tasks=results["tasks"],
+        few=[n for n, t in results["tasks"].items() if min(t["positives"], t["n"] - t["positives"]) < FEW_ROWS],
         reasons=_REASONS,
         stops=_STOPS,
         loss_figure=_markup(

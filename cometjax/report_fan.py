@@ -24,19 +24,23 @@ def fan(story: Story, title: str) -> str:
         order = ("encounter start", "other event", "death", "out of tokens", *story.tasks)
         shown = sorted(zip(*future.get_legend_handles_labels(), strict=True), key=lambda pair: order.index(pair[1]))
         handles, names = zip(*shown, strict=True) if shown else ((), ())
-        figure.legend(handles, names, loc="outside lower center", ncols=min(7, max(1, len(names))))
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=max(1, int(110 / (6 + max(map(len, names), default=0))))
+        )
         return to_svg(figure, title)
 
 
 def _history_lanes(axes: Axes, story: Story) -> None:
     lanes = story.lanes
+    oldest = min((event.days for event in story.history), default=0.0)
+    unit, length = ("years", 365.25) if oldest < -730 else ("days", 1.0)
     for height, lane in enumerate(lanes):
-        years = [event.days / 365.25 for event in story.history if event.lane == lane]
-        alpha = float(np.clip(25 / np.sqrt(1 + len(years)) / 5, 0.25, 1.0))
-        axes.vlines(years, height - 0.36, height + 0.36, color=INK, linewidth=0.8, alpha=alpha)
+        times = [event.days / length for event in story.history if event.lane == lane]
+        alpha = float(np.clip(25 / np.sqrt(1 + len(times)) / 5, 0.25, 1.0))
+        axes.vlines(times, height - 0.36, height + 0.36, color=INK, linewidth=0.8, alpha=alpha)
     axes.axvline(0, color=ORANGE, linewidth=2)
     axes.set_yticks(range(len(lanes)), [lane.replace("_", " ").lower() for lane in lanes])
-    axes.set(title="History", xlabel="years before the prediction time", ylim=(len(lanes) - 0.4, -0.6))
+    axes.set(title="History", xlabel=f"{unit} before the prediction time", ylim=(len(lanes) - 0.4, -0.6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.margins(x=0.02)
 
@@ -141,7 +145,7 @@ def _cumulative_counts(axes: Axes, story: Story) -> None:
     axes.axvline(0, color=GREY, linestyle=":", linewidth=1)
     axes.set(title="Events so far", xlabel="days from the prediction time", ylabel="cumulative number of events")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlim(-window, story.horizon_days * 1.01)
+    axes.set_xlim(max(-window, min([*past, -0.3 * story.horizon_days])), story.horizon_days * 1.01)
     axes.set_ylim(bottom=max(0, start - shown - 1))
     axes.legend(loc="upper left")
 

@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
             "outcome": r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
             "horizon_days": 30.0,
         },
-        "kidney_injury_onset_2y": {
-            "description": "First acute kidney failure (ICD-10 N17, ICD-9 584) within two years of a discharge",
-            "outcome": r"DIAGNOSIS//(ICD10CM//N17|ICD9CM//584).*",
+        "anemia_onset_2y": {
+            "description": "First anemia (ICD-10 D50, D62-D64; ICD-9 280, 285) within two years of a discharge",
+            "outcome": r"DIAGNOSIS//(ICD10CM//D(50|6[234])|ICD9CM//28[05]).*",
             "horizon_days": 730.0,
             "exclude_prior": True,
         },
