@@ -47,7 +47,7 @@ def _model() -> ml_collections.ConfigDict:
     model.compute_dtype = "auto"  # "auto" (bfloat16 on accelerators, float32 on CPU), "float32" or "bfloat16"
     model.param_dtype = "float32"
     model.attention = "reference"  # an implementation in cometjax/attention.py
-    model.scan_layers = True  # one compiled layer looped over; False unrolls: faster on CPU, compiles longer
+    model.scan_layers = True  # loop over one compiled layer; False unrolls: compiles longer, a bit faster on CPU
     model.remat = "none"  # recomputation in the backward pass, per layer: "none", "dots" or "full"
     return model
 

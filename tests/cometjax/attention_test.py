@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import ArrayLike
 
 from cometjax.attention import MIN_QUERY_BLOCK, attend_masked, attention
 from data_pipeline.errors import UserError
@@ -24,9 +25,9 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BxL: jax.Arr
     return attention(q, k, v, segment_ids_BxL=segment_ids_BxL, implementation="reference")
 
 
-def by_definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, segments_BxL: np.ndarray) -> np.ndarray:
+def by_definition(q: ArrayLike, k: ArrayLike, v: ArrayLike, segments_BxL: np.ndarray) -> np.ndarray:
     """softmax(q . k / sqrt(C)) v over the earlier tokens of the same segment, in float64 loops."""
-    q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
+    q, k, v = np.asarray(q, np.float64), np.asarray(k, np.float64), np.asarray(v, np.float64)
     out = np.zeros_like(q)
     for b, i, h in np.ndindex(*q.shape[:3]):
         keys = [j for j in range(i + 1) if segments_BxL[b, j] == segments_BxL[b, i] != 0]
@@ -81,7 +82,7 @@ def test_padding_gives_zeros_and_finite_gradients() -> None:
     q, k, v = inputs(3, 16, 2)
     padding_BxL = SEGMENTS_BxL == 0
 
-    def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def total(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         out = reference(q, k, v, jnp.asarray(SEGMENTS_BxL))
         return jnp.sum(jnp.square(out)), out
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +67,9 @@ def test_a_model_goes_through_a_state_dict_bitwise(tied: bool) -> None:
         (lambda state: state.update({"lm_head.weight": np.ones((61, 24))}), "differs from the embedding"),
     ],
 )
-def test_a_state_dict_of_another_model_is_refused_by_tensor_name(change, message: str) -> None:
+def test_a_state_dict_of_another_model_is_refused_by_tensor_name(
+    change: Callable[[dict], object], message: str
+) -> None:
     config, state, _, _ = golden("tied")
     change(state)
     with pytest.raises(UserError, match=message):

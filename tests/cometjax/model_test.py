@@ -119,6 +119,14 @@ def test_remat_changes_no_gradient(state: nnx.State, remat: str, scan_layers: bo
     assert_trees_close(gradients(config, state, *PACKED), gradients(CONFIG, state, *PACKED), 1e-5)
 
 
+def test_remat_policies_recompute_nothing_little_and_all(state: nnx.State) -> None:
+    def products(remat: str) -> int:
+        config = dataclasses.replace(CONFIG, remat=remat)
+        return str(jax.make_jaxpr(functools.partial(gradients, config))(state, *PACKED)).count("dot_general[")
+
+    assert products("none") < products("dots") < products("full")
+
+
 def test_a_row_of_padding_gives_finite_logits_and_gradients(state: nnx.State) -> None:
     nothing = np.zeros_like(TOKENS_BxL)
     assert np.isfinite(run(CONFIG, state, nothing, nothing, nothing)).all()
