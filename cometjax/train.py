@@ -46,11 +46,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
 from data_pipeline.packing import PackingPlan
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with get_config(); single keys are overridden by --config.key=value", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is resumed")
-
 # 128 + SIGTERM, what a shell reports of a program that the signal ended.
 PREEMPTED_EXIT_CODE = 143
 
@@ -211,7 +206,11 @@ class _Run:
     def _loop(self, steps: int) -> None:
         # Any: what Grain returns can be closed, which ends its threads and workers.
         batches: Any = train_batches(
-            self._corpus.split("train"), self._loader_config, start_step=self._step, **_this_host()
+            self._corpus.split("train"),
+            self._loader_config,
+            start_step=self._step,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
         )
         in_flight: StepMetrics | None = None
         cause = "compile"  # the first call
@@ -322,7 +321,12 @@ class _Run:
         in_flight: LossSums | None = None
         split, plan = self._tuning
         batches: Any = evaluation_batches(
-            split, self._loader_config, max_batches=max_batches, plan=plan, **_this_host()
+            split,
+            self._loader_config,
+            max_batches=max_batches,
+            plan=plan,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
         )
         with self._clock.measure("evaluation"), contextlib.closing(batches):
             for batch in batches:
@@ -363,10 +367,6 @@ class _Run:
         )
 
 
-def _this_host() -> dict[str, int]:
-    return {"host": jax.process_index(), "hosts": jax.process_count()}
-
-
 @contextlib.contextmanager
 def _listening_for_preemption() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, for as long as the block lasts."""
@@ -382,11 +382,20 @@ def _listening_for_preemption() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _define_flags() -> None:
+    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
+    flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is resumed", required=True)
+    config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config(); single keys are overridden by --config.key=value"
+    )
+    flags.mark_flag_as_required("config")
+
+
 def main() -> None:
     """Train as the flags say."""
-    train(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)))
+    train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    _define_flags()
     command_line.run(main)
