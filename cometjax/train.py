@@ -82,6 +82,11 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
     if not config.corpus:
         raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
     corpus = Corpus.open(config.corpus)
+    # All that can be refused is, before anything is written.
+    model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
+    learning_rate_schedule(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_rows(mesh, config.train.batch_rows)
     # What a run goes on from, in order of precedence:
     # 1. result.json: the run is finished, and nothing is computed.
     # 2. The latest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
@@ -94,10 +99,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
         if progress:
             print(f"{workdir}: already finished, {result.step} steps, tuning loss {result.tuning_loss:.4f}", flush=True)
         return result
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch_rows(mesh, config.train.batch_rows)
     with jax.set_mesh(mesh), _listening_for_preemption() as preempted:
-        run = _Run(config, workdir, corpus, mesh, preempted, progress)
+        run = _Run(config, model, workdir, corpus, mesh, preempted, progress)
         try:
             return run.to_the_end()
         finally:
@@ -110,15 +113,16 @@ class _Run:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
+        model: ModelConfig,
         workdir: pathlib.Path,
         corpus: Corpus,
         mesh: Mesh,
         preempted: threading.Event,
         progress: bool,
     ) -> None:
-        self._config, self._workdir, self._corpus, self._mesh = config, workdir, corpus, mesh
+        self._config, self._model, self._mesh = config, model, mesh
+        self._workdir, self._corpus = workdir, corpus
         self._preempted = preempted
-        self._model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
         self._compile_steps()
         self._checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
         self._restore()

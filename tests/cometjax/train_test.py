@@ -290,6 +290,17 @@ def test_the_next_step_is_dispatched_before_the_figures_of_the_last_are_fetched(
 
 
 @pytest.mark.parametrize(
+    ("key", "value"), [("mesh.data", 2), ("optimizer.warmup_steps", STEPS), ("model.vocab_size", 7)]
+)
+def test_what_only_devices_or_corpus_can_tell_is_refused_before_anything_is_written(folder, tmp_path, key, value):
+    config = config_of(folder)
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=key.split(".")[0]):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("--config.train.stepz=3", "stepz"),
