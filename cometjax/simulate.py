@@ -34,23 +34,6 @@ from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of a training run, with its checkpoints", required=True)
-_MEDS = flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
-_LABELS = flags.DEFINE_string("labels", None, "MEDS label file, or folder of label files", required=True)
-_OUT = flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
-_SAMPLES = flags.DEFINE_integer("samples", 16, "futures for each label row")
-_HORIZON_DAYS = flags.DEFINE_float("horizon_days", 365.0, "how far to simulate, in days after the prediction time")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "bound on the tokens of a future")
-_MAX_PROMPT_TOKENS = flags.DEFINE_integer(
-    "max_prompt_tokens", 512, "bound on the tokens of a history: the latest count"
-)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
-_SEED = flags.DEFINE_integer("seed", 0, "of sampling")
-_BATCH_ROWS = flags.DEFINE_integer("batch_rows", 256, "futures decoded at a time")
-_TIMELINE_END = flags.DEFINE_bool(
-    "stop_at_timeline_end", False, "let futures end where the model says that a record ends; else observation continues"
-)
-
 
 def simulate(
     *,
@@ -126,23 +109,44 @@ def _write(
         ) from error
 
 
-def main() -> None:
-    """The command line."""
-    config = SimulationConfig(
-        samples=_SAMPLES.value,
-        horizon_seconds=_HORIZON_DAYS.value * SECONDS_PER_DAY,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
-        temperature=_TEMPERATURE.value,
-        seed=_SEED.value,
-        stop_at_timeline_end=_TIMELINE_END.value,
-        batch_rows=_BATCH_ROWS.value,
+def _define_flags() -> None:
+    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
+    flags.DEFINE_string("workdir", None, "folder of a training run, with its checkpoints", required=True)
+    flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
+    flags.DEFINE_string("labels", None, "MEDS label file, or folder of label files", required=True)
+    flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
+    flags.DEFINE_integer("samples", 16, "futures for each label row")
+    flags.DEFINE_float("horizon_days", 365.0, "how far to simulate, in days after the prediction time")
+    flags.DEFINE_integer("max_new_tokens", 256, "bound on the tokens of a future")
+    flags.DEFINE_integer("max_prompt_tokens", 512, "bound on the tokens of a history: the latest count")
+    flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
+    flags.DEFINE_integer("seed", 0, "of sampling")
+    flags.DEFINE_integer("batch_rows", 256, "futures decoded at a time")
+    flags.DEFINE_bool(
+        "stop_at_timeline_end",
+        False,
+        "let futures end where the model says that a record ends; else observation continues",
     )
-    out = pathlib.Path(_OUT.value)
+
+
+def main() -> None:
+    """Simulate as the flags say."""
+    values = flags.FLAGS
+    config = SimulationConfig(
+        samples=values.samples,
+        horizon_seconds=values.horizon_days * SECONDS_PER_DAY,
+        max_new_tokens=values.max_new_tokens,
+        max_prompt_tokens=values.max_prompt_tokens,
+        temperature=values.temperature,
+        seed=values.seed,
+        stop_at_timeline_end=values.stop_at_timeline_end,
+        batch_rows=values.batch_rows,
+    )
+    out = pathlib.Path(values.out)
     summary = simulate(
-        workdir=pathlib.Path(_WORKDIR.value),
-        meds_root=pathlib.Path(_MEDS.value),
-        labels=pathlib.Path(_LABELS.value),
+        workdir=pathlib.Path(values.workdir),
+        meds_root=pathlib.Path(values.meds),
+        labels=pathlib.Path(values.labels),
         out=out,
         config=config,
     )
@@ -153,4 +157,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    _define_flags()
     command_line.run(main)
