@@ -2,7 +2,8 @@
 
     python benchmarks/tokenize.py --meds ../shared/data/mimic-iv-demo-meds --repeats 20 --code_map mimic
 
-The data set is repeated under new subject ids in --shards files. The last line is one JSON object: events_per_s (all
+Without --meds a synthetic world of 2,000 patients is the data set. It is repeated under new subject ids in --shards
+files. The last line is one JSON object: events_per_s (all
 rows of the input over the wall time of data_pipeline.build), floor_events_per_s (polars: read every shard, join its
 splits, sort by subject, time and code), their ratio, and peak_rss_bytes of the whole process tree during the build.
 """
@@ -23,7 +24,7 @@ import time
 
 import polars as pl
 
-from data_pipeline import build_config, meds
+from data_pipeline import build_config, meds, world
 from data_pipeline.build import build_corpus
 
 
@@ -93,16 +94,19 @@ def _resident_bytes(pid: int) -> int:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meds", type=pathlib.Path, required=True)
+    parser.add_argument("--meds", type=pathlib.Path)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--shards", type=int, default=16)
-    parser.add_argument("--code_map", default="mimic")
+    parser.add_argument("--code_map", default=None, help="default: mimic with --meds, world without")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        events = repeat(meds.open_dataset(args.meds), root / "meds", args.repeats, args.shards)
+        if args.meds is None:
+            world.write_world(root / "world", patients=2000, seed=0)
+        dataset = meds.open_dataset(args.meds or root / "world")
+        events = repeat(dataset, root / "meds", args.repeats, args.shards)
         config = build_config.get_config()
-        config.code_map = args.code_map
+        config.code_map = args.code_map or ("mimic" if args.meds else "world")
         floor = floor_seconds(root / "meds")
         start = time.perf_counter()
         with PeakMemory() as memory:
@@ -115,6 +119,7 @@ def main() -> None:
         "floor_events_per_s": round(events / floor),
         "ratio_to_floor": round(floor / seconds, 3),
         "peak_rss_bytes": memory.bytes,
+        "data": dataset.name,
         "cores": os.cpu_count(),
     }
     print(json.dumps(figures))

@@ -59,6 +59,7 @@ class TokenTable:
         "stop_R",
         "key_Rx2",
         "first_interval_R",
+        "horizon_R",
     ],
     meta_fields=[],
 )
@@ -67,7 +68,7 @@ class Rows:
     """The rows of one chunk; those with a stop only fill it up.
 
     `length_R` tokens were drawn so far, a multiple of the chunk's steps; `token_R` is the last of them (or the
-    prompt's last); `clock_R` is in whole seconds since the prediction time.
+    prompt's last); `clock_R` and `horizon_R` are in whole seconds since the prediction time.
     """
 
     prefix_slot_Q: Any
@@ -79,6 +80,7 @@ class Rows:
     stop_R: Any
     key_Rx2: Any
     first_interval_R: Any
+    horizon_R: Any
 
 
 def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
@@ -182,7 +184,7 @@ def decode_chunk(
     Args:
         graph, weights: `nnx.split` of the Decoder.
         table: what each token does.
-        limits: scalars `temperature`, `horizon` (seconds), `max_new_tokens`.
+        limits: scalars `temperature`, `max_new_tokens`.
         prefixes: prompt pool, N x [slots, K, X, C].
         suffixes: sample pool, N x [slots, K, chunks, T, C]; donated.
         rows: the rows, as host arrays.
@@ -213,7 +215,7 @@ def decode_chunk(
         # Survival to the prediction time is given: the gap that spans it can't end before it.
         later_R = jnp.where(restricted_R >= 0, jnp.maximum(later_R, 0), later_R)
         now_R = table.stop_V[token_R]
-        now_R = jnp.where((now_R == 0) & (later_R > limits["horizon"]), STOPS.index("horizon"), now_R)
+        now_R = jnp.where((now_R == 0) & (later_R > rows.horizon_R), STOPS.index("horizon"), now_R)
         now_R = jnp.where((now_R == 0) & (drawn + 1 >= limits["max_new_tokens"]), STOPS.index("length"), now_R)
         clock_R = jnp.where(stop_R == 0, later_R, clock_R)
         return i + 1, token_R, clock_R, jnp.where(stop_R == 0, now_R, stop_R), recent, tokens_TxR

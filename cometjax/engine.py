@@ -61,7 +61,8 @@ class SimulationConfig:
 
     Attributes:
         samples: futures for each prompt.
-        horizon_seconds: a sample stops once its clock is later than prediction time + horizon.
+        horizon_seconds: a sample stops once its clock is later than prediction time + horizon. It only ends a future
+            sooner or later: what a longer one draws begins with what a shorter one does.
         max_new_tokens: bound on a future's tokens (stop "length").
         max_prompt_tokens: bound on a prompt's tokens; the latest are kept, behind the static prefix.
         temperature: logits are divided by it.
@@ -82,7 +83,7 @@ class SimulationConfig:
     seed: int = 0
     stop_at_timeline_end: bool = False
     stop_after_tokens: frozenset[int] = frozenset()
-    batch_rows: int = 256
+    batch_rows: int = 128
     chunk_steps: int = 32
     pool_batches: int = 3
 
@@ -98,12 +99,16 @@ class SimulationConfig:
             )
         if not self.temperature > 0:
             raise UserError(f"{self.temperature} is not above 0", where="temperature")
-        if not 0 < self.horizon_seconds < _LONGEST_HORIZON:
-            raise UserError(
-                f"{self.horizon_seconds} s is no usable horizon",
-                where="horizon_seconds",
-                fix=f"give more than 0 s and less than {_LONGEST_HORIZON} s (34 years)",
-            )
+        _check_horizon(self.horizon_seconds)
+
+
+def _check_horizon(seconds: float) -> None:
+    if not 0 < seconds < _LONGEST_HORIZON:
+        raise UserError(
+            f"{seconds} s is no usable horizon",
+            where="horizon_seconds",
+            fix=f"give more than 0 s and less than {_LONGEST_HORIZON} s (34 years)",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +162,17 @@ def simulate_futures(
     prompts: Sequence[Prompt],
     config: SimulationConfig,
     *,
+    horizons: Sequence[float] | None = None,
     progress: bool = False,
 ) -> list[Future]:
-    """Futures of all prompts, in order: prompt 0's samples 0 ... S-1, prompt 1's, ... `progress` shows a bar."""
+    """Futures of all prompts, in order: prompt 0's samples 0 ... S-1, prompt 1's, ... `progress` shows a bar.
+
+    `horizons`, in seconds, gives each prompt one of its own in place of config.horizon_seconds.
+    """
+    if horizons is None:
+        horizons = [config.horizon_seconds] * len(prompts)
+    for seconds in horizons:
+        _check_horizon(seconds)
     table = decoding.token_table(
         vocabulary, stop_at_timeline_end=config.stop_at_timeline_end, answers=config.stop_after_tokens
     )
@@ -174,7 +187,7 @@ def simulate_futures(
     ) as bar:
         for bucket, indices in sorted(by_bucket.items()):
             for index, samples in batches.run(
-                bucket, {index: (prompts[index], starts[index]) for index in indices}, bar.update
+                bucket, {index: (prompts[index], starts[index], int(horizons[index])) for index in indices}, bar.update
             ):
                 futures[index] = samples
     return [future for index in range(len(prompts)) for future in futures[index]]
@@ -191,6 +204,7 @@ class _Slots:
     prompt_W: np.ndarray  # index of the prompt, -1 where free
     prefix_length_W: np.ndarray
     first_interval_W: np.ndarray
+    horizon_W: np.ndarray
     key_WxSx2: np.ndarray
     length_WxS: np.ndarray
     token_WxS: np.ndarray
@@ -206,6 +220,7 @@ class _Slots:
             zeros(prompts) - 1,
             zeros(prompts),
             zeros(prompts) - 1,
+            zeros(prompts),
             np.zeros((*pair, 2), np.uint32),
             zeros(*pair),
             zeros(*pair),
@@ -214,11 +229,12 @@ class _Slots:
             zeros(*pair, max_tokens),
         )
 
-    def admit(self, slot: int, index: int, start: Start, key_Sx2: np.ndarray) -> None:
+    def admit(self, slot: int, index: int, start: Start, horizon: int, key_Sx2: np.ndarray) -> None:
         """Put a prompt and its samples into a free slot."""
         self.prompt_W[slot] = index
         self.prefix_length_W[slot] = len(start.tokens_T) - 1
         self.first_interval_W[slot] = start.first_interval
+        self.horizon_W[slot] = horizon
         self.key_WxSx2[slot] = key_Sx2
         self.length_WxS[slot], self.stop_WxS[slot] = 0, 0
         self.token_WxS[slot], self.clock_WxS[slot] = start.tokens_T[-1], start.clock
@@ -251,15 +267,17 @@ class _Batches:
         self.limits = jax.device_put(
             {
                 "temperature": np.float32(config.temperature),
-                "horizon": np.int32(config.horizon_seconds),
                 "max_new_tokens": np.int32(config.max_new_tokens),
             }
         )
 
     def run(
-        self, bucket: int, prompts: dict[int, tuple[Prompt, Start]], finished: Any
+        self, bucket: int, prompts: dict[int, tuple[Prompt, Start, int]], finished: Any
     ) -> Iterator[tuple[int, list[Future]]]:
-        """Yield (prompt's index, its futures) as prompts finish; `finished(n)` is told of n more finished samples."""
+        """Yield (prompt's index, its futures) as prompts finish; `finished(n)` is told of n more finished samples.
+
+        `prompts`: by index, the prompt, its start, and its horizon in seconds.
+        """
         config = self.config
         num_slots = -(-config.pool_batches * self.blocks * self.block // config.samples)
         num_slots = min(num_slots, 1 << (len(prompts) - 1).bit_length())
@@ -267,7 +285,7 @@ class _Batches:
         # The last slot of each pool takes what padding writes.
         prefixes = self._pool(num_slots + 1, (), bucket)
         suffixes = self._pool(num_slots * config.samples + 1, (self.chunks,), config.chunk_steps)
-        keys = sample_keys(config.seed, [prompt for prompt, _ in prompts.values()], config.samples)
+        keys = sample_keys(config.seed, [prompt for prompt, _, _ in prompts.values()], config.samples)
         waiting = collections.deque(zip(prompts, keys, strict=True))
         while waiting or (slots.prompt_W >= 0).any():
             free = np.flatnonzero(slots.prompt_W < 0)
@@ -275,7 +293,7 @@ class _Batches:
             if waiting and len(free) and len(blocks) < self.blocks:
                 admitted = [(int(slot), *waiting.popleft()) for slot in free[: min(self.prefill_rows, len(waiting))]]
                 for slot, index, key_Sx2 in admitted:
-                    slots.admit(slot, index, prompts[index][1], key_Sx2)
+                    slots.admit(slot, index, *prompts[index][1:], key_Sx2)
                 starts = [(slot, prompts[index][1].tokens_T[:-1]) for slot, index, _ in admitted]
                 prefixes = self._prefill(prefixes, starts, bucket)
                 continue
@@ -296,7 +314,7 @@ class _Batches:
             finished(int((result["stop_R"] > 0).sum()))
             for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)).tolist():
                 index = int(slots.prompt_W[slot])
-                yield index, self._futures(slots, slot, *prompts[index])
+                yield index, self._futures(slots, slot, *prompts[index][:2])
                 slots.prompt_W[slot] = -1
 
     def _pool(self, slots: int, chunks: tuple[int, ...], tokens: int) -> decoding.Pool:
@@ -353,6 +371,7 @@ class _Batches:
             stop_R=of_rows(slots.stop_WxS, 1),
             key_Rx2=key_Rx2,
             first_interval_R=np.repeat(of_prompts(slots.first_interval_W, -1), self.block),
+            horizon_R=np.repeat(of_prompts(slots.horizon_W, 0), self.block),
         )
 
     def _futures(self, slots: _Slots, slot: int, prompt: Prompt, start: Start) -> list[Future]:

@@ -1,4 +1,8 @@
-"""Risk from simulated futures: the Monte-Carlo share of a prompt's samples in which the outcome happens in time."""
+"""Risk from simulated futures: how often the outcome happens in time among a prompt's samples.
+
+A sample that runs out of tokens before the horizon is censored there: the sickest have the most tokens a day, so taking
+their cut futures for uneventful ones would tell the least risk of those who have the most.
+"""
 
 import re
 from collections.abc import Sequence
@@ -53,18 +57,34 @@ def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequ
 
 
 def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:
-    """The risk of the task's outcome for each prompt of `outcome_times`.
+    """The risk of the task's outcome for each prompt of `outcome_times`, by Kaplan and Meier (1958).
 
-    Returns [subject_id, prediction_time, risk, standard_error (sqrt(p (1 - p) / (n - 1)); null for n = 1), samples,
-    truncated]. `truncated` is the share of samples that ran out of tokens before the horizon without the outcome; they
-    count as not having it, so a large share biases the risk downwards.
+    Where no sample is cut short, that is the share of samples with the outcome within the horizon. Samples that end
+    otherwise (death, timeline end) stay without it until the horizon.
+
+    Returns [subject_id, prediction_time, risk, standard_error (Greenwood's; sqrt(p (1 - p) / n) where none is cut
+    short), samples, truncated (share of samples cut short before the horizon without the outcome)].
     """
     has_outcome = (pl.col(task.name) <= task.horizon_us).fill_null(False)
     cut_short = ~has_outcome & (pl.col("stop") == "length") & (pl.col("elapsed_us") < task.horizon_us)
-    risk, samples = has_outcome.mean(), pl.len()
-    return times.group_by(KEYS, maintain_order=True).agg(
-        risk=risk,
-        standard_error=pl.when(samples > 1).then((risk * (1 - risk) / (samples - 1)).sqrt()),
-        samples=samples,
-        truncated=cut_short.mean(),
+    until = pl.when(has_outcome).then(task.name).when(cut_short).then("elapsed_us").otherwise(task.horizon_us + 1)
+    # At one instant outcomes come before samples cut short, which were still at risk of it.
+    order = times.select(*KEYS, until=until, cut_short=cut_short, has_outcome=has_outcome).sort(
+        "until", "cut_short", maintain_order=True
     )
+    at_risk = (pl.len() - pl.int_range(pl.len())).over(KEYS)
+    survivors = order.with_columns(at_risk=at_risk).with_columns(
+        kept=1 - pl.col("has_outcome") / pl.col("at_risk"),
+        # The terms of Greenwood's sum; the last sample at risk has no finite one, and leaves a survival of zero.
+        term=pl.when(pl.col("has_outcome") & (pl.col("at_risk") > 1))
+        .then(1 / (pl.col("at_risk") * (pl.col("at_risk") - 1)))
+        .otherwise(0.0),
+    )
+    survival = pl.col("kept").product()
+    estimated = survivors.group_by(KEYS).agg(
+        risk=1 - survival,
+        standard_error=survival * pl.col("term").sum().sqrt(),
+        samples=pl.len(),
+        truncated=pl.col("cut_short").mean(),
+    )
+    return times.select(KEYS).unique(maintain_order=True).join(estimated, on=KEYS, how="left", maintain_order="left")

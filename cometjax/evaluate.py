@@ -97,7 +97,7 @@ def evaluate(
     records = metrics.read(work)
     results: dict[str, Any] = {
         "run": _describe_run(work, config, step, dataset, options) | {"parameters": _count_parameters(model)},
-        "losses": _losses(config, records, step),
+        "losses": _losses(work, config, records, step),
         "training": _training_speed(records, step),
         "simulation": _describe_simulation(simulations, wall_s),
         "tasks": {},
@@ -155,16 +155,15 @@ def simulate_all(
     *,
     progress: bool,
 ) -> dict[str, Simulation]:
-    """By censoring: futures of the union of its tasks' prompts, each as long as the longest horizon.
+    """By censoring: futures of the union of its tasks' prompts, each as long as the longest horizon asked of it.
 
     Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
     subjects under observation ("dataset_end"), leaving the data set must not pass for health.
     """
     simulations = {}
+    max_new_tokens = options.max_new_tokens or config.train.row_length // 2
     for censoring in sorted({task.censoring for task in tasks}):
         group = [task for task in tasks if task.censoring == censoring]
-        wanted = pl.concat([rows[task.name].scored.select(_ROW) for task in group]).unique().sort(_ROW)
-        max_new_tokens = options.max_new_tokens or config.train.row_length // 2
         simulation = engine.SimulationConfig(
             samples=options.samples,
             horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
@@ -175,8 +174,16 @@ def simulate_all(
             seed=options.seed,
             stop_at_timeline_end=censoring == "assume_complete",
         )
-        built = prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else []
-        futures = engine.simulate_futures(model, vocabulary, built, simulation, progress=progress)
+        asked = pl.concat([rows[task.name].scored.select(*_ROW, days=pl.lit(task.horizon_days)) for task in group])
+        wanted = asked.group_by(_ROW).agg(pl.col("days").max()).sort(_ROW)
+        futures = engine.simulate_futures(
+            model,
+            vocabulary,
+            prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else [],
+            simulation,
+            horizons=(wanted.get_column("days") * SECONDS_PER_DAY).to_list(),
+            progress=progress,
+        )
         simulations[censoring] = Simulation(futures, estimators.outcome_times(futures, vocabulary, group))
     return simulations
 
@@ -219,7 +226,7 @@ def _subjects(dataset: meds.MedsDataset, splits: Sequence[str]) -> pl.Series:
     return subjects
 
 
-def _losses(config: Any, records: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+def _losses(work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
     """The model's tuning loss, and the count models' on the very same targets where the corpus is still there."""
     tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
     losses = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}

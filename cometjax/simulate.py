@@ -12,7 +12,7 @@ subject's events up to and including the prediction time, and nothing later. The
     summary.json                               futures by stop reason, tokens, tokens/s, share of invalid events
 
 The same seed gives the same futures, whatever else is simulated beside them. Expect, on two CPU cores and a model of 1M
-parameters, more than 10,000 tokens per second once compiled (some 20 seconds).
+parameters, some 8,000 tokens per second once compiled (some 20 seconds).
 """
 
 import collections
@@ -121,7 +121,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_prompt_tokens", 512, "bound on the tokens of a history: the latest count")
     flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
     flags.DEFINE_integer("seed", 0, "of sampling")
-    flags.DEFINE_integer("batch_rows", 256, "futures decoded at a time")
+    flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time")
     flags.DEFINE_bool(
         "stop_at_timeline_end",
         False,

@@ -34,21 +34,28 @@ WORLD_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What the demo chooses for a data set: how its codes are read, what is rare, what is asked and how often."""
+    """What the demo chooses for a data set: how its codes are read, what is rare, what is asked and how thoroughly.
+
+    Prompt and future together have the row length that the model is trained with.
+    """
 
     code_map: str
     min_subjects_per_code: int
     tasks: Callable[[], ml_collections.ConfigDict]
     max_rows_per_task: int
     samples: int
+    max_prompt_tokens: int
+    max_new_tokens: int
 
 
 PRESETS = {
-    "world": Preset("world", 11, tasks_world.get_config, max_rows_per_task=250, samples=16),
+    "world": Preset("world", 11, tasks_world.get_config, 250, samples=16, max_prompt_tokens=512, max_new_tokens=256),
     # A hundred patients: the usual threshold of 11 subjects would leave little. They are public and de-identified.
-    "mimic": Preset("mimic", 5, tasks_mimic.get_config, max_rows_per_task=40, samples=16),
-    "generic": Preset("generic", 11, tasks_world.get_config, max_rows_per_task=250, samples=16),
+    # Intensive care writes hundreds of tokens a day: futures get more room than histories.
+    "mimic": Preset("mimic", 5, tasks_mimic.get_config, 250, samples=32, max_prompt_tokens=256, max_new_tokens=512),
 }
+# Any other data set is asked the world's questions, whose regexes name concepts and not codes.
+PRESETS["generic"] = dataclasses.replace(PRESETS["world"], code_map="generic")
 
 
 def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str, Any]:
@@ -73,7 +80,12 @@ def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str,
         meds_root=data,
         tasks=tasks.tasks_from_config(preset.tasks()),
         out=workdir / "evaluation",
-        options=evaluate.Options(samples=preset.samples, max_rows_per_task=preset.max_rows_per_task),
+        options=evaluate.Options(
+            samples=preset.samples,
+            max_rows_per_task=preset.max_rows_per_task,
+            max_prompt_tokens=preset.max_prompt_tokens,
+            max_new_tokens=preset.max_new_tokens,
+        ),
     )
     shutil.copyfile(workdir / "evaluation" / "report.html", workdir / "report.html")
     summary = _summarize(trained, results, wall_s=earlier_s + time.perf_counter() - start)
@@ -168,8 +180,9 @@ def summary_table(summary: dict[str, Any], report: pathlib.Path) -> str:
         f"{'held-out task':<28}{'AUROC':>7}  {'95% interval':<14}{'rows':>6}{'positives':>11}",
     ]
     for name, task in summary["tasks"].items():
-        interval = "one class missing" if task["auroc"] is None else f"{task['low']:.3f} - {task['high']:.3f}"
         auroc = "-" if task["auroc"] is None else f"{task['auroc']:.3f}"
+        # Null where one class is missing, or has rows of a single subject: then no resample tells anything.
+        interval = "too few" if task["low"] is None else f"{task['low']:.3f} - {task['high']:.3f}"
         lines.append(f"{name:<28}{auroc:>7}  {interval:<14}{task['n']:>6}{task['positives']:>11}")
     return "\n".join([*lines, "", f"{summary['wall_s']:.0f} s in all; report: {report}"])
 

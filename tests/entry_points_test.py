@@ -1,9 +1,11 @@
 """Every entry point explains itself, and answers a mistake on its command line with one line and exit code 2."""
 
+import datetime
 import os
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 ENTRY_POINTS = (
@@ -56,3 +58,16 @@ def test_a_mistake_is_named(args, says) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and says in done.stderr
     assert not os.path.exists("never-made")
+
+
+def test_a_label_of_an_unknown_subject_is_named_by_its_row(world_meds, tmp_path) -> None:
+    subjects, time = [999_999_999], [datetime.datetime(2020, 1, 1)]
+    labels = tmp_path / "labels.parquet"
+    pl.DataFrame({"subject_id": subjects, "prediction_time": time}).write_parquet(labels)
+    out = tmp_path / "out"
+    done = run(
+        "cometjax.simulate", f"--meds={world_meds}", f"--labels={labels}", f"--workdir={tmp_path}", f"--out={out}"
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "labels.parquet" in done.stderr and "row 0" in done.stderr and "999" not in done.stderr
+    assert not out.exists()

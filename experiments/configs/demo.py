@@ -22,13 +22,16 @@ def get_config() -> ml_collections.ConfigDict:
     # A step on two busy CPU cores: scan and "dots" 1.04 s, unrolled 1.16 s, scan 1.20 s, unrolled and "dots" 1.21 s.
     config.model.scan_layers = True
     config.model.remat = "dots"
-    config.train.row_length = 512
-    config.train.batch_rows = 16
-    config.train.steps = 400
-    config.train.log_every = 10
-    config.train.eval_every = 100
-    config.train.eval_batches = 8
-    config.train.checkpoint_every = 100
+    config.train.row_length = 768
+    # Few tokens, many steps: on the synthetic world 750 steps of 5 rows ended at 0.921 nats/token, 350 of 10 at 0.978.
+    config.train.batch_rows = 5
+    config.train.steps = 700
+    config.train.log_every = 25
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
     config.optimizer.learning_rate = 4e-3  # tiny models bear (and in few steps need) a high rate
-    config.optimizer.warmup_steps = 20
+    config.optimizer.warmup_steps = 40
+    # To zero: at a tenth, the rates of rare tokens were still off by a third (43 deaths predicted, 69 observed, on the
+    # tuning split of the synthetic world; decayed to zero 66), and risks are sums of rates.
+    config.optimizer.final_fraction = 0.0
     return config

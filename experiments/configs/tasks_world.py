@@ -1,4 +1,4 @@
-"""Three questions about the synthetic world: one row per subject for two of them, every discharge for readmission.
+"""Three questions about the synthetic world: two at every inpatient discharge, one at one encounter of each subject.
 
     python -m cometjax.evaluate --workdir runs/demo --meds runs/demo/meds --tasks experiments/configs/tasks_world.py \
         --out runs/demo/evaluation
@@ -16,18 +16,19 @@ ANY_ENCOUNTER_END = r"ENCOUNTER//ENCOUNTER_END//.*"
 def get_config() -> ConfigDict:
     """Tasks by name; the fields are those of cometjax.tasks.Task."""
     tasks = {
+        # Both at discharges: those at risk, and one set of prompts answers both.
         "death_1y": {
-            "description": "Death within a year of the end of an encounter",
-            "index": ANY_ENCOUNTER_END,
+            "description": "Death within a year of an inpatient discharge",
+            "index": INPATIENT_DISCHARGE,
             "outcome": r"DEATH",
             "horizon_days": 365.0,
+            "index_choice": "all",
         },
         "readmission_30d": {
             "description": "Inpatient admission within 30 days of an inpatient discharge",
             "index": INPATIENT_DISCHARGE,
             "outcome": r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
             "horizon_days": 30.0,
-            # Admissions are few, and those of the often admitted are the question: every discharge is a row.
             "index_choice": "all",
         },
         "diabetes_onset_2y": {
@@ -36,8 +37,8 @@ def get_config() -> ConfigDict:
             "outcome": r"DIAGNOSIS//ICD10CM//E11.*",
             "horizon_days": 730.0,
             "exclude_prior": True,
+            "index_choice": "one",
         },
     }
     # The world's subjects are all followed to the data set's end, so rows too near to it can be told and left out.
-    shared = {"index_choice": "one", "censoring": "dataset_end"}
-    return ConfigDict({"tasks": {name: {**shared, **task} for name, task in tasks.items()}})
+    return ConfigDict({"tasks": {name: {"censoring": "dataset_end", **task} for name, task in tasks.items()}})

@@ -143,6 +143,19 @@ def test_samples_of_a_prompt_and_prompts_of_a_subject_differ() -> None:
     assert len(set(tokens)) == len(tokens)
 
 
+def test_a_prompts_own_horizon_only_ends_its_futures_sooner() -> None:
+    short = 60 * DAY
+    horizons = [short if index % 2 else CONFIG.horizon_seconds for index in range(len(PROMPTS))]
+    mixed = engine.simulate_futures(model_of(), VOCABULARY, PROMPTS, CONFIG, horizons=horizons)
+    stopped_by_it = 0
+    for index, (future, whole) in enumerate(zip(mixed, futures_of_all(), strict=True)):
+        assert future.tokens_T.tolist() == whole.tokens_T[: len(future.tokens_T)].tolist()
+        if horizons[index // CONFIG.samples] == CONFIG.horizon_seconds:
+            assert len(future.tokens_T) == len(whole.tokens_T) and future.stop == whole.stop
+        stopped_by_it += future.stop == "horizon" and whole.stop != "horizon"
+    assert stopped_by_it > 0
+
+
 def test_every_stop_is_what_it_says() -> None:
     # A short horizon stops many, a long one leaves death and length.
     seen = set()

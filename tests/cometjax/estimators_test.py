@@ -1,4 +1,4 @@
-"""Risk is the share of futures with the outcome in time; what was cut short is counted and told."""
+"""Risk is the share of futures with the outcome in time; futures cut short are censored, and told."""
 
 import numpy as np
 import polars as pl
@@ -52,7 +52,7 @@ def test_risk_is_the_share_of_samples_with_the_outcome_within_the_horizon(vocabu
     ]
     visited = risk(vocabulary, futures, VISIT)
     assert (visited["risk"], visited["samples"]) == (0.5, 4)
-    assert visited["standard_error"] == pytest.approx(np.sqrt(0.25 / 3))
+    assert visited["standard_error"] == pytest.approx(np.sqrt(0.25 / 4))
     died = risk(vocabulary, futures, DEATH)
     assert (died["risk"], died["truncated"]) == (0.25, 0.0)
 
@@ -80,11 +80,30 @@ def test_samples_cut_short_before_the_horizon_are_told_and_only_those(vocabulary
     ]
     assert risk(vocabulary, futures, VISIT)["truncated"] == 0.25
     assert risk(vocabulary, futures, DEATH)["truncated"] == 0.75
-    assert risk(vocabulary, futures, VISIT)["risk"] == 0.25
 
 
-def test_prompts_are_told_apart_and_one_sample_has_no_standard_error(vocabulary) -> None:
+def test_samples_cut_short_are_censored_as_kaplan_and_meier_do(vocabulary) -> None:
+    futures = [
+        future(vocabulary, ["1d-3d", "DEATH"], 0, stop="death"),
+        future(vocabulary, ["1w-2w"], 1, stop="length"),
+        future(vocabulary, ["2w-30d", "DEATH"], 2, stop="death"),
+        future(vocabulary, ["6mt+", "6mt+", "6mt+"], 3),
+    ]
+    died = risk(vocabulary, futures, DEATH)
+    # One of four dies, one leaves, one of the remaining two dies: survival 3/4 x 1/2.
+    assert died["risk"] == pytest.approx(1 - 3 / 4 * 1 / 2)
+    assert died["standard_error"] == pytest.approx(3 / 8 * np.sqrt(1 / 12 + 1 / 2))
+    assert died["truncated"] == 0.25
+
+
+def test_a_prompt_whose_samples_all_have_the_outcome_has_risk_one(vocabulary) -> None:
+    futures = [future(vocabulary, ["1d-3d", "DEATH"], sample, stop="death") for sample in range(3)]
+    died = risk(vocabulary, futures, DEATH)
+    assert (died["risk"], died["standard_error"]) == (1.0, 0.0)
+
+
+def test_prompts_are_told_apart(vocabulary) -> None:
     futures = [future(vocabulary, ["DEATH"], stop="death", subject=2), future(vocabulary, ["6mt+"], subject=1)]
     table = estimators.monte_carlo(estimators.outcome_times(futures, vocabulary, [DEATH]), DEATH)
-    assert table.select("subject_id", "risk", "standard_error").rows() == [(2, 1.0, None), (1, 0.0, None)]
+    assert table.select("subject_id", "risk", "samples").rows() == [(2, 1.0, 1), (1, 0.0, 1)]
     assert table.schema["prediction_time"] == pl.Datetime("us")
