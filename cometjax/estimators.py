@@ -82,7 +82,8 @@ def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:
     )
     survival = pl.col("kept").product()
     estimated = survivors.group_by(KEYS).agg(
-        risk=1 - survival,
+        # The same number where none is cut short, without the product's rounding.
+        risk=pl.when(pl.col("cut_short").any()).then(1 - survival).otherwise(pl.col("has_outcome").mean()),
         standard_error=survival * pl.col("term").sum().sqrt(),
         samples=pl.len(),
         truncated=pl.col("cut_short").mean(),

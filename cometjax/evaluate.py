@@ -310,7 +310,6 @@ def _write_all(out: pathlib.Path, results: Mapping[str, Any], risks: Mapping[str
 
 
 def _define_flags() -> None:
-    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
     flags.DEFINE_string("workdir", None, "folder of a training run (python -m cometjax.train)", required=True)
     flags.DEFINE_string("meds", None, "folder of the MEDS data set to score on", required=True)
     config_flags.DEFINE_config_file("tasks", None, "task file, such as experiments/configs/tasks_world.py")
@@ -346,5 +345,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    command_line.run(main)
+    command_line.run(main, _define_flags)

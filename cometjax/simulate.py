@@ -110,7 +110,6 @@ def _write(
 
 
 def _define_flags() -> None:
-    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
     flags.DEFINE_string("workdir", None, "folder of a training run, with its checkpoints", required=True)
     flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
     flags.DEFINE_string("labels", None, "MEDS label file, or folder of label files", required=True)
@@ -157,5 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    command_line.run(main)
+    command_line.run(main, _define_flags)

@@ -387,7 +387,6 @@ def _listening_for_preemption() -> Iterator[threading.Event]:
 
 
 def _define_flags() -> None:
-    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is resumed", required=True)
     config_flags.DEFINE_config_file(
         "config", None, "Python file with get_config(); single keys are overridden by --config.key=value"
@@ -401,5 +400,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    command_line.run(main)
+    command_line.run(main, _define_flags)

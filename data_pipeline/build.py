@@ -275,7 +275,6 @@ def _check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def _define_flags() -> None:
-    """Defined when run, not when imported: other programs that import this module have flags of the same names."""
     flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
     flags.DEFINE_string("out", None, "folder of the corpus to write; must not exist", required=True)
     flags.DEFINE_integer("workers", None, "processes (default: one per core)", lower_bound=1)
@@ -300,5 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    command_line.run(main)
+    command_line.run(main, _define_flags)

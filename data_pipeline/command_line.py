@@ -15,18 +15,25 @@ from data_pipeline.errors import UserError
 USER_ERROR_EXIT_CODE = 2
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse flags, run `main`, and turn a `UserError` or a bad flag into one line on stderr and exit code 2."""
-    app.run(_guarded(main), flags_parser=_parse_flags)
+def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
+    """Parse flags, run `main`, and turn a `UserError` or a bad flag into one line on stderr and exit code 2.
+
+    A module that others import defines its flags in `define_flags`, when it is run: flags are global, and other
+    programs have flags of the same names.
+    """
+    app.run(_guarded(main), flags_parser=lambda argv: _parse_flags(argv, define_flags))
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
     if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
+        define_flags()
         with contextlib.suppress(BrokenPipeError):  # --help | head
             print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:{_describe_flags()}", flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
+        # Inside: a configuration flag with a default file reads its overrides from the command line when defined.
+        define_flags()
         rest = flags.FLAGS(argv)
         # A configuration file that cannot be read fails only when first touched: touch it here.
         for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
