@@ -1,8 +1,9 @@
 """The demo's model (about 1.1M parameters): small enough for two CPU cores and a few minutes.
 
-    python -m cometjax.train --config experiments/configs/demo.py --workdir runs/demo --config.corpus=CORPUS
+    python -m cometjax.train --config experiments/configs/demo.py --workdir runs/mine --config.corpus=CORPUS
 
-`make demo` runs it on the embedded synthetic world.
+`make demo` runs it. Expect on the synthetic world of 6,000 patients a tuning loss of 0.947 nats/token (bigram 2.049)
+after 700 steps, about 13,500 tokens/s and 200 s on two CPU cores.
 """
 
 import ml_collections
