@@ -127,6 +127,24 @@ def test_a_window_begins_with_the_age_and_period_of_its_start() -> None:
     assert vocabulary.tokens[record.tokens_T[record.prefix_starts[1]]].text.startswith("INTERVAL")
 
 
+def test_age_alone_changes_the_prefix_too() -> None:
+    rows = [(at(0), "ICD10CM//I10", None), (at(60 * 24 * 300), "ICD10CM//I10", None)]
+    events = subject(1, rows)
+    vocabulary = make_vocabulary(events)
+    record = tokenize(events, vocabulary).record(0)
+    ages = [vocabulary.tokens[prefix[2]].text for prefix in record.prefixes]
+    periods = [vocabulary.tokens[prefix[3]].text for prefix in record.prefixes]
+    assert ages == ["AGE//45-49", "AGE//50-54"] and periods == ["PERIOD//2020-2024"] * 2
+
+
+def test_a_value_on_a_cut_belongs_to_the_decile_below_it() -> None:
+    values = [(at(5), "LOINC//2345-7", float(value)) for value in range(100)]
+    vocabulary = make_vocabulary(subject(1, values))
+    edge = vocabulary.events[vocabulary.event_of_concept["LAB//LOINC//2345-7"]].edges[0]
+    for value, decile in ((edge, "VALUE//1"), (float(np.nextafter(np.float32(edge), np.float32(99))), "VALUE//2")):
+        assert texts(subject(1, [(at(0), "LOINC//2345-7", value)]), vocabulary)[5] == decile
+
+
 def test_a_value_missing_where_training_always_had_one_is_unknown_and_counted() -> None:
     values = [(at(5), "LOINC//2345-7", float(value)) for value in range(20)]
     vocabulary = make_vocabulary(subject(1, values))
