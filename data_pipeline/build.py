@@ -7,57 +7,31 @@ demographics), from which the vocabulary is made; the second writes every subjec
 is whole. Ends with a line that says how many subjects and tokens there are, and what became of the input's rows.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
-import json
-import multiprocessing
 import os
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import ml_collections
 import numpy as np
-import polars as pl
-import tqdm
 from absl import flags
 from ml_collections import config_flags
 
 from data_pipeline import (
     build_config,
+    build_manifest,
+    build_shards,
     code_maps,
     command_line,
     corpus,
-    intervals,
+    engines,
     meds,
     statistics,
-    tokenizer,
     vocabulary_builder,
 )
-from data_pipeline.columns import to_columns
 from data_pipeline.errors import UserError
-from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, Vocabulary
-
-SPLITS = ("train", "tuning", "held_out")
-
-
-@dataclasses.dataclass(frozen=True)
-class _TokenizedSplit:
-    """One shard's part of one split, as written."""
-
-    split: str
-    file: str
-    sha256: str
-    subject_ids: np.ndarray
-    lengths: np.ndarray
-    tokens_by_kind: np.ndarray
-    row_counts: dict[str, int]
-    interval_us: np.ndarray
-    interval_tokens: np.ndarray
 
 
 def build_corpus(
@@ -72,7 +46,7 @@ def build_corpus(
     Raises UserError for data that cannot be used and for an `out` that already holds something; nothing is left at
     `out` then.
     """
-    _check_config(config)
+    build_config.check(config)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("already exists", where=str(out), fix="remove it or choose another --out")
     dataset = meds.open_dataset(meds_root)
@@ -97,8 +71,8 @@ def build_corpus(
 
 def _write(dataset: meds.MedsDataset, work: pathlib.Path, config: ml_collections.ConfigDict, workers: int) -> None:
     code_map = code_maps.named(config.code_map)
-    with _pool(min(workers, len(dataset.shards)), dataset, code_map) as run:
-        counted = run("counting", _count_shard, [(path,) for path in dataset.shards])
+    with engines.local(min(workers, len(dataset.shards)), dataset, code_map) as run:
+        counted = run("counting", build_shards.count_shard, [(path,) for path in dataset.shards])
         meds.check_subjects_once({path: ids for path, (ids, _) in zip(dataset.shards, counted, strict=True)})
         totals = statistics.merge([part for _, part in counted])
         if not totals.subjects:
@@ -117,7 +91,7 @@ def _write(dataset: meds.MedsDataset, work: pathlib.Path, config: ml_collections
         )
         vocabulary.save(work / corpus.VOCABULARY)
         jobs = [(path, index, work) for index, path in enumerate(dataset.shards)]
-        pieces = [piece for shard in run("tokenizing", _tokenize_shard, jobs) for piece in shard]
+        pieces = [piece for shard in run("tokenizing", build_shards.tokenize_shard, jobs) for piece in shard]
     training = [piece for piece in pieces if piece.split == "train"]
     seconds = vocabulary_builder.measured_intervals(
         vocabulary.interval_preset,
@@ -126,152 +100,7 @@ def _write(dataset: meds.MedsDataset, work: pathlib.Path, config: ml_collections
     )
     vocabulary = dataclasses.replace(vocabulary, interval_seconds=seconds)
     vocabulary.save(work / corpus.VOCABULARY)
-    _write_manifest(work, dataset, config, vocabulary, totals, pieces)
-
-
-def _write_manifest(
-    work: pathlib.Path,
-    dataset: meds.MedsDataset,
-    config: ml_collections.ConfigDict,
-    vocabulary: Vocabulary,
-    totals: statistics.Statistics,
-    pieces: Sequence[_TokenizedSplit],
-) -> None:
-    names = [split for split in SPLITS if any(piece.split == split for piece in pieces)]
-    names += sorted({piece.split for piece in pieces} - set(SPLITS))
-    splits = {name: _finish_split(work, name, [piece for piece in pieces if piece.split == name]) for name in names}
-    rules = totals.rules.group_by("rule").agg(pl.col("events").sum()).sort("rule")
-    manifest = {
-        "format_version": corpus.FORMAT_VERSION,
-        "fingerprint": corpus.fingerprint(vocabulary.fingerprint, splits),
-        "vocabulary_fingerprint": vocabulary.fingerprint,
-        "vocabulary_size": len(vocabulary),
-        "prefix_length": PREFIX_LENGTH,
-        "source": {
-            "name": dataset.name,
-            "version": dataset.version,
-            "meds_version": dataset.meds_version,
-            "shards": len(dataset.shards),
-            "notes": list(dataset.notes),
-        },
-        "config": config.to_dict(),
-        "training_events_by_rule": {str(rule): events for rule, events in rules.iter_rows()},
-        "splits": splits,
-    }
-    temporary = work / (corpus.MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    temporary.rename(work / corpus.MANIFEST)
-
-
-def _finish_split(work: pathlib.Path, name: str, pieces: Sequence[_TokenizedSplit]) -> dict[str, Any]:
-    lengths = np.concatenate([piece.lengths for piece in pieces])
-    np.save(work / name / "lengths.npy", lengths)
-    np.save(work / name / "subject_ids.npy", np.concatenate([piece.subject_ids for piece in pieces]))
-    by_kind = np.sum([piece.tokens_by_kind for piece in pieces], axis=0)
-    counts = [piece.row_counts for piece in pieces]
-    return {
-        "subjects": len(lengths),
-        "tokens": int(lengths.sum(dtype=np.int64)),
-        "tokens_by_kind": {kind: int(count) for kind, count in zip(KINDS, by_kind, strict=True) if count},
-        "rows": {reason: sum(count[reason] for count in counts) for reason in counts[0]},
-        "shards": [{"file": piece.file, "records": len(piece.lengths), "sha256": piece.sha256} for piece in pieces],
-    }
-
-
-# What every worker process knows: set once per process, so that jobs stay small.
-_dataset: meds.MedsDataset
-_code_map: code_maps.CodeMap
-
-
-def _start_worker(dataset: meds.MedsDataset, code_map: code_maps.CodeMap) -> None:
-    global _dataset, _code_map
-    _dataset, _code_map = dataset, code_map
-
-
-def _count_shard(path: pathlib.Path) -> tuple[np.ndarray, statistics.Statistics]:
-    """(ids of all subjects in the file, counts of its training subjects)."""
-    events = meds.read_shard(path)
-    training = _dataset.splits.filter(pl.col("split") == "train").select("subject_id")
-    columns = to_columns(events.join(training, on="subject_id", how="semi", maintain_order="left"), _code_map)
-    return events["subject_id"].unique(maintain_order=True).to_numpy(), statistics.count(columns)
-
-
-def _tokenize_shard(path: pathlib.Path, index: int, work: pathlib.Path) -> list[_TokenizedSplit]:
-    """Write one ArrayRecord file for each split that the shard has subjects of."""
-    vocabulary = Vocabulary.load(work / corpus.VOCABULARY)
-    events = meds.read_shard(path).join(_dataset.splits, on="subject_id", how="left", maintain_order="left")
-    unassigned = events["split"].null_count()
-    if unassigned:
-        raise UserError(
-            f"{unassigned} rows belong to subjects that are in no split",
-            where=str(path),
-            fix="list every subject in metadata/subject_splits.parquet",
-        )
-    return [
-        _write_split(part.drop("split"), str(split), index, vocabulary, work)
-        for (split,), part in sorted(events.partition_by("split", as_dict=True, maintain_order=True).items())
-    ]
-
-
-def _write_split(
-    events: pl.DataFrame, split: str, index: int, vocabulary: Vocabulary, work: pathlib.Path
-) -> _TokenizedSplit:
-    tokenized = tokenizer.tokenize(events, vocabulary)
-    file = pathlib.Path(split) / f"{index:05d}.array_record"
-    (work / split).mkdir(exist_ok=True)
-    corpus.write_shard(work / file, tokenized.records())
-    tokens_V = np.bincount(tokenized.tokens_T, minlength=len(vocabulary))
-    kinds_V = np.array([KINDS.index(token.kind) for token in vocabulary.tokens])
-    return _TokenizedSplit(
-        split=split,
-        file=file.as_posix(),
-        sha256=corpus.file_sha256(work / file),
-        subject_ids=tokenized.subject_ids_S,
-        lengths=np.diff(tokenized.offsets_S1).astype(np.uint32),
-        tokens_by_kind=np.bincount(kinds_V, tokens_V, minlength=len(KINDS)).astype(np.int64),
-        row_counts=dict(tokenized.row_counts),
-        interval_us=tokenized.interval_us_I,
-        interval_tokens=tokenized.interval_tokens_I,
-    )
-
-
-@contextlib.contextmanager
-def _pool(workers: int, dataset: meds.MedsDataset, code_map: code_maps.CodeMap) -> Iterator[Callable[..., list[Any]]]:
-    """A function run(title, job, arguments) that gives the jobs' results in order, with a progress bar."""
-    if workers == 1:
-        _start_worker(dataset, code_map)
-        yield lambda title, job, args: [job(*arg) for arg in tqdm.tqdm(args, title, unit="shard", disable=None)]
-        return
-    # Spawned and not forked: polars and Arrow hold threads. One polars thread each, as there is a process per core.
-    threads = os.environ.get("POLARS_MAX_THREADS")
-    os.environ["POLARS_MAX_THREADS"] = "1"
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (dataset, code_map)
-    )
-
-    def run(title: str, job: Callable[..., Any], args: Sequence[tuple[Any, ...]]) -> list[Any]:
-        futures = [pool.submit(job, *arg) for arg in args]
-        return [future.result() for future in tqdm.tqdm(futures, title, unit="shard", disable=None)]
-
-    try:
-        yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-        os.environ.pop("POLARS_MAX_THREADS")
-        if threads is not None:
-            os.environ["POLARS_MAX_THREADS"] = threads
-
-
-def _check_config(config: ml_collections.ConfigDict) -> None:
-    if config.interval_preset not in intervals.PRESETS:
-        raise UserError(
-            f"unknown preset {config.interval_preset!r}",
-            where="config.interval_preset",
-            fix=f"choose one of {', '.join(intervals.PRESETS)}",
-        )
-    for key in ("min_subjects_per_code", "min_values_per_code"):
-        if config[key] < 1:
-            raise UserError(f"{config[key]} is below 1", where=f"config.{key}", fix="give a positive number")
+    build_manifest.write_manifest(work, dataset, config, vocabulary, totals, pieces)
 
 
 def _define_flags() -> None:

@@ -5,6 +5,9 @@ Copy this file, change it and pass it by `--config FILE` to keep a configuration
 
 import ml_collections
 
+from data_pipeline import intervals
+from data_pipeline.errors import UserError
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Return the configuration of a corpus."""
@@ -20,3 +23,16 @@ def get_config() -> ml_collections.ConfigDict:
             "min_values_per_code": 50,
         }
     )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise a UserError that names the first key whose value makes no sense."""
+    if config.interval_preset not in intervals.PRESETS:
+        raise UserError(
+            f"unknown preset {config.interval_preset!r}",
+            where="config.interval_preset",
+            fix=f"choose one of {', '.join(intervals.PRESETS)}",
+        )
+    for key in ("min_subjects_per_code", "min_values_per_code"):
+        if config[key] < 1:
+            raise UserError(f"{config[key]} is below 1", where=f"config.{key}", fix="give a positive number")
