@@ -29,17 +29,10 @@ from cometjax import config as configs
 from cometjax import flops, metrics, sharding
 from cometjax import workdir as workdirs
 from cometjax.checkpoints import Checkpoints
+from cometjax.compiled_step import make_compiled_steps
 from cometjax.model import ModelConfig
-from cometjax.optimizer import learning_rate_schedule, make_optimizer
-from cometjax.train_step import (
-    LossSums,
-    StepMetrics,
-    TokenTables,
-    TrainState,
-    init_state,
-    make_evaluation_step,
-    make_train_step,
-)
+from cometjax.optimizer import learning_rate_schedule
+from cometjax.train_step import LossSums, StepMetrics, TokenTables, TrainState
 from data_pipeline import command_line
 from data_pipeline.corpus import Corpus, SplitReader
 from data_pipeline.errors import UserError
@@ -123,7 +116,8 @@ class _Run:
         self._config, self._model, self._mesh = config, model, mesh
         self._workdir, self._corpus = workdir, corpus
         self._preempted = preempted
-        self._compile_steps()
+        tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
+        self._steps = make_compiled_steps(config, model, tables, mesh)
         self._checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
         self._restore()
         start = self._step
@@ -138,39 +132,15 @@ class _Run:
         if self._peak is None:
             self._progress.say(f"no MFU: the peak of {device!r} is not known; model FLOP/s are reported")
 
-    def _compile_steps(self) -> None:
-        tables = TokenTables.from_vocabulary(self._corpus.vocabulary, self._model.vocab_size)
-        optimizer = make_optimizer(self._config)
-        self._init = lambda: init_state(self._model, optimizer, self._config.seed)
-        self._abstract = jax.eval_shape(self._init)
-        state = sharding.state_sharding(self._mesh, self._abstract)
-        batch = sharding.batch_sharding(self._mesh)
-        replicated = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
-        self._state_sharding = state
-        self._train_step = jax.jit(
-            make_train_step(self._model, tables, optimizer, learning_rate_schedule(self._config)),
-            in_shardings=(state, batch),
-            out_shardings=(state, replicated),
-            donate_argnums=0,
-        )
-        self._evaluation_step = jax.jit(
-            make_evaluation_step(self._model, tables), in_shardings=(state.params, batch), out_shardings=replicated
-        )
-
     def _restore(self) -> None:
         latest = self._checkpoints.latest_step()
         if latest is None:
             self._clock = metrics.Clock()
             with self._clock.measure("setup"):
-                self._state: TrainState = jax.jit(self._init, out_shardings=self._state_sharding)()
+                self._state: TrainState = self._steps.init()
             self._step = 0
             return
-        abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            self._abstract,
-            self._state_sharding,
-        )
-        self._state, metadata = self._checkpoints.restore(latest, abstract)
+        self._state, metadata = self._checkpoints.restore(latest, self._steps.abstract_state)
         self._clock = metrics.Clock(metadata["clock"])
         self._step = latest
 
@@ -223,7 +193,7 @@ class _Run:
                 with self._clock.measure("input"):
                     batch = sharding.put_batch(self._mesh, next(batches))
                 with self._clock.measure(cause):
-                    self._state, dispatched = self._train_step(self._state, batch)
+                    self._state, dispatched = self._steps.train(self._state, batch)
                 cause = "step"
                 # The devices already work on this step while the figures of the one before are fetched.
                 if in_flight is not None:
@@ -334,7 +304,7 @@ class _Run:
         )
         with self._clock.measure("evaluation"), contextlib.closing(batches):
             for batch in batches:
-                dispatched = self._evaluation_step(self._state.params, sharding.put_batch(self._mesh, batch))
+                dispatched = self._steps.evaluate(self._state.params, sharding.put_batch(self._mesh, batch))
                 if in_flight is not None:
                     totals.add(jax.device_get(in_flight))
                 in_flight = dispatched

@@ -19,10 +19,10 @@ import json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from cometjax import sharding
+from cometjax.compiled_step import make_compiled_steps
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
-from cometjax.optimizer import learning_rate_schedule, make_optimizer
-from cometjax.train_step import TokenTables, init_state, make_train_step
+from cometjax.train_step import TokenTables
 
 V, B, L = 24, 8, 16
 config = default_config()
@@ -39,17 +39,12 @@ def batch(step):
             "positions_BxL": ones * np.arange(L, dtype=np.int32), "loss_weights_BxL": ones.astype(np.float32)}
 
 def losses(mesh):
-    optimizer = make_optimizer(config)
-    init = lambda: init_state(model, optimizer, seed=0)
     with jax.set_mesh(mesh):
-        places = sharding.state_sharding(mesh, jax.eval_shape(init))
-        state = jax.jit(init, out_shardings=places)()
-        step = jax.jit(make_train_step(model, tables, optimizer, learning_rate_schedule(config)),
-                       in_shardings=(places, sharding.batch_sharding(mesh)), out_shardings=(places, None),
-                       donate_argnums=0)
+        steps = make_compiled_steps(config, model, tables, mesh)
+        state = steps.init()
         found = []
         for number in range(4):
-            state, metrics = step(state, sharding.put_batch(mesh, batch(number)))
+            state, metrics = steps.train(state, sharding.put_batch(mesh, batch(number)))
             found.append(float(metrics.loss))
         query = state.params["layers"]["query"]
         return {"losses": found, "query_shard": query.addressable_shards[0].data.shape, "query": query.shape,
