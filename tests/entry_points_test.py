@@ -16,6 +16,7 @@ ENTRY_POINTS = (
     "cometjax.simulate",
     "cometjax.evaluate",
     "experiments.demo",
+    "experiments.launch",
 )
 
 

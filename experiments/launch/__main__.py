@@ -1,0 +1,110 @@
+"""Write what starts a training run, or a sweep of them, on a Slurm or GKE cluster.
+
+    python -m experiments.launch --cluster slurm --config experiments/configs/comet_l.py --workdir /shared/runs/l \\
+        --out launch/l --config.corpus=/shared/corpus --slurm.nodes=8 --slurm.gpus_per_node=8
+    python -m experiments.launch --cluster gke --config experiments/configs/comet_l.py --workdir /data/runs/l \\
+        --out launch/l --config.corpus=/data/corpus --gke.image=IMAGE --gke.claim=CLAIM --gke.topology=v5p:4x4x4
+    ... --sweep optimizer.learning_rate=1e-4,3e-4,1e-3 --sweep seed=0,1       # six trials: an array, or six JobSets
+
+Nothing is submitted: OUT holds the files, and the last line says how to. A job that is preempted, reaches its time
+limit or loses a node is started again and goes on from its last checkpoint; one whose command is wrong (exit code 2)
+is not. Every key of --config, --slurm and --gke can be given as a flag.
+"""
+
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from cometjax import config as configs
+from data_pipeline import command_line
+from data_pipeline.errors import UserError
+from experiments.launch import jobset, slurm
+from experiments.launch.job import Job, Trial, sweep
+
+CLUSTERS = ("slurm", "gke")
+
+
+def write(out: pathlib.Path, files: dict[str, str]) -> None:
+    """Write text files into a new folder; raises UserError when there is something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("already exists", where=str(out), fix="remove it or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (out / name).write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=str(out)) from error
+
+
+def check(config: ml_collections.ConfigDict, devices: int | None, trials: Sequence[Trial]) -> None:
+    """Refuse now what every node would refuse after hours in the queue; `devices` None = not known."""
+    configs.validate(config)
+    known = config.to_dict()
+    for key in {
+        override.removeprefix("--config.").partition("=")[0] for trial in trials for override in trial.overrides
+    }:
+        inside = known
+        for part in key.split("."):
+            if not isinstance(inside, dict) or part not in inside:
+                raise UserError("unknown key", where=f"--sweep {key}", fix="see cometjax/config.py for the keys")
+            inside = inside[part]
+    if not config.corpus:
+        raise UserError(
+            "is not set", where="config.corpus", fix="give it with --config.corpus=DIR, as the nodes see it"
+        )
+    sizes = [config.mesh[axis] for axis in ("data", "fsdp", "tensor")]
+    given = math.prod(size for size in sizes if size != -1)
+    if devices is not None and (devices % given or (-1 not in sizes and given != devices)):
+        raise UserError(
+            f"takes {given} devices, and the job has {devices}",
+            where="config.mesh",
+            fix="set one axis to -1 to take what remains",
+        )
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("cluster", None, CLUSTERS, "what runs the job", required=True)
+    flags.DEFINE_string("workdir", None, "folder of the run, as every node sees it", required=True)
+    flags.DEFINE_string("out", None, "folder to write; must be missing or empty", required=True)
+    flags.DEFINE_string("name", "", "of the job (default: the configuration file's)")
+    flags.DEFINE_multi_string("sweep", [], "KEY=VALUE,VALUE of the configuration: a trial for each combination")
+    config_flags.DEFINE_config_file("config", None, "training configuration file")
+    config_flags.DEFINE_config_dict("slurm", slurm.default_config(), "the Slurm cluster")
+    config_flags.DEFINE_config_dict("gke", jobset.default_config(), "the GKE cluster")
+    flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    """Render what the flags say."""
+    values = flags.FLAGS
+    file = str(config_flags.get_config_filename(values["config"]))
+    given = config_flags.get_override_values(values["config"])
+    job = Job(
+        name=values.name or re.sub(r"[^a-z0-9]+", "-", pathlib.Path(file.partition(":")[0]).stem.lower()).strip("-"),
+        config=file,
+        overrides=tuple(f"--config.{key}={value}" for key, value in given.items()),
+        workdir=values.workdir,
+        trials=sweep(values.sweep),
+    )
+    cluster = values[values.cluster].value
+    out = pathlib.Path(values.out)
+    renderer = slurm if values.cluster == "slurm" else jobset
+    files = renderer.render(job, cluster)
+    check(values.config, renderer.devices(cluster), job.trials)
+    write(out, files)
+    runs = f"{len(job.trials)} trials" if job.trials else "1 run"
+    print(f"{out}: {runs} of {file}, {len(files)} file(s)")
+    if values.cluster == "slurm":
+        # Slurm opens its log before the script runs, and does not make the folder.
+        print(f"submit: mkdir -p {job.workdir} && sbatch {out / 'train.sbatch'}")
+    else:
+        print(f"submit: kubectl apply -f {out}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, _define_flags)
