@@ -7,11 +7,13 @@ run here is refused, and the refusal names those that can.
 Dimensions: B batch rows, L row length, H query heads, K key/value heads, G = H / K, C head dim, M key positions.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from cometjax.splash import splash_attention
 from data_pipeline.errors import UserError
 
 # Added to the score of a pair that may not attend. Finite, so that a row of padding, where every pair is masked,
@@ -44,9 +46,15 @@ def attention(
     return _implementation(implementation)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 
 
-def available_implementations() -> tuple[str, ...]:
-    """Names of the implementations that can run on this device."""
-    return tuple(IMPLEMENTATIONS)
+def require(implementation: str) -> None:
+    """Raise UserError, naming those that can, unless `implementation` can run on the devices traced for."""
+    _implementation(implementation)
+
+
+def available_implementations(platform: str | None = None) -> tuple[str, ...]:
+    """Names of the implementations that can run on `platform` ("cpu", "gpu", "tpu"); None: the one traced for."""
+    platform = platform or _platform()
+    return tuple(name for name, known in IMPLEMENTATIONS.items() if platform in known.platforms)
 
 
 def attend_masked(
@@ -91,14 +99,34 @@ def _reference(
     return jnp.where((segment_ids_BxL != 0)[:, :, None, None], out_BxLxHxC, 0)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"reference": _reference}
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """`attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL) -> out_BxLxHxC`, and where it can run."""
+
+    attend: Callable[..., jax.Array]
+    platforms: tuple[str, ...]
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": Implementation(_reference, ("cpu", "gpu", "tpu")),
+    "splash": Implementation(splash_attention, ("tpu",)),
+}
+
+
+def _platform() -> str:
+    """The platform of the mesh in use, which may be one that is only compiled for (`cometjax.plan`), or this one's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = device.platform if device is not None else jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def _implementation(name: str) -> Callable[..., jax.Array]:
-    if name not in IMPLEMENTATIONS:
+    platform = _platform()
+    if name not in IMPLEMENTATIONS or platform not in IMPLEMENTATIONS[name].platforms:
+        known = f"cannot run on {platform}" if name in IMPLEMENTATIONS else "is not known"
         raise UserError(
-            f"unknown attention implementation {name!r}",
+            f"attention implementation {name!r} {known}",
             where="config.model.attention",
-            fix=f"on this device ({jax.default_backend()}) these can run: {', '.join(available_implementations())}",
+            fix=f"on this device ({platform}) these can run: {', '.join(available_implementations(platform))}",
         )
-    return IMPLEMENTATIONS[name]
+    return IMPLEMENTATIONS[name].attend

@@ -46,7 +46,7 @@ def _model() -> ml_collections.ConfigDict:
     model.qkv_bias = True  # as Qwen2
     model.compute_dtype = "auto"  # "auto" (bfloat16 on accelerators, float32 on CPU), "float32" or "bfloat16"
     model.param_dtype = "float32"
-    model.attention = "reference"  # an implementation in cometjax/attention.py
+    model.attention = "reference"  # by name in cometjax/attention.py: "reference" (any device), "splash" (TPU)
     model.scan_layers = True  # loop over one compiled layer; False unrolls: compiles longer, a bit faster on CPU
     model.remat = "none"  # recomputation in the backward pass, per layer: "none", "dots" or "full"
     return model

@@ -17,26 +17,6 @@ from data_pipeline.vocabulary import KINDS
 
 METRICS_FILE = "metrics.jsonl"
 
-# Dense bfloat16 peak of one device, FLOP/s, by the start of jax's device_kind; the vendors' data sheets.
-_PEAK_FLOPS_PER_SECOND = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops_per_second(device_kind: str) -> float | None:
-    """Dense bfloat16 peak of one device, or None where it is not known (every CPU)."""
-    matching = [name for name in _PEAK_FLOPS_PER_SECOND if device_kind.startswith(name)]
-    return _PEAK_FLOPS_PER_SECOND[max(matching, key=len)] if matching else None
-
 
 class LossTotals:
     """Sums of losses over any number of batches, in float64 on the host."""

@@ -6,7 +6,7 @@ vocabulary split).
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,23 +35,23 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(mesh: ml_collections.ConfigDict) -> Mesh:
-    """The mesh of `config.mesh` over all devices; -1 takes what the other axes leave.
+def make_mesh(mesh: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh` over `devices` (None: all there are); -1 takes what the other axes leave.
 
     Raises UserError when the axes do not multiply to the number of devices.
     """
     sizes = [mesh[axis] for axis in AXES]
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, devices // math.prod(size for size in sizes if size != -1))
-    if math.prod(sizes) != devices:
+        sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(size for size in sizes if size != -1))
+    if math.prod(sizes) != len(devices):
         raise UserError(
             f"{' x '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))} is "
-            f"{math.prod(sizes)} devices, and there are {devices}",
+            f"{math.prod(sizes)} devices, and there are {len(devices)}",
             where="config.mesh",
             fix="set one axis to -1 to take what remains",
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def state_sharding(mesh: Mesh, abstract: Any) -> Any:

@@ -25,8 +25,8 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from cometjax import attention, chips, flops, metrics, sharding
 from cometjax import config as configs
-from cometjax import flops, metrics, sharding
 from cometjax import workdir as workdirs
 from cometjax.checkpoints import Checkpoints
 from cometjax.compiled_step import make_compiled_steps
@@ -78,6 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
     # All that can be refused is, before anything is written.
     model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
     learning_rate_schedule(config)
+    attention.require(model.attention)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_rows(mesh, config.train.batch_rows)
     # What a run goes on from, in order of precedence:
@@ -128,7 +129,7 @@ class _Run:
         if start:
             self._progress.say(f"resumed at step {start}")
         device = jax.devices()[0].device_kind
-        self._peak = metrics.peak_flops_per_second(device)
+        self._peak = chips.peak_flops_per_second(device)
         if self._peak is None:
             self._progress.say(f"no MFU: the peak of {device!r} is not known; model FLOP/s are reported")
 

@@ -58,14 +58,6 @@ def test_clock_carries_time_and_work_over_a_restart():
     assert again.wall >= 6.0 and again.goodput == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [("TPU v5p", 459e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H200", 989e12), ("cpu", None)],
-)
-def test_peak_is_known_by_device_kind_or_not_at_all(kind, peak):
-    assert metrics.peak_flops_per_second(kind) == peak
-
-
 def test_progress_off_a_terminal_prints_lines_and_silent_prints_nothing(capsys):
     for enabled in (True, False):
         progress = metrics.Progress(start=0, steps=4, enabled=enabled)

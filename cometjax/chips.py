@@ -1,0 +1,125 @@
+"""What one accelerator can do, by the vendors' own figures, and the topologies that are known.
+
+Bandwidths are bytes per second, capacities bytes, peaks dense bfloat16 FLOP/s (a multiplication and an addition count
+as two). Peaks are bounds: no program reaches them.
+
+Sources. TPU: the architecture pages docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e} as of 2026. Links there are per chip
+and both directions together (v5p 1,200 GB/s over 6 links, v5e 400 GB/s over 4; v6e 3,200 Gbit/s one way over 4), so one
+way of one link has a twelfth (v5p) or an eighth of that; data-centre network is per pod or per chip in bits (v5p
+50 Gbit/s a chip, v5e 6.4 Tbit/s and v6e 25.6 Tbit/s per 256 chips). GPU: NVIDIA's data sheets of the SXM parts (A100
+80 GB, H100, H200, HGX B200); NVLink there is both directions together (600, 900, 900, 1,800 GB/s), the network between
+hosts that of the DGX/HGX designs: one port a GPU of 200 (A100) or 400 Gbit/s. What XLA leaves a program of a TPU's
+memory is what it says itself when it runs out ("of 15.75G hbm").
+"""
+
+import dataclasses
+import math
+import re
+
+from data_pipeline.errors import UserError
+
+GiB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator. `device_kinds` are the starts of jax's `device_kind` that mean it.
+
+    `link_bandwidth` is one way along one link, `links` how many a chip has; `network_bandwidth` is one way, per chip,
+    between slices (TPU) or hosts (GPU). `hbm_usable` is what a program gets. `max_slice` is the largest slice, one
+    number per dimension of the torus (for a GPU: GPUs of a host).
+    """
+
+    name: str
+    platform: str
+    device_kinds: tuple[str, ...]
+    peak_flops: float
+    hbm_usable: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    links: int
+    network_bandwidth: float
+    max_slice: tuple[int, ...]
+
+
+CHIPS = (
+    Chip(
+        "v5e", "tpu", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GiB, 819e9, 50e9, 4, 3.125e9, (16, 16)
+    ),
+    Chip(
+        "v5p", "tpu", ("TPU v5p", "TPU v5"), 459e12, 95.74 * GiB, 2765e9, 100e9, 6, 6.25e9, (16, 16, 24)
+    ),
+    Chip(
+        "v6e", "tpu", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GiB, 1600e9, 100e9, 4, 12.5e9, (16, 16)
+    ),
+    Chip("a100", "gpu", ("NVIDIA A100",), 312e12, 80e9, 2039e9, 300e9, 1, 25e9, (8,)),
+    Chip("h100", "gpu", ("NVIDIA H100",), 989e12, 80e9, 3350e9, 450e9, 1, 50e9, (8,)),
+    Chip("h200", "gpu", ("NVIDIA H200",), 989e12, 141e9, 4800e9, 450e9, 1, 50e9, (8,)),
+    Chip("b200", "gpu", ("NVIDIA B200",), 2250e12, 180e9, 7700e9, 900e9, 1, 50e9, (8,)),
+)  # fmt: skip
+
+# Trained on, but not planned for: the peak alone.
+_OTHER_PEAKS = {"TPU v4": 275e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`slices` slices (GPU: hosts) of `shape` chips each."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def name(self) -> str:
+        """As the command line takes it: `v5p:4x4x4`, `h100:8x2`."""
+        sizes = (*self.shape, self.slices) if self.chip.platform == "gpu" and self.slices > 1 else self.shape
+        return f"{self.chip.name}:{'x'.join(map(str, sizes))}"
+
+
+def peak_flops_per_second(device_kind: str) -> float | None:
+    """Dense bfloat16 peak of one device of jax's `device_kind`, or None where it is not known (every CPU)."""
+    peaks = {kind: chip.peak_flops for chip in CHIPS for kind in chip.device_kinds} | _OTHER_PEAKS
+    matching = [kind for kind in peaks if device_kind.startswith(kind)]
+    return peaks[max(matching, key=len)] if matching else None
+
+
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """The topology of `v5p:4x4x4` or `v5e:16x16` (TPU), `h100:8` or `h200:8x2` (GPUs a host x hosts).
+
+    Raises:
+      UserError: an unknown chip, or a shape that it does not come in; names those known.
+    """
+    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", text)
+    chip = next((chip for chip in CHIPS if match and chip.name == match[1]), None)
+    if not match or chip is None:
+        known = "v5e:16x16, v5p:4x4x4, v6e:16x16 (any shape of these), " + ", ".join(
+            f"{chip.name}:8" for chip in CHIPS if chip.platform == "gpu"
+        )
+        raise UserError(f"{text!r} is not known", where="--topology", fix=f"known: {known} or 8xHOSTS")
+    if slices < 1:
+        raise UserError(f"{slices} slices", where="--slices", fix="use 1 or more")
+    shape = tuple(int(size) for size in match[2].split("x"))
+    if chip.platform == "gpu":
+        if slices > 1:
+            raise UserError("is for TPUs", where="--slices", fix=f"give hosts as --topology={chip.name}:8x{slices}")
+        if len(shape) == 2:
+            slices, shape = shape[1], shape[:1]
+    dimensions = len(chip.max_slice)
+    if len(shape) != dimensions or slices < 1 or not all(s >= 1 for s in shape) or not _fits(shape, chip.max_slice):
+        raise UserError(
+            f"{chip.name} does not come as {match[2]}",
+            where="--topology",
+            fix=f"give {dimensions} number{'s' if dimensions > 1 else ''}, at most {'x'.join(map(str, chip.max_slice))}"
+            + (", and hosts" if chip.platform == "gpu" else ""),
+        )
+    return Topology(chip, shape, slices)
+
+
+def _fits(shape: tuple[int, ...], largest: tuple[int, ...]) -> bool:
+    return all(size <= limit for size, limit in zip(sorted(shape), sorted(largest), strict=True))
