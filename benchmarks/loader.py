@@ -9,7 +9,7 @@ batch from a step far away. Expect at least 20,000,000 tokens_per_s at rows of 8
 
 python -m benchmarks.loader --plan_records 118000000
 
-Only plans that many lengths, and reports seconds, fill and peak memory. Expect 30 seconds and less than 4 GiB.
+Only plans that many lengths, and reports seconds, fill and peak memory. Expect less than 60 seconds and 4 GiB.
 """
 
 import json

@@ -2,26 +2,21 @@
 
 Batch(step) is rows [step * batch_rows, (step + 1) * batch_rows) of the endless stream of `packing.stream_row`. A host
 reads its share of them only, so the batches depend neither on the number of hosts nor on the number of workers, and
-starting at any step costs nothing. Grain does prefetch and worker processes.
+starting at any step costs nothing.
 
-B batch rows of this host   L row length   S segments of a row
+B batch rows of this host   L row length   S segments of all B rows, in order
 """
 
 import dataclasses
-import functools
-import pathlib
-import tempfile
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
-from absl import flags
 
-from data_pipeline import packing
-from data_pipeline.corpus import SubjectRecord
+from data_pipeline import loader_workers, plan_cache, row_tokens
 from data_pipeline.errors import UserError
-from data_pipeline.packing import PackingPlan
+from data_pipeline.packing import PackingPlan, RowPlan
+from data_pipeline.row_tokens import RecordSource, RowTokens
 from data_pipeline.vocabulary import PREFIX_LENGTH
 
 # Evaluation packs the same way whatever the run's seed, so that its losses compare across runs.
@@ -39,17 +34,7 @@ BATCH_DTYPES = {
 }
 
 
-class RecordSource(Protocol):
-    """What the loader needs of a split; `data_pipeline.corpus.SplitReader` is one."""
-
-    name: str
-
-    @property
-    def lengths_R(self) -> np.ndarray:
-        """uint32 tokens of each record."""
-
-    def record(self, index: int) -> SubjectRecord:
-        """The record numbered `index`."""
+_NO_SEGMENTS = RowPlan(*(np.zeros(0, np.uint32) for _ in RowPlan._fields))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +90,11 @@ def train_batches(
     """
     _validate(config, host, hosts)
     plan = training_plan(split, config) if plan is None else plan
-    make = functools.partial(batch_at, split, batch_rows=config.batch_rows, host=host, hosts=hosts)
-    return _iterate(plan, make, range(start_step, _ENDLESS), config)
+
+    def rows_at(step: int) -> list[RowPlan]:
+        return _training_rows(plan, _places(step, config.batch_rows, host, hosts))
+
+    return _iterate(split, plan, rows_at, range(start_step, _ENDLESS), config)
 
 
 def evaluation_batches(
@@ -128,8 +116,11 @@ def evaluation_batches(
     plan = evaluation_plan(split, config) if plan is None else plan
     batches = -(-plan.num_rows // config.batch_rows)
     batches = batches if max_batches is None else min(batches, max_batches)
-    make = functools.partial(evaluation_batch_at, split, batch_rows=config.batch_rows, host=host, hosts=hosts)
-    return _iterate(plan, make, range(batches), config)
+
+    def rows_at(index: int) -> list[RowPlan]:
+        return _evaluation_rows(plan, _places(index, config.batch_rows, host, hosts))
+
+    return _iterate(split, plan, rows_at, range(batches), config)
 
 
 def evaluation_plan(split: RecordSource, config: LoaderConfig) -> PackingPlan:
@@ -141,21 +132,20 @@ def batch_at(
     split: RecordSource, plan: PackingPlan, step: int, *, batch_rows: int, host: int = 0, hosts: int = 1
 ) -> Batch:
     """The host's share of the training batch of `step`, by random access."""
-    rows = [packing.stream_row(plan, place) for place in _places(step, batch_rows, host, hosts)]
-    return _assemble(split, plan, rows)
+    return _batch(split, plan, _training_rows(plan, _places(step, batch_rows, host, hosts)))
 
 
 def evaluation_batch_at(
     split: RecordSource, plan: PackingPlan, index: int, *, batch_rows: int, host: int = 0, hosts: int = 1
 ) -> Batch:
     """The host's share of evaluation batch `index`, by random access; rows after the last are empty."""
-    return _assemble(split, plan, list(_places(index, batch_rows, host, hosts)))
+    return _batch(split, plan, _evaluation_rows(plan, _places(index, batch_rows, host, hosts)))
 
 
 def _plan(split: RecordSource, row_length: int, seed: int) -> PackingPlan:
     if len(split.lengths_R) == 0:
         raise UserError("has no subjects", where=f"split {split.name}", fix="build a corpus with subjects in it")
-    return packing.plan(split.lengths_R, row_length=row_length, prefix_length=PREFIX_LENGTH, seed=seed)
+    return plan_cache.plan(split.lengths_R, row_length=row_length, prefix_length=PREFIX_LENGTH, seed=seed)
 
 
 def _validate(config: LoaderConfig, host: int, hosts: int) -> None:
@@ -178,92 +168,62 @@ def _places(step: int, batch_rows: int, host: int, hosts: int) -> range:
     return range(begin, begin + share)
 
 
+def _training_rows(plan: PackingPlan, places: range) -> list[RowPlan]:
+    return [plan.stream(place) for place in places]
+
+
+def _evaluation_rows(plan: PackingPlan, places: range) -> list[RowPlan]:
+    return [plan.row(place) if place < plan.num_rows else _NO_SEGMENTS for place in places]
+
+
 def _iterate(
-    plan: PackingPlan, make: Callable[[PackingPlan, int], Batch], steps: range, config: LoaderConfig
-) -> Iterator[Batch]:
-    if config.workers:
-        return _iterate_with_workers(plan, make, steps, config)
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(functools.partial(make, plan))
-    return iter(dataset.to_iter_dataset(_read_options(config)))
-
-
-def _iterate_with_workers(
-    plan: PackingPlan, make: Callable[[PackingPlan, int], Batch], steps: range, config: LoaderConfig
-) -> Iterator[Batch]:
-    if not flags.FLAGS.is_parsed():
-        # Grain reads its own flags when it starts workers; in a program without absl flags their defaults hold.
-        flags.FLAGS.mark_as_parsed()
-    # The workers map one copy of the plan: at 118 million subjects a copy for each would not fit.
-    with tempfile.TemporaryDirectory(prefix="packing_plan_") as folder:
-        plan.save(pathlib.Path(folder))
-        dataset = grain.MapDataset.range(steps.start, steps.stop).map(_InWorker(make, pathlib.Path(folder)))
-        options = grain.MultiprocessingOptions(
-            num_workers=config.workers, per_worker_buffer_size=max(1, config.prefetch)
-        )
-        batches = iter(dataset.to_iter_dataset(_read_options(config)).mp_prefetch(options))
-        try:
-            yield from batches
-        finally:
-            batches.close()
-
-
-def _read_options(config: LoaderConfig) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=min(1, config.prefetch), prefetch_buffer_size=config.prefetch)
-
-
-@dataclasses.dataclass(frozen=True)
-class _InWorker:
-    """Makes batches in a worker process, which opens the saved plan when it makes its first."""
-
-    make: Callable[[PackingPlan, int], Batch]
-    folder: pathlib.Path
-
-    @functools.cached_property
-    def plan(self) -> PackingPlan:
-        return PackingPlan.load(self.folder)
-
-    def __call__(self, step: int) -> Batch:
-        return self.make(self.plan, step)
-
-
-def _assemble(split: RecordSource, plan: PackingPlan, rows: list[int]) -> Batch:
-    batch = {name: np.zeros((len(rows), plan.row_length), dtype) for name, dtype in BATCH_DTYPES.items()}
-    count_L = np.arange(plan.row_length, dtype=np.int32)
-    for place, row in enumerate(rows):
-        if row < plan.num_rows:
-            _fill_row(split, plan, row, count_L, *(array[place] for array in batch.values()))
-    return batch
-
-
-def _fill_row(
     split: RecordSource,
     plan: PackingPlan,
-    row: int,
-    count_L: np.ndarray,
-    tokens_L: np.ndarray,
-    targets_L: np.ndarray,
-    segment_ids_L: np.ndarray,
-    positions_L: np.ndarray,
-    loss_weights_L: np.ndarray,
-) -> None:
-    """Write a row's segments into arrays of zeros."""
-    records_S, starts_S, lengths_S = (values.tolist() for values in plan.row(row))
-    begin = 0
-    for segment, (index, start, length) in enumerate(zip(records_S, starts_S, lengths_S, strict=True), start=1):
-        record = split.record(index)
-        end = begin + length
-        fresh = begin  # where the positions that carry loss begin
-        if start:
-            fresh += plan.prefix_length
-            prefix = record.prefix_at(start)
-            tokens_L[begin:fresh] = prefix
-            # What comes next in the row, as everywhere; its weight is 0.
-            targets_L[begin : fresh - 1] = prefix[1:]
-            targets_L[fresh - 1] = record.tokens_T[start]
-        stop = start + end - fresh
-        tokens_L[fresh:end] = record.tokens_T[start:stop]
-        targets_L[fresh:end] = record.tokens_T[start + 1 : stop + 1]
-        segment_ids_L[begin:end] = segment
-        positions_L[begin:end] = count_L[:length]
-        loss_weights_L[fresh:end] = 1
-        begin = end
+    rows_at: Callable[[int], list[RowPlan]],
+    steps: range,
+    config: LoaderConfig,
+) -> Iterator[Batch]:
+    if config.workers:
+        return loader_workers.iterate(
+            split,
+            steps,
+            rows_at=rows_at,
+            row_length=plan.row_length,
+            prefix_length=plan.prefix_length,
+            expand=lambda rows, tokens: _expand(rows, tokens, plan.prefix_length),
+            workers=config.workers,
+            prefetch=config.prefetch,
+        )
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(lambda step: _batch(split, plan, rows_at(step)))
+    options = grain.ReadOptions(num_threads=min(1, config.prefetch), prefetch_buffer_size=config.prefetch)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _batch(split: RecordSource, plan: PackingPlan, rows: list[RowPlan]) -> Batch:
+    return _expand(rows, row_tokens.read(split, rows, plan.row_length, plan.prefix_length), plan.prefix_length)
+
+
+def _expand(rows: Sequence[RowPlan], content: RowTokens, prefix_length: int) -> Batch:
+    """The batch of rows whose tokens were read."""
+    num_rows, row_length = content.tokens_BxL.shape
+    batch = {name: np.zeros((num_rows, row_length), dtype) for name, dtype in BATCH_DTYPES.items()}
+    batch["tokens_BxL"][:] = content.tokens_BxL
+    batch["targets_BxL"][:, :-1] = content.tokens_BxL[:, 1:]
+    count_L = np.arange(row_length, dtype=np.int32)
+    first = 0
+    for place, row in enumerate(rows):
+        targets_L, segment_ids_L, positions_L, loss_weights_L = (
+            batch[name][place] for name in ("targets_BxL", "segment_ids_BxL", "positions_BxL", "loss_weights_BxL")
+        )
+        begin = 0
+        for segment, (start, length) in enumerate(zip(row.start_S.tolist(), row.length_S.tolist(), strict=True)):
+            end = begin + length
+            segment_ids_L[begin:end] = segment + 1
+            positions_L[begin:end] = count_L[:length]
+            # A later window's static prefix carries no loss; its targets are what comes next in the row.
+            loss_weights_L[begin + (prefix_length if start else 0) : end] = 1
+            targets_L[end - 1] = content.last_target_S[first + segment]
+            begin = end
+        targets_L[begin:] = 0
+        first += len(row.record_S)
+    return batch

@@ -9,17 +9,19 @@ Krell et al., "Efficient Sequence Packing without Cross-contamination", arXiv 21
 R records   G segments   S segments of one row
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from data_pipeline.errors import UserError
 
+# Changes with whatever changes a plan: stored plans of other versions are not used.
+VERSION = 1
 # Records packed together. Large enough that the histogram costs nothing per record, small enough that the temporary
 # arrays stay at a tenth of a gigabyte.
 BLOCK_RECORDS = 1 << 20
@@ -102,8 +104,14 @@ class PackingPlan:
         scalars = np.load(folder / "scalars.npy", allow_pickle=False)
         return cls(*(array.view(np.ndarray) for array in arrays), *(int(scalar) for scalar in scalars))
 
+    def stream(self, place: int) -> RowPlan:
+        """The row at `place` of the endless stream of epochs (`stream_row`)."""
+        return self.row(stream_row(self, place))
+
     @functools.cached_property
-    def _epochs(self) -> grain.MapDataset:
+    def _epochs(self) -> Any:
+        import grain  # brings JAX, three seconds; the loader's workers import this module and need neither
+
         # Element g is epoch (g // num_rows)'s permutation at g % num_rows, by a block cipher and so without a table.
         return grain.MapDataset.range(self.num_rows).shuffle(seed=self.seed)
 
@@ -141,14 +149,43 @@ def plan(lengths_R: np.ndarray, *, row_length: int, prefix_length: int, seed: in
     record_G, start_G, length_G = (np.empty(num_segments, np.uint32) for _ in range(3))
     sizes = [np.zeros(1, np.int64)]
     first = 0
-    for records in _blocks(order_R, BLOCK_RECORDS):
-        record, start, length = _cut(records, lengths_R[records].astype(np.int64) - 1, row_length, prefix_length)
-        place, sizes_of_rows = _pack(length, row_length, random)
-        for out_G, values in ((record_G, record), (start_G, start), (length_G, length)):
-            out_G[first + place] = values
+    for block in _fitted_blocks(order_R, lengths_R, row_length, prefix_length):
+        place, sizes_of_rows = _order_rows(block, random)
+        for out_G, values in ((record_G, block.record), (start_G, block.start), (length_G, block.length)):
+            out_G[first : first + len(place)][place] = values
         sizes.append(sizes_of_rows)
-        first += len(record)
+        first += len(place)
     return PackingPlan(np.cumsum(np.concatenate(sizes)), record_G, start_G, length_G, row_length, prefix_length, seed)
+
+
+class _FittedBlock(NamedTuple):
+    """Segments of one block (record, start, length), and the row and place in it that best fit found for each."""
+
+    record: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    row: np.ndarray
+    depth: np.ndarray
+    num_rows: int
+
+
+def _fitted_blocks(
+    order_R: np.ndarray, lengths_R: np.ndarray, row_length: int, prefix_length: int
+) -> Iterator[_FittedBlock]:
+    """Cut and fit each block of records; the next one is fitted in a second thread while the caller uses this one."""
+
+    def fit(records: np.ndarray) -> _FittedBlock:
+        record, start, length = _cut(records, lengths_R[records].astype(np.int64) - 1, row_length, prefix_length)
+        return _FittedBlock(record, start, length, *_pack(length, row_length))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        ahead = None
+        for records in _blocks(order_R, BLOCK_RECORDS):
+            current, ahead = ahead, thread.submit(fit, records)
+            if current is not None:
+                yield current.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def _validate(lengths_R: np.ndarray, row_length: int, prefix_length: int, seed: int) -> None:
@@ -194,8 +231,8 @@ def _cut(
     return record, start, length
 
 
-def _pack(length_G: np.ndarray, row_length: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Pack segments into rows of random order: each segment's place in that order, and segments per row."""
+def _pack(length_G: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pack segments into rows: each segment's row, its place among the row's segments, and the number of rows."""
     # Radix sort, which numpy has for 16 bits, when they suffice. Stable: equal lengths stay in shuffled order.
     shorter_G = (row_length - length_G).astype(np.uint16 if row_length < 1 << 16 else np.uint32)
     order_G = np.argsort(shorter_G, kind="stable")
@@ -205,15 +242,20 @@ def _pack(length_G: np.ndarray, row_length: int, random: np.random.RandomState) 
         runs, num_rows = _fit(counts, row_length, spread_above=row_length)
     first, number, depth = (np.array(column) for column in zip(*runs, strict=True))
     # Runs lie in order of falling length, as order_G does: expand them to the row of each segment.
-    row_G = np.repeat(first - (np.cumsum(number) - number), number) + np.arange(len(length_G))
-    size_of_row = np.bincount(row_G, minlength=num_rows)
+    row_G, depth_G = np.empty(len(length_G), np.int64), np.empty(len(length_G), np.int64)
+    row_G[order_G] = np.repeat(first - (np.cumsum(number) - number), number) + np.arange(len(length_G))
+    depth_G[order_G] = np.repeat(depth, number)
+    return row_G, depth_G, num_rows
+
+
+def _order_rows(block: _FittedBlock, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Put a block's rows in random order: each segment's place in that order, and segments per row."""
+    size_of_row = np.bincount(block.row, minlength=block.num_rows)
     rows = random.permutation(np.flatnonzero(size_of_row))
     sizes = size_of_row[rows]
-    begin_of_row = np.zeros(num_rows, np.int64)
+    begin_of_row = np.zeros(block.num_rows, np.int64)
     begin_of_row[rows] = np.cumsum(sizes) - sizes
-    place_G = np.empty(len(length_G), np.int64)
-    place_G[order_G] = begin_of_row[row_G] + np.repeat(depth, number)
-    return place_G, sizes
+    return begin_of_row[block.row] + block.depth, sizes
 
 
 def _fit(counts: np.ndarray, row_length: int, *, spread_above: int) -> tuple[list[tuple[int, int, int]], int]:

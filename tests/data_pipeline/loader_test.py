@@ -1,5 +1,11 @@
+import contextlib
 import dataclasses
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -22,6 +28,9 @@ class MemorySplit:
 
     def __init__(self, lengths):
         self.lengths_R = np.array(lengths, np.uint32)
+
+    def records(self, indices):
+        return [self.record(index) for index in indices]
 
     def record(self, index):
         tokens_T = (index * 1000 + 1 + np.arange(self.lengths_R[index])).astype(np.uint16)
@@ -211,16 +220,12 @@ def test_files_on_disk_give_the_batches_of_memory_at_any_prefetch(split_on_disk,
     )
 
 
-def test_worker_processes_give_the_same_batches_and_leave_nothing_behind(split_on_disk, tmp_path, monkeypatch):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    config = dataclasses.replace(CONFIG, workers=2)
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_worker_processes_give_the_same_batches(split_on_disk, workers):
+    config = dataclasses.replace(CONFIG, workers=workers)
     batches = loader.train_batches(split_on_disk, config, start_step=3)
-    assert_equal(take(batches, 5), take(loader.train_batches(SPLIT, CONFIG, start_step=3), 5))
-    assert list(temporary.glob("packing_plan_*"))
+    assert_equal(take(batches, 7), take(loader.train_batches(SPLIT, CONFIG, start_step=3), 7))
     batches.close()
-    assert not list(temporary.glob("packing_plan_*"))
     assert_equal(list(loader.evaluation_batches(split_on_disk, config)), list(loader.evaluation_batches(SPLIT, CONFIG)))
 
 
@@ -230,6 +235,85 @@ def test_a_damaged_file_is_a_users_mistake_that_names_the_file(split_on_disk, tm
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"00001\.array_record"):
         list(loader.evaluation_batches(split_on_disk, dataclasses.replace(CONFIG, prefetch=1, workers=workers)))
+
+
+_READ_UNTIL_KILLED = """
+import pathlib, sys, time
+from data_pipeline import corpus, loader
+root = pathlib.Path(sys.argv[1])
+shards = [{"file": f"train/{number:05d}.array_record", "records": int(records)}
+          for number, records in enumerate(sys.argv[2].split(","))]
+config = loader.LoaderConfig(batch_rows=8, row_length=32, seed=5, workers=2)
+batches = loader.train_batches(corpus.SplitReader(root, "train", shards), config)
+next(batches)
+print("reading", flush=True)
+while True:
+    next(batches)
+"""
+
+
+def descendants(pid):
+    """Processes under `pid`, by /proc."""
+    parents = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, fields = path.read_text().rsplit(")", 1)
+            parents[int(name.split()[0])] = int(fields.split()[1])
+    return [child for child, parent in parents.items() if parent == pid]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_loader_leaves_no_worker_no_file_and_no_shared_memory(split_on_disk, tmp_path):
+    places = [tmp_path / "temporary", tmp_path / "cache", pathlib.Path("/dev/shm")]
+    for place in places[:2]:
+        place.mkdir()
+    before = {place: set(place.iterdir()) for place in places if place.exists()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _READ_UNTIL_KILLED, str(tmp_path), "17,17,16"],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"TMPDIR": str(places[0]), "COMETJAX_CACHE": str(places[1])},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"reading\n"
+    workers = descendants(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    process.stdout.close()
+    after = {place: {path for path in place.iterdir() if owner(path) == os.getuid()} for place in before}
+    assert all(after[place] <= before[place] for place in places[:2])
+    assert not [path for path in after.get(places[2], set()) - before.get(places[2], set()) if "psm_" in path.name]
+
+
+def owner(path):
+    try:
+        return path.stat().st_uid
+    except FileNotFoundError:
+        return None
+
+
+def test_a_killed_worker_is_told_in_one_line(split_on_disk):
+    batches = loader.train_batches(split_on_disk, dataclasses.replace(CONFIG, workers=1))
+    next(batches)
+    (worker,) = descendants(os.getpid())
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(UserError, match="a worker process ended with code -9"):
+        take(batches, 10)
+
+
+def test_workers_go_on_when_the_job_is_told_to_end(split_on_disk):
+    # Slurm and Kubernetes signal every process; the trainer still wants its step's batch before it saves.
+    batches = loader.train_batches(split_on_disk, dataclasses.replace(CONFIG, workers=1))
+    first = take(batches, 1)
+    (worker,) = descendants(os.getpid())
+    os.kill(worker, signal.SIGTERM)
+    os.kill(worker, signal.SIGINT)
+    assert_equal(first + take(batches, 9), take(loader.train_batches(SPLIT, CONFIG), 10))
+    batches.close()
 
 
 def test_a_change_of_seed_changes_training_but_not_evaluation():
