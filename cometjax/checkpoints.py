@@ -1,57 +1,96 @@
-"""Checkpoints: asynchronous saves by Orbax, restored onto any mesh, and loading a trained model for inference."""
+"""Checkpoints: asynchronous saves by Orbax, restored onto any mesh, and loading a trained model for inference.
 
+The files are written under a temporary name, hashed, and renamed (`cometjax.checkpoint_files`), all in a background
+thread: training waits only until its state has left the devices.
+"""
+
+import concurrent.futures
+import dataclasses
+import logging as standard_logging
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
-from orbax.checkpoint import checkpoint_managers
+from jax.experimental import multihost_utils
 
+from cometjax import checkpoint_files
 from cometjax import workdir as workdirs
+from cometjax.checkpoint_files import FOLDER, KeepPolicy
 from cometjax.model import Decoder, ModelConfig
+from cometjax.optimizer import path_name
 from cometjax.train_step import TrainState
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Vocabulary
 
-FOLDER = "checkpoints"
-# What Orbax adds to the name of a step's folder until all of it is written.
-_PARTIAL_SUFFIX = ".orbax-checkpoint-tmp"
 # The parameters are an item of their own: inference reads them and leaves the optimizer's moments on disk.
 _PARAMS, _PROGRESS, _METADATA = "params", "progress", "metadata"
+_NONE, _ALL_DAMAGED = -1, -2
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, the latest `keep` of them.
+    """The checkpoints of one workdir. Every process of a run makes one; the first alone renames, deletes and checks.
 
-    A save is renamed into place when whole; what a kill left half written is ignored and removed when next opened.
+    Made by a run that will save: what a kill left half written is removed.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int) -> None:
-        folder = (workdir / FOLDER).resolve()
-        # Orbax would remove them too, but in a thread that may outlive this process or not.
-        for partial in folder.glob(f"*{_PARTIAL_SUFFIX}*") if jax.process_index() == 0 else ():
-            logging.warning("%s: half written, removed", partial)
-            shutil.rmtree(partial)
-        self._manager = ocp.CheckpointManager(
-            folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.LatestN(keep), save_root_metadata=False
-            ),
-            item_names=(_PARAMS, _PROGRESS, _METADATA),
-        )
+    def __init__(self, workdir: pathlib.Path, keep: KeepPolicy) -> None:
+        self._folder = (workdir / FOLDER).resolve()
+        self._keep = keep
+        self._tuning_losses: dict[int, float] = {}
+        self._started: int | None = None
+        self._failure: str | None = None
+        self._primary = jax.process_index() == 0
+        if self._primary:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name in checkpoint_files.remove_leftovers(self._folder):
+                logging.warning("%s: half written, removed", self._folder / name)
+        self._checkpointer = ocp.AsyncCheckpointer(_handler())
+        self._committing: concurrent.futures.Future[None] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # Orbax logs a traceback of what `failure` says in a line.
+        logging.get_absl_logger().addFilter(_is_not_told_elsewhere)
 
-    def latest_step(self) -> int | None:
-        """The step of the latest whole checkpoint."""
-        step = self._manager.latest_step()
-        return None if step is None else int(step)
+    def newest(self, *, verify: bool = True) -> int | None:
+        """The step of the newest checkpoint that is as it was written, or None where none was ever written.
+
+        A damaged one is named in a warning, with what is wrong, and set aside. Without `verify`, none is looked into.
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged.
+        """
+        chosen = self._newest(verify) if self._primary else _NONE
+        if jax.process_count() > 1:
+            chosen = int(multihost_utils.broadcast_one_to_all(np.int64(chosen)))
+        if chosen == _ALL_DAMAGED:
+            raise _all_damaged(self._folder)
+        return None if chosen == _NONE else chosen
+
+    def _newest(self, verify: bool) -> int:
+        for step in reversed(checkpoint_files.whole_steps(self._folder)):
+            path = self._folder / str(step)
+            problem = checkpoint_files.problem(path) if verify else None
+            if problem is None:
+                return step
+            logging.warning("%s: skipped, %s; set aside as %s", path, problem, checkpoint_files.set_aside(path).name)
+        return _ALL_DAMAGED if checkpoint_files.damaged(self._folder) else _NONE
+
+    def started(self, step: int) -> bool:
+        """Whether `step` is the last one whose save was started, and has not failed so far."""
+        return self._started == step and self._failure is None
 
     def save(self, step: int, state: TrainState, metadata: Mapping[str, Any]) -> None:
-        """Start saving; returns when the state has left the devices. `metadata` is any JSON object."""
+        """Start saving; returns when the state has left the devices. `metadata` is any JSON object.
+
+        Waits first for the save before, if that still goes on. An error, now or later, is told by `failure`.
+        """
+        self.wait()
         args = ocp.args.Composite(
             **{
                 _PARAMS: ocp.args.StandardSave(state.params),
@@ -59,45 +98,103 @@ class Checkpoints:
                 _METADATA: ocp.args.JsonSave(dict(metadata)),
             }
         )
-        self._manager.save(step, args=args)
+        self._started = step
+        try:
+            self._checkpointer.save(checkpoint_files.partial_path(self._folder, step), args=args)
+        except Exception as error:  # every storage has errors of its own, and tensorstore raises them in any type
+            self._fail(step, error)
+            return
+        self._committing = self._thread.submit(self._commit, step)
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state at `step`, with the shapes and shardings of `abstract`, and its metadata."""
-        args = ocp.args.Composite(
-            **{
-                _PARAMS: ocp.args.StandardRestore(abstract.params),
-                _PROGRESS: ocp.args.StandardRestore(_progress(abstract)),
-                _METADATA: ocp.args.JsonRestore(),
-            }
-        )
-        restored = self._manager.restore(step, args=args)
-        return TrainState(restored[_PARAMS], **restored[_PROGRESS]), restored[_METADATA]
+    def _commit(self, step: int) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+            if self._primary:
+                checkpoint_files.commit(self._folder, step)
+                self._delete_superfluous()
+        except Exception as error:  # as above; the loop asks for it
+            self._fail(step, error)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        text = " ".join(str(error).split()) or type(error).__name__
+        self._failure = f"step {step} could not be saved: {text[:400]}"
+        if self._primary:
+            try:
+                checkpoint_files.remove_leftovers(self._folder)
+            except OSError as left:
+                logging.warning("%s: cannot be cleaned (%s)", self._folder, left.strerror)
+
+    def failure(self) -> str | None:
+        """What went wrong with a save since last asked, in a line; the checkpoints before it are whole."""
+        failure = self._failure
+        if failure is not None:
+            self._failure, self._started = None, None
+        return failure
+
+    def note_tuning_loss(self, step: int, loss: float) -> None:
+        """Say how good the checkpoint of `step` is."""
+        self._tuning_losses = self._tuning_losses | {step: loss}
+
+    def _delete_superfluous(self) -> None:
+        steps = checkpoint_files.whole_steps(self._folder)
+        for step in sorted(set(steps) - self._keep.kept(steps, self._tuning_losses)):
+            checkpoint_files.delete(self._folder / str(step))
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What was saved with `step` beside the state."""
+        args = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
+        return dict(self._checkpointer.restore(self._folder / str(step), args=args)[_METADATA])
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state at `step`, with the shapes, dtypes and shardings of `abstract`.
+
+        Floating-point arrays saved in another precision are cast, and a warning says so.
+
+        Raises:
+          UserError: the checkpoint's arrays are not those of `abstract`; names the first that differ, both ways.
+        """
+        path = self._folder / str(step)
+        wanted = {_PARAMS: abstract.params, _PROGRESS: _progress(abstract)}
+        saved = self._checkpointer.metadata(path).item_metadata
+        _refuse_other_arrays(path, {name: saved[name].tree for name in wanted}, wanted)
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
+        restored = self._checkpointer.restore(path, args=args)
+        self._started = step
+        return TrainState(params=restored[_PARAMS], **restored[_PROGRESS])
 
     def wait(self) -> None:
         """Wait for the save under way, if any."""
-        self._manager.wait_until_finished()
+        if self._committing is not None:
+            self._committing.result()
+            self._committing = None
 
     def close(self) -> None:
         """Wait for the save under way, if any, and free what the checkpoints hold."""
-        self._manager.close()
+        self.wait()
+        if self._primary:
+            self._delete_superfluous()
+        self._thread.shutdown()
+        self._checkpointer.close()
+        logging.get_absl_logger().removeFilter(_is_not_told_elsewhere)
 
 
-def load_for_inference(workdir: pathlib.Path) -> tuple[Decoder, Vocabulary, ml_collections.ConfigDict, int]:
-    """The latest checkpoint of a workdir: (model on the first local device, vocabulary, config, step).
+def load_for_inference(
+    workdir: pathlib.Path, *, step: int | None = None, verify: bool = True
+) -> tuple[Decoder, Vocabulary, ml_collections.ConfigDict, int]:
+    """A checkpoint of a workdir: (model on the first local device, vocabulary, config, step).
 
-    Raises UserError when the workdir has no checkpoint, or its vocabulary is not the one that the model was trained on.
+    The newest that is as it was written, or that of `step`. Nothing in the workdir is changed: a run may be saving.
+
+    Raises:
+      UserError: the workdir has no checkpoint, or none of `step`; all are damaged, or that of `step` is; the
+        vocabulary is not the one that the model was trained on.
     """
-    folder = (pathlib.Path(workdir) / FOLDER).resolve()
-    fix = "train first with python -m cometjax.train, or give the workdir of a run"
-    if not folder.is_dir():
-        raise UserError("no checkpoint", where=str(workdir), fix=fix)
-    # Nothing is cleaned here: a run that is saving right now must keep its unfinished files.
-    options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
-    with ocp.CheckpointManager(folder, options=options, item_names=(_PARAMS, _METADATA)) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError("no checkpoint", where=str(workdir), fix=fix)
-        metadata = manager.restore(step, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()}))[_METADATA]
+    path = _choose(pathlib.Path(workdir), step, verify)
+    handler = ocp.CompositeCheckpointHandler(
+        **{_PARAMS: ocp.StandardCheckpointHandler(), _METADATA: ocp.JsonCheckpointHandler()}
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+        metadata = checkpointer.restore(path, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()}))[_METADATA]
         config = ml_collections.ConfigDict(metadata["config"])
         vocabulary = Vocabulary.load(pathlib.Path(workdir) / workdirs.VOCABULARY)
         if vocabulary.fingerprint != metadata["vocabulary_fingerprint"]:
@@ -115,10 +212,82 @@ def load_for_inference(workdir: pathlib.Path) -> tuple[Decoder, Vocabulary, ml_c
         shapes = jax.tree.map(
             lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=device), nnx.to_pure_dict(abstract)
         )
-        params = manager.restore(step, args=ocp.args.Composite(**{_PARAMS: ocp.args.StandardRestore(shapes)}))[_PARAMS]
-    return nnx.merge(graph, params), vocabulary, config, int(step)
+        params = checkpointer.restore(path, args=ocp.args.Composite(**{_PARAMS: ocp.args.StandardRestore(shapes)}))
+    return nnx.merge(graph, params[_PARAMS]), vocabulary, config, int(path.name)
+
+
+def _choose(workdir: pathlib.Path, step: int | None, verify: bool) -> pathlib.Path:
+    folder = (workdir / FOLDER).resolve()
+    steps = checkpoint_files.whole_steps(folder)
+    if not steps and not checkpoint_files.damaged(folder):
+        fix = "train first with python -m cometjax.train, or give the workdir of a run"
+        raise UserError("no checkpoint", where=str(workdir), fix=fix)
+    if step is not None and step not in steps:
+        raise UserError(f"no checkpoint of step {step}", where=str(workdir), fix=f"there are {steps}")
+    for candidate in reversed(steps) if step is None else (step,):
+        path = folder / str(candidate)
+        problem = checkpoint_files.problem(path) if verify else None
+        if problem is None:
+            return path
+        if step is not None:
+            raise UserError(problem, where=str(path), fix="take another step")
+        logging.warning("%s: skipped, %s", path, problem)
+    raise _all_damaged(folder)
+
+
+def _all_damaged(folder: pathlib.Path) -> UserError:
+    return UserError(
+        "every checkpoint is damaged",
+        where=str(folder),
+        fix="put whole ones back, or choose another --workdir to start anew",
+    )
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    return ocp.CompositeCheckpointHandler(
+        **{
+            _PARAMS: ocp.StandardCheckpointHandler(),
+            _PROGRESS: ocp.StandardCheckpointHandler(),
+            _METADATA: ocp.JsonCheckpointHandler(),
+        }
+    )
+
+
+def _is_not_told_elsewhere(record: standard_logging.LogRecord) -> bool:
+    return record.module != "async_checkpointer" or record.levelno < standard_logging.ERROR
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
-    names = ("optimizer", "step", "nonfinite_in_a_row", "nonfinite_total")
-    return {name: getattr(state, name) for name in names}
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
+
+
+def _refuse_other_arrays(path: pathlib.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    old, new = _arrays(saved), _arrays(wanted)
+    differing = [
+        f"{name} is {_shown(new.get(name))} but was saved as {_shown(old.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if not (name in old and name in new and _restorable(old[name], new[name]))
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"holds another model or optimizer: {', '.join(differing[:3])}{more}",
+            where=str(path),
+            fix="give the configuration and the program that it was saved with, or choose another --workdir",
+        )
+    casts = sorted({(str(old[name].dtype), str(new[name].dtype)) for name in old if old[name].dtype != new[name].dtype})
+    for before, after in casts:
+        logging.warning("%s: saved in %s, restored in %s (config.model.param_dtype)", path, before, after)
+
+
+def _arrays(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _restorable(old: Any, new: Any) -> bool:
+    floating = jnp.issubdtype(old.dtype, jnp.floating) and jnp.issubdtype(new.dtype, jnp.floating)
+    return bool(old.shape == new.shape and (floating or old.dtype == new.dtype))
+
+
+def _shown(array: Any) -> str:
+    return "absent" if array is None else f"{array.dtype}{list(array.shape)}"

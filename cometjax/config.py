@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 PARAM_DTYPES = ("float32", "bfloat16")
 DECAYS = ("cosine",)
+ON_CHECKPOINT_ERROR = ("continue", "stop")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -75,7 +76,11 @@ def _train() -> ml_collections.ConfigDict:
     train.eval_every = 250  # steps between evaluations on the tuning split
     train.eval_batches = 0  # batches of an evaluation; 0 = the whole tuning split
     train.checkpoint_every = 250  # steps between checkpoints
-    train.keep_checkpoints = 2  # the newest this many stay
+    train.keep_checkpoints = 2  # the newest this many stay,
+    train.keep_every = 0  # and those of steps that this divides (0: none),
+    train.keep_best = 0  # and this many with the lowest tuning loss, of those at steps with an evaluation
+    train.on_checkpoint_error = "continue"  # a full disk, say: "continue" training, or "stop"; either says so
+    train.verify_checkpoints = True  # compare every file with its checksum before going on from a checkpoint
     train.max_nonfinite_steps = 10  # training stops after this many skipped steps in a row
     return train
 
@@ -160,7 +165,8 @@ def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
 def _validate_train(config: ml_collections.ConfigDict) -> None:
     positive = ("steps", "batch_rows", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
     _at_least(config, 1, *(f"train.{key}" for key in positive), "train.max_nonfinite_steps", "loader.prefetch")
-    _at_least(config, 0, "train.eval_batches", "loader.workers")
+    _at_least(config, 0, "train.eval_batches", "train.keep_every", "train.keep_best", "loader.workers")
+    _one_of(config, "train.on_checkpoint_error", ON_CHECKPOINT_ERROR)
     _at_least(config, 8, "train.row_length")  # the static prefix and something after it
     for axis in ("data", "fsdp", "tensor"):
         if config.mesh[axis] != -1 and config.mesh[axis] < 1:

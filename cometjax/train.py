@@ -6,28 +6,26 @@
 Shows the loss (nats per token) and the speed while it runs: a bar on a terminal, lines elsewhere. The workdir then
 holds checkpoints/, metrics.jsonl, tensorboard/ and, last, result.json with the loss over the whole tuning split.
 Started again with the same workdir it goes on from the latest checkpoint, with the losses of a run that was never
-interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143.
+interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143 (`cometjax.preemption`).
 """
 
 import contextlib
 import dataclasses
 import functools
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
-from absl import flags
+from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from cometjax import attention, chips, flops, metrics, sharding
+from cometjax import attention, chips, flops, metrics, preemption, sharding
 from cometjax import config as configs
 from cometjax import workdir as workdirs
+from cometjax.checkpoint_files import FOLDER, KeepPolicy
 from cometjax.checkpoints import Checkpoints
 from cometjax.compiled_step import make_compiled_steps
 from cometjax.model import ModelConfig
@@ -38,9 +36,6 @@ from data_pipeline.corpus import Corpus, SplitReader
 from data_pipeline.errors import UserError
 from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
 from data_pipeline.packing import PackingPlan
-
-# 128 + SIGTERM, what a shell reports of a program that the signal ended.
-PREEMPTED_EXIT_CODE = 143
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +63,16 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
 
     Raises:
       UserError: a wrong configuration or corpus; a workdir that was started with another; too many steps in a row
-        whose loss or gradient is not finite.
+        whose loss or gradient is not finite; the last checkpoint cannot be written, or any, where config says stop.
       SystemExit: with code 143, when SIGTERM came; the step was saved.
     """
+    with preemption.listening() as preempted:
+        return _train(config, workdir, preempted, progress)
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, preempted: preemption.Preemption, progress: bool
+) -> TrainResult:
     configs.validate(config)
     if not config.corpus:
         raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
@@ -83,7 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
     sharding.check_batch_rows(mesh, config.train.batch_rows)
     # What a run goes on from, in order of precedence:
     # 1. result.json: the run is finished, and nothing is computed.
-    # 2. The latest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
+    # 2. The newest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
     # 3. Nothing: parameters from config.seed, and step 0.
     # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given now
     # counts), and so must corpus and vocabulary.
@@ -93,7 +95,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
         if progress:
             print(f"{workdir}: already finished, {result.step} steps, tuning loss {result.tuning_loss:.4f}", flush=True)
         return result
-    with jax.set_mesh(mesh), _listening_for_preemption() as preempted:
+    with jax.set_mesh(mesh):
         run = _Run(config, model, workdir, corpus, mesh, preempted, progress)
         try:
             return run.to_the_end()
@@ -111,19 +113,22 @@ class _Run:
         workdir: pathlib.Path,
         corpus: Corpus,
         mesh: Mesh,
-        preempted: threading.Event,
+        preempted: preemption.Preemption,
         progress: bool,
     ) -> None:
         self._config, self._model, self._mesh = config, model, mesh
         self._workdir, self._corpus = workdir, corpus
-        self._preempted = preempted
+        self._preempted, self._leaving = preempted, False
         tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
         self._steps = make_compiled_steps(config, model, tables, mesh)
-        self._checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+        keep = KeepPolicy(config.train.keep_checkpoints, every=config.train.keep_every, best=config.train.keep_best)
+        self._checkpoints = Checkpoints(workdir, keep)
         self._restore()
         start = self._step
-        lines = [line for line in metrics.read(workdir) if line["split"] == "tuning"]
-        self._evaluated_step = start if any(line["step"] == start for line in lines) else 0
+        losses = {line["step"]: line["loss"] for line in metrics.read(workdir) if line["split"] == "tuning"}
+        self._evaluated_step = start if start in losses else 0
+        for step in [step for step, loss in losses.items() if step <= start and loss is not None]:
+            self._checkpoints.note_tuning_loss(step, losses[step])
         self._writer = metrics.MetricsWriter(workdir, resumed_step=start, enabled=jax.process_index() == 0)
         self._progress = metrics.Progress(start=start, steps=config.train.steps, enabled=progress)
         if start:
@@ -134,16 +139,19 @@ class _Run:
             self._progress.say(f"no MFU: the peak of {device!r} is not known; model FLOP/s are reported")
 
     def _restore(self) -> None:
-        latest = self._checkpoints.latest_step()
-        if latest is None:
+        newest = self._checkpoints.newest(verify=self._config.train.verify_checkpoints)
+        if newest is None:
             self._clock = metrics.Clock()
             with self._clock.measure("setup"):
                 self._state: TrainState = self._steps.init()
             self._step = 0
             return
-        self._state, metadata = self._checkpoints.restore(latest, self._steps.abstract_state)
+        metadata = self._checkpoints.metadata(newest)
+        where = f"{self._workdir / FOLDER / str(newest)}"
+        workdirs.refuse_other_run(where, metadata, self._config, self._corpus)
+        self._state = self._checkpoints.restore(newest, self._steps.abstract_state)
         self._clock = metrics.Clock(metadata["clock"])
-        self._step = latest
+        self._step = newest
 
     def to_the_end(self) -> TrainResult:
         """Train to the last step, evaluate on the whole tuning split, and write result.json."""
@@ -168,6 +176,7 @@ class _Run:
             skipped_steps=int(jax.device_get(self._state.nonfinite_total)),
         )
         self._checkpoints.wait()
+        self._tell_failed_save(may_go_on=False)
         if jax.process_index() == 0:
             workdirs.write_json(self._workdir / workdirs.RESULT, dataclasses.asdict(result))
         return result
@@ -196,6 +205,9 @@ class _Run:
                 with self._clock.measure(cause):
                     self._state, dispatched = self._steps.train(self._state, batch)
                 cause = "step"
+                self._preempted.work_begins()
+                self._leaving = self._preempted.poll()
+                self._tell_failed_save(may_go_on=True)
                 # The devices already work on this step while the figures of the one before are fetched.
                 if in_flight is not None:
                     self._record(self._step, in_flight)
@@ -210,7 +222,7 @@ class _Run:
     def _must_pause(self) -> bool:
         config = self._config.train
         due = self._step % config.checkpoint_every == 0 or self._step % config.eval_every == 0
-        return due or self._step == config.steps or self._preempted.is_set()
+        return due or self._step == config.steps or self._leaving
 
     def _record(self, step: int, step_metrics: StepMetrics) -> None:
         with self._clock.measure("step"):
@@ -261,12 +273,12 @@ class _Run:
     def _save_if_due(self) -> None:
         config = self._config.train
         due = self._step % config.checkpoint_every == 0 or self._step == config.steps
-        if due or self._preempted.is_set():
+        if due or self._leaving:
             self._save()
-        self._exit_if_preempted()
+        self._leave_if_preempted()
 
     def _save(self) -> None:
-        if self._checkpoints.latest_step() == self._step:
+        if self._checkpoints.started(self._step):
             return
         with self._clock.measure("checkpoint"), jax.transfer_guard("allow"):
             metadata = {
@@ -288,6 +300,7 @@ class _Run:
         if self._evaluated_step == self._step:  # by a run that was killed before it wrote its result
             return
         self._evaluated_step = self._step
+        self._checkpoints.note_tuning_loss(self._step, totals.loss)
         self._writer.write(self._step, "tuning", {"loss": totals.loss} | totals.values())
         self._progress.say(f"step {self._step}  tuning loss {totals.loss:.4f}  {totals.bits_per_event:.3f} bits/event")
 
@@ -309,9 +322,10 @@ class _Run:
                 if in_flight is not None:
                     totals.add(jax.device_get(in_flight))
                 in_flight = dispatched
-                if self._preempted.is_set():
+                self._leaving = self._preempted.poll()
+                if self._leaving:
                     self._save()
-                    self._exit_if_preempted()
+                    self._leave_if_preempted()
             if in_flight is not None:
                 totals.add(jax.device_get(in_flight))
         if not totals.weight:
@@ -325,10 +339,22 @@ class _Run:
         split = self._corpus.split("tuning")
         return split, evaluation_plan(split, self._loader_config)
 
-    def _exit_if_preempted(self) -> None:
-        if self._preempted.is_set():
-            self._progress.say(f"SIGTERM: saved at step {self._step}; start again with the same workdir to resume")
-            sys.exit(PREEMPTED_EXIT_CODE)
+    def _tell_failed_save(self, *, may_go_on: bool) -> None:
+        failure = self._checkpoints.failure()
+        if failure is None:
+            return
+        where = str(self._workdir / FOLDER)
+        if not may_go_on or self._config.train.on_checkpoint_error == "stop":
+            fix = "mend that, and start again with the same workdir: it goes on from its newest checkpoint"
+            raise UserError(failure, where=where, fix=fix)
+        logging.error("%s: %s; training goes on (config.train.on_checkpoint_error)", where, failure)
+
+    def _leave_if_preempted(self) -> None:
+        if self._leaving:
+            self._checkpoints.wait()
+            done = self._checkpoints.failure() or f"saved at step {self._step}"
+            self._progress.say(f"SIGTERM: {done}; start again with the same workdir to resume")
+            sys.exit(preemption.EXIT_CODE)
 
     @property
     def _loader_config(self) -> LoaderConfig:
@@ -340,21 +366,6 @@ class _Run:
             workers=config.loader.workers,
             prefetch=config.loader.prefetch,
         )
-
-
-@contextlib.contextmanager
-def _listening_for_preemption() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, for as long as the block lasts."""
-    preempted = threading.Event()
-    # Only the main thread may listen; a caller that trains in another one handles signals itself.
-    if threading.current_thread() is not threading.main_thread():
-        yield preempted
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: preempted.set())
-    try:
-        yield preempted
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _define_flags() -> None:

@@ -10,6 +10,7 @@ workdir/
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -31,14 +32,19 @@ FREE_KEYS = (
     "loader.",
     "mesh.",
     "model.attention",
+    "model.param_dtype",
     "model.remat",
     "model.scan_layers",
     "train.checkpoint_every",
     "train.eval_batches",
     "train.eval_every",
+    "train.keep_best",
     "train.keep_checkpoints",
+    "train.keep_every",
     "train.log_every",
     "train.max_nonfinite_steps",
+    "train.on_checkpoint_error",
+    "train.verify_checkpoints",
 )
 
 
@@ -54,8 +60,8 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpu
         "source": corpus.manifest.get("source"),
     }
     if (workdir / CONFIG).exists():
-        _refuse_other_corpus(workdir, read_json(workdir / CORPUS), new_corpus)
-        _refuse_other_config(workdir, read_json(workdir / CONFIG), new_config)
+        _refuse_other_corpus(str(workdir), read_json(workdir / CORPUS), new_corpus)
+        _refuse_other_config(str(workdir), read_json(workdir / CONFIG), new_config)
     else:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -67,6 +73,16 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpu
         write_json(workdir / CORPUS, new_corpus)
     # Written last: a workdir with a config.json has the rest.
     write_json(workdir / CONFIG, new_config)
+
+
+def refuse_other_run(
+    where: str, metadata: Mapping[str, Any], config: ml_collections.ConfigDict, corpus: Corpus
+) -> None:
+    """Raise UserError, naming what differs with both values, unless a checkpoint's metadata are of this very run."""
+    new = {"fingerprint": corpus.fingerprint, "vocabulary_fingerprint": corpus.vocabulary.fingerprint}
+    old = {"fingerprint": metadata.get("corpus_fingerprint"), **metadata}
+    _refuse_other_corpus(where, old, new)
+    _refuse_other_config(where, metadata["config"], _through_json(config.to_dict()))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -86,22 +102,25 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Write a text file under a temporary name, renamed when whole."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _refuse_other_corpus(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_other_corpus(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     # The corpus's fingerprint covers the vocabulary's: the narrower one is named first.
     for key, name in (("vocabulary_fingerprint", "vocabulary"), ("fingerprint", "corpus")):
         if old.get(key) != new[key]:
             raise UserError(
                 f"was started with {name} {str(old.get(key))[:12]}, and --config.corpus has {name} {new[key][:12]}",
-                where=str(workdir),
+                where=where,
                 fix="give the corpus that it was started with, or choose another --workdir",
             )
 
 
-def _refuse_other_config(workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_other_config(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     old_flat, new_flat = _flatten(old), _flatten(new)
     differing = [
         f"{key} is {new_flat.get(key, 'absent')!r} but was {old_flat.get(key, 'absent')!r}"
@@ -112,7 +131,7 @@ def _refuse_other_config(workdir: pathlib.Path, old: Mapping[str, Any], new: Map
     if differing:
         raise UserError(
             f"was started with another configuration: {', '.join(differing)}",
-            where=str(workdir),
+            where=where,
             fix="take the old values to resume, or choose another --workdir",
         )
 

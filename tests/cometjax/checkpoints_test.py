@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from cometjax import workdir as workdirs
-from cometjax.checkpoints import FOLDER, Checkpoints, load_for_inference
+from cometjax.checkpoint_files import FOLDER, KeepPolicy
+from cometjax.checkpoints import Checkpoints, load_for_inference
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
 from cometjax.train_step import TrainState, init_state
@@ -39,7 +40,7 @@ def abstract(state):
 
 
 def save(workdir, steps, keep=2):
-    checkpoints = Checkpoints(workdir, keep=keep)
+    checkpoints = Checkpoints(workdir, KeepPolicy(keep))
     for step in steps:
         metadata = {"config": tiny_config().to_dict(), "vocabulary_fingerprint": VOCABULARY.fingerprint, "at": step}
         checkpoints.save(step, state_of(step), metadata)
@@ -48,9 +49,9 @@ def save(workdir, steps, keep=2):
 
 def test_state_and_metadata_come_back_bitwise_and_the_latest_are_kept(tmp_path):
     save(tmp_path, [1, 2, 3], keep=2)
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.latest_step() == 3
-    state, metadata = checkpoints.restore(3, abstract(state_of(0)))
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(2))
+    assert checkpoints.newest() == 3
+    state, metadata = checkpoints.restore(3, abstract(state_of(0))), checkpoints.metadata(3)
     jax.tree.map(np.testing.assert_array_equal, state, state_of(3))
     assert metadata["at"] == 3
     checkpoints.close()
@@ -59,11 +60,11 @@ def test_state_and_metadata_come_back_bitwise_and_the_latest_are_kept(tmp_path):
 
 def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path, caplog):
     save(tmp_path, [1])
-    partial = tmp_path / FOLDER / "2.orbax-checkpoint-tmp"
+    partial = tmp_path / FOLDER / "2.partial.orbax-checkpoint-tmp"
     partial.mkdir()
     (partial / "params").mkdir()
-    load_target = Checkpoints(tmp_path, keep=2)
-    assert load_target.latest_step() == 1
+    load_target = Checkpoints(tmp_path, KeepPolicy(2))
+    assert load_target.newest() == 1
     load_target.close()
     assert not partial.exists()
     assert "half written" in caplog.text
@@ -95,13 +96,13 @@ def test_a_save_is_not_disturbed_by_the_steps_that_follow_at_once(tmp_path):
     counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "nonfinite_in_a_row", "nonfinite_total")}
     big = TrainState({"w": jnp.ones((1 << 22,))}, {"count": jnp.zeros(())}, **counters)
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(1))
     checkpoints.save(1, big, {})
     for _ in range(20):
         big = step(big)
     jax.block_until_ready(big)
     checkpoints.wait()
-    restored, _ = checkpoints.restore(1, abstract(big))
+    restored = checkpoints.restore(1, abstract(big))
     assert float(big.params["w"][0]) == 21.0
     np.testing.assert_array_equal(restored.params["w"], np.ones(1 << 22, np.float32))
     checkpoints.close()

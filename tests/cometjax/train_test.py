@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cometjax import checkpoints, metrics, sharding
-from cometjax.train import PREEMPTED_EXIT_CODE, train
+from cometjax.preemption import EXIT_CODE
+from cometjax.train import train
 from data_pipeline import code_maps, corpus, intervals, loader
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Token, Vocabulary
@@ -156,7 +157,7 @@ def test_sigterm_saves_the_step_and_the_run_resumes_bitwise(folder, finished):
     workdir = folder / "preempted"
     process = start(folder, workdir, "--config.train.checkpoint_every=1000")
     out, err = signal_at_step(process, workdir, 8, signal.SIGTERM)
-    assert process.returncode == PREEMPTED_EXIT_CODE, err
+    assert process.returncode == EXIT_CODE, err
     saved = metrics.read(workdir)[-1]["step"]
     assert f"SIGTERM: saved at step {saved}" in out
     train(config_of(folder, checkpoint_every=1000), workdir, progress=False)

@@ -1,0 +1,153 @@
+"""Checkpoints as folders: their names, their checksums, which are kept, and what becomes of the rest.
+
+checkpoints/
+  120/              a whole checkpoint; its checksums.json was written before it got this name
+  130.partial*      being written, or what a kill left of that
+  90.deleted        being deleted, or what a kill left of that
+  110.damaged       set aside: a file was missing, truncated or altered
+
+Orbax's formats read altered bytes without a word, so every file's SHA-256 is kept and checked.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+
+FOLDER = "checkpoints"
+CHECKSUMS = "checksums.json"
+_PARTIAL, _DELETED, _DAMAGED = ".partial", ".deleted", ".damaged"
+# SHA-256 lets go of the interpreter's lock; more threads than this only take cores from the training loop.
+_HASH_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepPolicy:
+    """Which checkpoints stay: the `latest` newest, those of steps divisible by `every`, the `best` by tuning loss.
+
+    0 turns `every` and `best` off. A step without a tuning loss is never among the best.
+    """
+
+    latest: int
+    every: int = 0
+    best: int = 0
+
+    def kept(self, steps: Iterable[int], tuning_losses: Mapping[int, float]) -> set[int]:
+        """The steps that stay."""
+        ordered = sorted(steps)
+        by_loss = sorted((step for step in ordered if step in tuning_losses), key=lambda step: tuning_losses[step])
+        permanent = {step for step in ordered if self.every and step % self.every == 0}
+        return {*ordered[-self.latest :], *by_loss[: self.best]} | permanent
+
+
+def whole_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints, ascending; empty where there is no folder."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+def damaged(folder: pathlib.Path) -> list[str]:
+    """Names of the checkpoints that were set aside."""
+    return sorted(path.name for path in folder.glob(f"*{_DAMAGED}*"))
+
+
+def partial_path(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Where the checkpoint of `step` is written until it is whole."""
+    return folder / f"{step}{_PARTIAL}"
+
+
+def commit(folder: pathlib.Path, step: int) -> None:
+    """Give a written checkpoint its checksums, and then its name. Raises OSError."""
+    partial = partial_path(folder, step)
+    files = _files(partial)
+    sums = dict(zip(files, _each(_sync_and_hash, [partial / name for name in files]), strict=True))
+    path = partial / CHECKSUMS
+    with path.open("w") as file:
+        json.dump({name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in sums.items()}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(folder / str(step))
+    _sync_folder(folder)
+
+
+def problem(checkpoint: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file: missing, truncated, altered. None when it is as written."""
+    try:
+        expected = {
+            str(name): (entry["bytes"], entry["sha256"])
+            for name, entry in json.loads((checkpoint / CHECKSUMS).read_text()).items()
+        }
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read ({type(error).__name__})"
+    for name, (size, _) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, and was written with {size}"
+    for name, found in zip(expected, _each(_hash, [checkpoint / name for name in expected]), strict=True):
+        if found != expected[name]:
+            return f"{name} was altered: its SHA-256 is not the one that it was written with"
+    return None
+
+
+def set_aside(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Rename a damaged checkpoint so that it is no longer one, and return where it lies now."""
+    place = checkpoint.with_name(checkpoint.name + _DAMAGED)
+    number = 1
+    while place.exists():
+        number += 1
+        place = checkpoint.with_name(f"{checkpoint.name}{_DAMAGED}-{number}")
+    checkpoint.rename(place)
+    return place
+
+
+def delete(checkpoint: pathlib.Path) -> None:
+    """Delete a checkpoint; killed half way, it is none of the whole ones."""
+    doomed = checkpoint.with_name(checkpoint.name + _DELETED)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_leftovers(folder: pathlib.Path) -> list[str]:
+    """Remove what kills and failed saves left half written or half deleted; returns the names of the former."""
+    partial = sorted(folder.glob(f"*{_PARTIAL}*"))
+    for path in [*partial, *folder.glob(f"*{_DELETED}")]:
+        shutil.rmtree(path)
+    return [path.name for path in partial]
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _each(function: Callable[[pathlib.Path], tuple[int, str]], paths: list[pathlib.Path]) -> list[tuple[int, str]]:
+    with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
+        return list(pool.map(function, paths))
+
+
+def _hash(path: pathlib.Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
+
+
+def _sync_and_hash(path: pathlib.Path) -> tuple[int, str]:
+    # Not all writers wait for the disk: after a power cut, no whole checkpoint may hold an empty file.
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+    return _hash(path)
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
