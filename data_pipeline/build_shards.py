@@ -1,13 +1,14 @@
 """What is done to one shard of a MEDS data set: counting its training subjects, and writing its tokens."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
 import polars as pl
 
 from data_pipeline import code_maps, corpus, meds, statistics, tokenizer
-from data_pipeline.columns import to_columns
+from data_pipeline.columns import Columns, to_columns
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import KINDS, Vocabulary
 
@@ -40,33 +41,47 @@ def start_worker(dataset: meds.MedsDataset, code_map: code_maps.CodeMap) -> None
 
 def count_shard(path: pathlib.Path) -> tuple[np.ndarray, statistics.Statistics]:
     """(ids of all subjects in the file, counts of its training subjects)."""
-    events = meds.read_shard(path)
-    training = _dataset.splits.filter(pl.col("split") == "train").select("subject_id")
-    columns = to_columns(events.join(training, on="subject_id", how="semi", maintain_order="left"), _code_map)
-    return events["subject_id"].unique(maintain_order=True).to_numpy(), statistics.count(columns)
+    columns = to_columns(meds.read_shard(path), _code_map)
+    training = columns.of_subjects(_splits_of(columns.subject_ids_S) == "train")
+    return columns.subject_ids_S, statistics.count(training)
 
 
 def tokenize_shard(path: pathlib.Path, index: int, work: pathlib.Path) -> list[TokenizedSplit]:
     """Write one ArrayRecord file for each split that the shard has subjects of."""
-    vocabulary = Vocabulary.load(work / corpus.VOCABULARY)
-    events = meds.read_shard(path).join(_dataset.splits, on="subject_id", how="left", maintain_order="left")
-    unassigned = events["split"].null_count()
+    vocabulary = _parse_vocabulary((work / corpus.VOCABULARY).read_text())
+    columns = to_columns(meds.read_shard(path), vocabulary.code_map)
+    split_S = _splits_of(columns.subject_ids_S)
+    unassigned = np.isin(columns.subject_E, np.flatnonzero(split_S == "")).sum()
     if unassigned:
         raise UserError(
             f"{unassigned} rows belong to subjects that are in no split",
             where=str(path),
             fix="list every subject in metadata/subject_splits.parquet",
         )
+    codes = tokenizer.CodeTable.build(columns.concepts, vocabulary)
     return [
-        _write_split(part.drop("split"), str(split), index, vocabulary, work)
-        for (split,), part in sorted(events.partition_by("split", as_dict=True, maintain_order=True).items())
+        _write_split(columns.of_subjects(split_S == split), codes, split, index, vocabulary, work)
+        for split in sorted(set(split_S.tolist()))
     ]
 
 
+@functools.lru_cache(1)
+def _parse_vocabulary(text: str) -> Vocabulary:
+    # Once per process: its tables take longer to make than a shard to tokenize.
+    return Vocabulary.from_json(text)
+
+
+def _splits_of(subject_ids_S: np.ndarray) -> np.ndarray:
+    """[S] each subject's split; "" where it has none."""
+    subjects = pl.DataFrame({"subject_id": subject_ids_S}, schema={"subject_id": pl.Int64})
+    splits = subjects.join(_dataset.splits, on="subject_id", how="left", maintain_order="left")["split"]
+    return splits.fill_null("").to_numpy()
+
+
 def _write_split(
-    events: pl.DataFrame, split: str, index: int, vocabulary: Vocabulary, work: pathlib.Path
+    columns: Columns, codes: tokenizer.CodeTable, split: str, index: int, vocabulary: Vocabulary, work: pathlib.Path
 ) -> TokenizedSplit:
-    tokenized = tokenizer.tokenize(events, vocabulary)
+    tokenized = tokenizer.tokenize_columns(columns, codes, vocabulary)
     file = pathlib.Path(split) / f"{index:05d}.array_record"
     (work / split).mkdir(exist_ok=True)
     corpus.write_shard(work / file, tokenized.records())

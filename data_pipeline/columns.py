@@ -1,12 +1,13 @@
 """MEDS events as numpy columns: the one form that counting and tokenizing both start from."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
-from data_pipeline.code_maps import CodeMap, Concept
+from data_pipeline.code_maps import ROLES, CodeMap, Concept
 
 NO_TIME = np.iinfo(np.int64).min
 # Roles of codes that say who the subject is, rather than what happened.
@@ -23,8 +24,8 @@ class Columns:
         subject_E: index into subject_ids_S, rising.
         time_E: int64 microseconds since 1970, NO_TIME for static rows; rising within a subject.
         code_E: index into codes and concepts.
-        value_E: float64, NaN where there is none.
-        codes: the distinct MEDS codes, sorted.
+        value_E: float32, NaN where there is none.
+        codes: the distinct MEDS codes, sorted; some may have no row.
         concepts: what each of them means.
     """
 
@@ -36,35 +37,64 @@ class Columns:
     codes: Sequence[str]
     concepts: Sequence[Concept]
 
+    def __len__(self) -> int:
+        return len(self.subject_E)
+
     def has_role(self, *roles: str) -> np.ndarray:
         """bool [E]: is the row's code one of these roles?"""
-        return per_code([concept.role in roles for concept in self.concepts], bool)[self.code_E]
+        return np.isin(self._role_C, [ROLES.index(role) for role in roles])[self.code_E]
 
     def makes_event(self) -> np.ndarray:
         """bool [E]: does the row stand in the timeline (it has a time and is no birth, sex, race or dropped code)?"""
         return (self.time_E != NO_TIME) & ~self.has_role(*ROLES_WITHOUT_EVENT)
 
+    def of_subjects(self, chosen_S: np.ndarray) -> "Columns":
+        """The rows of the subjects where `chosen_S` (bool) says so; codes keep their numbers."""
+        if chosen_S.all():
+            return self
+        number_S = np.cumsum(chosen_S) - 1
+        rows = self.rows(chosen_S[self.subject_E])
+        return dataclasses.replace(
+            rows,
+            subject_ids_S=self.subject_ids_S[chosen_S],
+            subject_E=number_S[rows.subject_E],
+        )
+
+    def rows(self, chosen_E: np.ndarray) -> "Columns":
+        """The rows that a mask or rising indices choose; subjects and codes keep their numbers."""
+        return dataclasses.replace(
+            self,
+            subject_E=self.subject_E[chosen_E],
+            time_E=self.time_E[chosen_E],
+            code_E=self.code_E[chosen_E],
+            value_E=self.value_E[chosen_E],
+        )
+
+    @functools.cached_property
+    def _role_C(self) -> np.ndarray:
+        return per_code([ROLES.index(concept.role) for concept in self.concepts], np.int8)
+
 
 def to_columns(events: pl.DataFrame, code_map: CodeMap) -> Columns:
     """Split validated events (meds.read_shard) into columns; the map is asked once per distinct code."""
-    codes = events["code"].cast(pl.String).unique().sort()
-    subject_E = events["subject_id"].to_numpy()
-    starts = np.flatnonzero(changes(subject_E))
+    subjects = events["subject_id"].to_numpy()
+    starts = np.flatnonzero(changes(subjects))
+    codes, code_E = _number_codes(events["code"])
     return Columns(
-        subject_ids_S=subject_E[starts],
-        subject_E=np.cumsum(changes(subject_E)) - 1,
+        subject_ids_S=subjects[starts],
+        subject_E=np.repeat(np.arange(len(starts)), np.diff(starts, append=len(subjects))),
         time_E=events["time"].dt.epoch("us").fill_null(NO_TIME).to_numpy(),
-        code_E=events["code"].cast(pl.Enum(codes)).to_physical().to_numpy(),
-        value_E=events["numeric_value"].cast(pl.Float64).fill_null(np.nan).to_numpy(),
-        codes=codes.to_list(),
-        concepts=code_map.map_codes(codes.to_list()),
+        code_E=code_E,
+        value_E=events["numeric_value"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
+        codes=codes,
+        concepts=code_map.map_codes(codes),
     )
 
 
 def changes(values: np.ndarray) -> np.ndarray:
     """bool: does this value differ from the one before it? True for the first."""
     changed = np.ones(len(values), bool)
-    changed[1:] = values[1:] != values[:-1]
+    np.not_equal(values[1:], values[:-1], out=changed[1:])
     return changed
 
 
@@ -73,11 +103,26 @@ def per_code(values: Sequence[object], dtype: type) -> np.ndarray:
     return np.array(values, dtype).reshape(len(values))
 
 
-def ancestors(concept: Concept) -> list[Concept]:
+@functools.cache
+def ancestors(concept: Concept) -> tuple[Concept, ...]:
     """The concept, then its ever shorter codes: DIAGNOSIS//ICD10CM//E1165, ...E116, ...E11."""
     chain = [concept]
     while len(chain[-1].parts) > 1:
         longer = chain[-1]
         last = longer.parts[-1].split("//", 2)[2]
         chain.append(dataclasses.replace(longer, name=longer.name[: -len(last)], parts=longer.parts[:-1]))
-    return chain
+    return tuple(chain)
+
+
+def _number_codes(code_E: pl.Series) -> tuple[list[str], np.ndarray]:
+    """(the distinct codes, sorted; the number of each row's code among them)."""
+    # Categories number the texts in one pass of hashing, in the order of their first use anywhere in the process.
+    category_E = code_E.cast(pl.Categorical).to_physical().to_numpy()
+    row_K = np.full(int(category_E.max(initial=0)) + 1, -1)
+    row_K[category_E] = np.arange(len(category_E))
+    used = np.flatnonzero(row_K >= 0)
+    texts = code_E.gather(row_K[used]).cast(pl.String)
+    order = texts.arg_sort().to_numpy()
+    number_K = np.empty(len(row_K), np.int64)
+    number_K[used[order]] = np.arange(len(used))
+    return texts.gather(order).to_list(), number_K[category_E]

@@ -10,7 +10,7 @@ A value stands exactly where the event takes one: never, optionally, or always.
 import dataclasses
 from collections.abc import Sequence
 
-from data_pipeline.vocabulary import PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
+from data_pipeline.vocabulary import NO_VALUE, PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
 
 INVALID = -1
 
@@ -31,7 +31,6 @@ class ParsedEvent:
 def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
     """Events of a token sequence (a timeline or a continuation of one), in order; intervals and prefix are skipped."""
     grammar = [token.grammar for token in vocabulary.tokens]
-    first_value = vocabulary.value_ids[0]
     parsed = []
     index, size = 0, len(tokens)
     while index < size:
@@ -43,14 +42,10 @@ def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
         index += 1
         while index < size and grammar[tokens[index]] == "part":
             index += 1
-        event = vocabulary.event_of_tokens.get(tuple(int(token) for token in tokens[start:index]), INVALID)
-        decile = 0
         if index < size and grammar[tokens[index]] == "value":
-            decile = int(tokens[index]) - first_value + 1
             index += 1
-        if event != INVALID and not _value_fits(vocabulary.events[event].value, decile):
-            event = INVALID
-        parsed.append(ParsedEvent(event, decile, start, index))
+        event, value = vocabulary.readings.get(tuple(int(token) for token in tokens[start:index]), (INVALID, NO_VALUE))
+        parsed.append(ParsedEvent(event, 0 if value == NO_VALUE else value + 1, start, index))
     return parsed
 
 
@@ -72,7 +67,3 @@ def is_valid(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
         ):
             return False
     return all(event.event != INVALID for event in parse(body, vocabulary))
-
-
-def _value_fits(takes: str, decile: int) -> bool:
-    return decile == 0 if takes == "never" else decile > 0 or takes == "optional"

@@ -84,7 +84,7 @@ def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabul
             subject_id=subject_id,
             prediction_time_us=prediction_time_us,
             record=dataclasses.replace(tokenized.record(index), subject_id=subject_id),
-            last_time_us=int(tokenized.times_T[stop - 1]) if stop - begin > PREFIX_LENGTH else prediction_time_us,
+            last_time_us=int(tokenized.last_time_S[index]) if stop - begin > PREFIX_LENGTH else prediction_time_us,
             event_starts=np.flatnonzero(starts_entry[begin:stop]),
         )
 

@@ -25,7 +25,7 @@ class Prefixes:
     Attributes:
         offsets_S1: subject s owns rows [offsets[s], offsets[s + 1]).
         subject: [G] the subject.
-        event: [G] the timeline event at which the row begins to hold; -1 for a subject without events.
+        event: [G] the timeline's instant at which the row begins to hold; -1 for a subject without events.
         tokens: uint16 [G, PREFIX_LENGTH].
     """
 
@@ -36,7 +36,7 @@ class Prefixes:
 
 
 def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabulary: Vocabulary) -> Prefixes:
-    """Prefix rows of every subject, given the subject and time (microseconds) of each timeline event."""
+    """Prefix rows of every subject, given the subject and time (microseconds) of each instant of its timeline."""
     num_subjects = len(columns.subject_ids_S)
     age_n = age_bucket(time_n, _first_time(columns, BIRTH)[subject_n])
     period_n = period_start(time_n)
@@ -69,8 +69,14 @@ def age_bucket(time_us: np.ndarray, birth_us: np.ndarray) -> np.ndarray:
 
 def period_start(time_us: np.ndarray) -> np.ndarray:
     """First calendar year of the five-year period that holds a time."""
-    years = time_us.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64) + 1970
-    return years // PERIOD_BUCKET_YEARS * PERIOD_BUCKET_YEARS
+    if not len(time_us):
+        return np.zeros(0, np.int64)
+    # Calendar arithmetic on the first and last time only; the others are looked up among the periods between them.
+    ends = np.array([time_us.min(), time_us.max()]).astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64)
+    first, last = (ends + 1970) // PERIOD_BUCKET_YEARS * PERIOD_BUCKET_YEARS
+    starts = np.arange(first, last + 1, PERIOD_BUCKET_YEARS)
+    bounds_us = (starts - 1970).astype("datetime64[Y]").astype("datetime64[us]").astype(np.int64)
+    return starts[np.searchsorted(bounds_us, time_us, side="right") - 1]
 
 
 def period_token(start: int) -> str:

@@ -1,13 +1,17 @@
 """What the vocabulary is made from: exact, mergeable counts over the training subjects of each MEDS shard."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
 from data_pipeline import static_prefix
-from data_pipeline.columns import NO_TIME, RACE, SEX, Columns, ancestors
+from data_pipeline.code_maps import Concept
+from data_pipeline.columns import RACE, SEX, Columns, ancestors, changes
+
+CONCEPT_KEYS = ("concept", "kind", "role", "parts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +37,12 @@ class Statistics:
 def count(columns: Columns) -> Statistics:
     """Count the subjects of one shard."""
     made = np.flatnonzero(columns.makes_event())
-    code_n, subject_n = columns.code_E[made].astype(np.int64), columns.subject_E[made]
-    exact = pl.DataFrame({"code": code_n, "subject": subject_n, "value": columns.value_E[made]})
-    levels = _levels(columns)
+    code_n, subject_n = columns.code_E[made], columns.subject_E[made]
+    forms = _Forms.of(columns.concepts)
     return Statistics(
         subjects=len(columns.subject_ids_S),
-        concepts=_count_concepts(exact, levels),
-        values=exact.filter(pl.col("value").is_not_nan())
-        .group_by("code", "value")
-        .agg(events=pl.len().cast(pl.Int64))
-        .join(levels.filter(pl.col("level") == 0).select("code", "concept"), on="code")
-        .group_by("concept", "value")
-        .agg(pl.col("events").sum())
-        .sort("concept", "value"),
+        concepts=_count_concepts(subject_n, code_n, forms),
+        values=_count_values(forms.exact_C[code_n], columns.value_E[made], forms),
         static=_count_static(columns, columns.time_E[made], subject_n),
         rules=_count_rules(columns),
     )
@@ -53,10 +50,9 @@ def count(columns: Columns) -> Statistics:
 
 def merge(parts: Sequence[Statistics]) -> Statistics:
     """Add the counts of disjoint sets of subjects; the result does not depend on how they were parted."""
-    keys = ("concept", "kind", "role", "parts")
     return Statistics(
         subjects=sum(part.subjects for part in parts),
-        concepts=_add([part.concepts for part in parts], keys),
+        concepts=_add([part.concepts for part in parts], CONCEPT_KEYS),
         values=_add([part.values for part in parts], ("concept", "value")),
         static=_add([part.static for part in parts], ("token",)),
         rules=_add([part.rules for part in parts], ("rule", "code")),
@@ -67,40 +63,115 @@ def _add(tables: Sequence[pl.DataFrame], keys: Sequence[str]) -> pl.DataFrame:
     return pl.concat(tables).group_by(keys).agg(pl.exclude(keys).sum()).sort(keys)
 
 
-def _levels(columns: Columns) -> pl.DataFrame:
-    """[code, level, concept, kind, role, parts]: each code (by index) as itself (level 0) and as its shorter forms."""
-    rows = [
-        (code, level, form.name, form.kind, form.role, "\n".join(form.parts))
-        for code, concept in enumerate(columns.concepts)
-        for level, form in enumerate(ancestors(concept))
-    ]
-    schema = {"code": pl.Int64, "level": pl.Int64, "concept": pl.String, "kind": pl.String, "role": pl.String}
-    return pl.DataFrame(rows, schema=schema | {"parts": pl.String}, orient="row")
+@dataclasses.dataclass(frozen=True)
+class _Forms:
+    """The F forms that a shard's codes (C) can take, sorted by name: each code as itself, and its shorter ones."""
+
+    concepts: Sequence[Concept]
+    exact_C: np.ndarray  # the code as itself
+    form_Cx3: np.ndarray  # the code, then its ever shorter forms; -1 where there is none
+
+    @classmethod
+    def of(cls, concepts: Sequence[Concept]) -> "_Forms":
+        chains = [ancestors(concept) for concept in concepts]
+        by_key = {_key(form): form for chain in chains for form in chain}
+        keys = sorted(by_key)
+        number = {key: index for index, key in enumerate(keys)}
+        form_Cx3 = np.full((len(concepts), 3), -1)
+        for code, chain in enumerate(chains):
+            form_Cx3[code, : len(chain)] = [number[_key(form)] for form in chain]
+        return cls([by_key[key] for key in keys], form_Cx3[:, 0], form_Cx3)
+
+    def names(self, indices: np.ndarray) -> pl.Series:
+        """The names of some forms."""
+        return pl.Series([form.name for form in self.concepts], dtype=pl.String).gather(indices)
 
 
-def _count_concepts(exact: pl.DataFrame, levels: pl.DataFrame) -> pl.DataFrame:
-    # Distinct (subject, code) first: there are far fewer of them than events.
-    pairs = exact.group_by("subject", "code").agg(events=pl.len().cast(pl.Int64)).join(levels, on="code")
-    keys = ("concept", "kind", "role", "parts")
-    return pairs.group_by(keys).agg(subjects=pl.col("subject").n_unique().cast(pl.Int64), events=pl.col("events").sum())
+@functools.cache
+def _key(form: Concept) -> tuple[str, str, str, str]:
+    return form.name, form.kind, form.role, "\n".join(form.parts)
+
+
+def _count_concepts(subject_n: np.ndarray, code_n: np.ndarray, forms: _Forms) -> pl.DataFrame:
+    num_codes, num_forms = len(forms.exact_C), len(forms.concepts)
+    # Distinct (subject, code) first: there are far fewer of them than events, and only they need their shorter forms.
+    pairs, _ = _runs(subject_n * num_codes + code_n)
+    subject_p, code_p = np.divmod(pairs, max(num_codes, 1))
+    form_px3 = forms.form_Cx3[code_p]
+    distinct, _ = _runs((subject_p[:, None] * num_forms + form_px3)[form_px3 >= 0])
+    subjects_F = np.bincount(distinct % max(num_forms, 1), minlength=num_forms)
+    events_C = np.bincount(code_n, minlength=num_codes)
+    has_form = forms.form_Cx3 >= 0
+    events_F = np.zeros(num_forms, np.int64)
+    np.add.at(events_F, forms.form_Cx3[has_form], np.repeat(events_C, has_form.sum(axis=1)))
+    seen = np.flatnonzero(events_F).tolist()
+    keys = [_key(forms.concepts[form]) for form in seen]
+    columns = {name: pl.Series(name, [key[i] for key in keys], pl.String) for i, name in enumerate(CONCEPT_KEYS)}
+    return pl.DataFrame(
+        [*columns.values(), pl.Series("subjects", subjects_F[seen]), pl.Series("events", events_F[seen])]
+    )
+
+
+def _count_values(form_n: np.ndarray, value_n: np.ndarray, forms: _Forms) -> pl.DataFrame:
+    valued = ~np.isnan(value_n)
+    # One integer orders by form, then value: integers sort many times faster than rows of two columns.
+    keys, events = _runs(form_n[valued] << 32 | _sortable(value_n[valued]))
+    return pl.DataFrame(
+        {
+            "concept": forms.names(keys >> 32),
+            "value": _unsortable(keys & 0xFFFF_FFFF).astype(np.float64),
+            "events": events,
+        },
+        schema={"concept": pl.String, "value": pl.Float64, "events": pl.Int64},
+    )
+
+
+def _sortable(value_n: np.ndarray) -> np.ndarray:
+    """int64 in [0, 2^32), in the order of the float32 values; both zeros are one."""
+    bits = (value_n + np.float32(0)).view(np.int32).astype(np.int64)
+    # Negative floats grow with their magnitude's bits: turn those round.
+    return np.where(bits < 0, ~bits & 0x7FFF_FFFF, bits | 0x8000_0000)
+
+
+def _unsortable(keys: np.ndarray) -> np.ndarray:
+    """float32: the inverse of `_sortable`."""
+    bits = np.where(keys & 0x8000_0000, keys & 0x7FFF_FFFF, ~keys & 0xFFFF_FFFF)
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def _runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(distinct keys in order, how often each occurs); numpy's unique is slower, for it sorts by hashing or argsort."""
+    ordered = np.sort(keys)
+    starts = np.flatnonzero(changes(ordered))
+    return ordered[starts], np.diff(starts, append=len(ordered))
 
 
 def _count_static(columns: Columns, time_n: np.ndarray, subject_n: np.ndarray) -> pl.DataFrame:
-    rows = np.flatnonzero(columns.has_role(SEX, RACE))
+    subjects: dict[str, set[int]] = {}
     texts = [concept.parts[0] for concept in columns.concepts]
-    starts, inverse = np.unique(static_prefix.period_start(time_n[time_n != NO_TIME]), return_inverse=True)
-    periods = [static_prefix.period_token(int(start)) for start in starts]
-    tokens = [texts[code] for code in columns.code_E[rows]] + [periods[i] for i in inverse]
-    subjects = np.concatenate((columns.subject_E[rows], subject_n))
-    table = pl.DataFrame({"token": tokens, "subject": subjects}, schema={"token": pl.String, "subject": pl.Int64})
-    return table.group_by("token").agg(subjects=pl.col("subject").n_unique().cast(pl.Int64))
+    rows = np.flatnonzero(columns.has_role(SEX, RACE))
+    for code, subject in zip(columns.code_E[rows].tolist(), columns.subject_E[rows].tolist(), strict=True):
+        subjects.setdefault(texts[code], set()).add(subject)
+    # Periods change rarely along a subject's events: look only where the time does.
+    moments = np.flatnonzero(changes(subject_n) | changes(time_n))
+    starts = static_prefix.period_start(time_n[moments])
+    first_year = starts.min(initial=0)
+    pairs, _ = _runs(subject_n[moments] * 100_000 + (starts - first_year))
+    tokens = [(text, len(members)) for text, members in subjects.items()]
+    years, counts = _runs(pairs % 100_000)
+    tokens += [
+        (static_prefix.period_token(int(year + first_year)), int(n)) for year, n in zip(years, counts, strict=True)
+    ]
+    schema = {"token": pl.String, "subjects": pl.Int64}
+    return pl.DataFrame(sorted(tokens), schema=schema, orient="row")
 
 
 def _count_rules(columns: Columns) -> pl.DataFrame:
     events_C = np.bincount(columns.code_E, minlength=len(columns.codes))
+    seen = np.flatnonzero(events_C).tolist()
     content = {
-        "rule": [concept.rule for concept in columns.concepts],
-        "code": list(columns.codes),
-        "events": events_C.tolist(),
+        "rule": [columns.concepts[code].rule for code in seen],
+        "code": [columns.codes[code] for code in seen],
+        "events": events_C[seen],
     }
     return pl.DataFrame(content, schema={"rule": pl.Int64, "code": pl.String, "events": pl.Int64})

@@ -16,9 +16,11 @@ from data_pipeline import static_prefix
 from data_pipeline.code_maps import Concept
 from data_pipeline.columns import BIRTH, DROP, NO_TIME, RACE, SEX, Columns, ancestors, changes, per_code, to_columns
 from data_pipeline.corpus import SubjectRecord
-from data_pipeline.vocabulary import DECILES, KINDS, PREFIX_LENGTH, TIMELINE_END, Vocabulary
+from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, TIMELINE_END, Vocabulary
 
 _US_PER_SECOND = 1_000_000
+# What becomes of a row that makes an event, in the order in which `CodeTable.fate_L` numbers it.
+_EVENT_FATES = ("kept", "shortened_code", "unknown_code", "missing_value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,7 @@ class TokenizedSubjects:
         subject_ids_S: int64.
         offsets_S1: subject s owns tokens [offsets[s], offsets[s + 1]).
         tokens_T: uint16.
-        times_T: int64 microseconds of the event that each token belongs to (an interval belongs to the event it leads
-            to, the prefix to the first event), NO_TIME where the subject has no event.
+        last_time_S: int64 microseconds of each subject's last event, NO_TIME where it has none.
         prefix_offsets_S1, prefix_starts, prefixes: each subject's rows of corpus.SubjectRecord's fields.
         interval_us_I, interval_tokens_I: per interval of the preset, time spanned and tokens used.
         row_counts: the input's rows by what became of them; they sum to the number of rows.
@@ -39,7 +40,7 @@ class TokenizedSubjects:
     subject_ids_S: np.ndarray
     offsets_S1: np.ndarray
     tokens_T: np.ndarray
-    times_T: np.ndarray
+    last_time_S: np.ndarray
     prefix_offsets_S1: np.ndarray
     prefix_starts: np.ndarray
     prefixes: np.ndarray
@@ -61,58 +62,47 @@ class TokenizedSubjects:
 
 
 def tokenize(events: pl.DataFrame, vocabulary: Vocabulary, *, end: bool = True) -> TokenizedSubjects:
+    """`tokenize_columns` of events as meds.read_shard returns them: subjects contiguous, static rows first, by time."""
+    columns = to_columns(events, vocabulary.code_map)
+    return tokenize_columns(columns, CodeTable.build(columns.concepts, vocabulary), vocabulary, end=end)
+
+
+def tokenize_columns(
+    columns: Columns, codes: "CodeTable", vocabulary: Vocabulary, *, end: bool = True
+) -> TokenizedSubjects:
     """Tokenize whole subjects.
 
     Args:
-        events: as meds.read_shard returns them: subjects contiguous, static rows first, then by time.
+        columns: their rows, made with the vocabulary's code map.
+        codes: what the vocabulary makes of `columns.concepts`.
         vocabulary: the corpus's; codes that it lacks become a shorter code that it has, or UNKNOWN//<kind>.
         end: whether TIMELINE_END closes each timeline; False for prompts, whose future is open.
     """
-    columns = to_columns(events, vocabulary.code_map)
-    codes = _CodeTable.build(columns.concepts, vocabulary)
-    timeline = _order_events(columns, codes)
-    spelling = _spell(timeline, codes, vocabulary)
-    return _lay_out(columns, timeline, spelling, vocabulary, end, _count_rows(columns, timeline))
-
-
-@dataclasses.dataclass(frozen=True)
-class _CodeTable:
-    """What each of a shard's codes (C) becomes, and what each vocabulary event (V) is spelt with."""
-
-    event_C: np.ndarray  # index into vocabulary.events; -1 where the code makes no event
-    whole_C: np.ndarray  # whether the vocabulary has the whole code, not only a shorter one
-    order_C: np.ndarray  # rank within an instant
-    tokens_Vx3: np.ndarray  # -1 where there is no further part
-    edges_Vx9: np.ndarray
-    takes_value_V: np.ndarray
-    wants_value_V: np.ndarray
-    unknown_V: np.ndarray  # the UNKNOWN event of the event's kind
-
-    @classmethod
-    def build(cls, concepts: Sequence[Concept], vocabulary: Vocabulary) -> "_CodeTable":
-        events = vocabulary.events
-        by_order = sorted(range(len(concepts)), key=lambda code: (instant_rank(concepts[code]), concepts[code].name))
-        order_C = np.empty(len(concepts), np.int64)
-        order_C[by_order] = np.arange(len(concepts))
-        tokens_Vx3 = np.full((len(events), 3), -1, np.int64)
-        edges_Vx9 = np.full((len(events), DECILES - 1), np.inf)
-        for index, event in enumerate(events):
-            tokens_Vx3[index, : len(event.tokens)] = event.tokens
-            if event.edges:
-                edges_Vx9[index] = event.edges
-        unknown_of_kind = {
-            event.kind: index for index, event in enumerate(events) if event.concept == f"UNKNOWN//{event.kind}"
-        }
-        return cls(
-            event_C=per_code([find_event(concept, vocabulary) for concept in concepts], np.int64),
-            whole_C=per_code([concept.name in vocabulary.event_of_concept for concept in concepts], bool),
-            order_C=order_C,
-            tokens_Vx3=tokens_Vx3,
-            edges_Vx9=edges_Vx9,
-            takes_value_V=np.array([event.value != "never" for event in events]),
-            wants_value_V=np.array([event.value == "always" for event in events]),
-            unknown_V=np.array([unknown_of_kind.get(event.kind, -1) for event in events]),
-        )
+    timeline = _order_events(columns, codes, vocabulary)
+    instants = _place_instants(timeline, vocabulary, len(columns.subject_ids_S), end)
+    tokens_T = _write_tokens(timeline, instants, vocabulary)
+    prefix = static_prefix.prefixes(columns, timeline.subject_i, timeline.time_i, vocabulary)
+    tokens_T[instants.offsets_S1[:-1, None] + np.arange(PREFIX_LENGTH)] = prefix.tokens[prefix.offsets_S1[:-1]]
+    if end:
+        tokens_T[instants.offsets_S1[1:] - 1] = vocabulary.ids[TIMELINE_END]
+    # A change of prefix holds from the first token of the event that brings it; a subject's first holds from 0.
+    starts = np.append(instants.start_i, 0)[prefix.event] - instants.offsets_S1[prefix.subject]
+    starts[prefix.offsets_S1[:-1]] = 0
+    num_intervals = len(vocabulary.interval_ids)
+    passed = instants.interval_i >= 0
+    interval_passed = instants.interval_i[passed]
+    return TokenizedSubjects(
+        subject_ids_S=columns.subject_ids_S,
+        offsets_S1=instants.offsets_S1,
+        tokens_T=tokens_T,
+        last_time_S=_last_times(timeline, len(columns.subject_ids_S)),
+        prefix_offsets_S1=prefix.offsets_S1,
+        prefix_starts=starts.astype(np.uint32),
+        prefixes=prefix.tokens,
+        interval_us_I=_sum_by(interval_passed, instants.gap_us_i[passed], num_intervals),
+        interval_tokens_I=_sum_by(interval_passed, instants.repeats_i[passed], num_intervals),
+        row_counts=_count_rows(columns, timeline, codes),
+    )
 
 
 def instant_rank(concept: Concept) -> int:
@@ -131,149 +121,149 @@ def find_event(concept: Concept, vocabulary: Vocabulary) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeTable:
+    """What each of a shard's codes (C) becomes, alone and with each value (W) that an event can have.
+
+    A code's place among those of one instant and its value make one number, `place * W + value`, which both sorts the
+    events of an instant and says what is to be written: the tables over it (L) are all that a row needs.
+    """
+
+    event_C: np.ndarray  # index into vocabulary.events; -1 where the code makes no event
+    place_C: np.ndarray  # by kind, then concept; codes of one concept share it
+    row_L: np.ndarray  # row of the vocabulary's spelling table
+    length_L: np.ndarray  # how many tokens that are
+    fate_L: np.ndarray  # index into _EVENT_FATES
+
+    @classmethod
+    def build(cls, concepts: Sequence[Concept], vocabulary: Vocabulary) -> "CodeTable":
+        """The table of a shard's codes, whose concepts these are."""
+        spelling = vocabulary.spelling
+        order = {key: place for place, key in enumerate(sorted({_order(concept) for concept in concepts}))}
+        place_C = per_code([order[_order(concept)] for concept in concepts], np.int64)
+        event_C = per_code([find_event(concept, vocabulary) for concept in concepts], np.int64)
+        whole_C = per_code([concept.name in vocabulary.event_of_concept for concept in concepts], bool)
+        # Codes of one concept agree on all of this, so whichever writes last is right; those without event have no row.
+        made_C = event_C >= 0
+        event_P, whole_P = np.full(len(order), -1), np.zeros(len(order), bool)
+        event_P[place_C[made_C]], whole_P[place_C[made_C]] = event_C[made_C], whole_C[made_C]
+        unknown_V = np.array(
+            [vocabulary.event_of_concept.get(f"UNKNOWN//{event.kind}", -1) for event in vocabulary.events]
+        )
+        is_unknown_P = event_P == unknown_V[event_P]
+        # A code that always had a value in training and has none here can't be spelt: the grammar wants its value.
+        row_PxW = spelling.row_VxW[event_P]
+        lacks_PxW = row_PxW < 0
+        row_PxW = np.where(lacks_PxW, spelling.row_VxW[unknown_V[event_P], -1:], row_PxW)
+        fate_P = np.select([is_unknown_P, ~whole_P], [2, 1], 0)
+        fate_PxW = np.where(lacks_PxW, 3, fate_P[:, None])
+        return cls(event_C, place_C, row_PxW.ravel(), spelling.length_R[row_PxW.ravel()], fate_PxW.ravel())
+
+
+def _order(concept: Concept) -> tuple[int, str]:
+    return instant_rank(concept), concept.name
+
+
+@dataclasses.dataclass(frozen=True)
 class _Timeline:
-    """The events that become tokens, n of them, in the order in which they do."""
+    """The events that become tokens, n of them in the order in which they do, at I instants of subjects."""
 
-    row_n: np.ndarray  # row of the input
-    subject_n: np.ndarray
-    time_n: np.ndarray
-    event_n: np.ndarray  # index into vocabulary.events
-    whole_n: np.ndarray
-    decile_n: np.ndarray  # 0 = no value token
-    lacks_value_n: np.ndarray
-    unknown_n: np.ndarray
+    low_n: np.ndarray  # index into CodeTable's tables
+    length_n: np.ndarray
+    row_n: np.ndarray
+    first_i: np.ndarray  # the instant's first event
+    subject_i: np.ndarray
+    time_i: np.ndarray
 
 
-def _order_events(columns: Columns, codes: _CodeTable) -> _Timeline:
-    row_n = np.flatnonzero(columns.makes_event())
-    instant_n = np.cumsum(changes(columns.subject_E[row_n]) | changes(columns.time_E[row_n]))
-    rank_n = instant_n * len(columns.concepts) + codes.order_C[columns.code_E[row_n]]
-    # Rows come sorted by subject and time; the value breaks ties between readings of one thing at one instant.
-    row_n = row_n[np.lexsort((columns.value_E[row_n], rank_n))]
-    code_n, value_n = columns.code_E[row_n], columns.value_E[row_n]
-    event_n = codes.event_C[code_n]
-    decile_n = np.zeros(len(row_n), np.int64)
-    valued = np.flatnonzero(codes.takes_value_V[event_n] & ~np.isnan(value_n))
-    decile_n[valued] = 1 + (value_n[valued, None] > codes.edges_Vx9[event_n[valued]]).sum(axis=1)
-    # A code that always had a value in training and has none here can't be spelt: the grammar wants its decile.
-    lacks_value_n = codes.wants_value_V[event_n] & (decile_n == 0)
-    event_n = np.where(lacks_value_n, codes.unknown_V[event_n], event_n)
+def _order_events(columns: Columns, codes: CodeTable, vocabulary: Vocabulary) -> _Timeline:
+    made = columns.rows(columns.makes_event())
+    new_n = changes(made.subject_E) | changes(made.time_E)
+    first_i = np.flatnonzero(new_n)
+    value_n = vocabulary.spelling.value_codes(codes.event_C[made.code_E], made.value_E)
+    low_n = codes.place_C[made.code_E] * vocabulary.spelling.num_values + value_n
+    # Rows come sorted by subject and time. One integer holds instant, place and value, and sorting integers by
+    # themselves, not what they point to, is an order of magnitude faster than a sort by several columns.
+    bits = len(codes.row_L).bit_length()
+    key_n = (np.cumsum(new_n) << bits) | low_n
+    key_n.sort()
+    low_n = key_n & ((1 << bits) - 1)
     return _Timeline(
-        row_n=row_n,
-        subject_n=columns.subject_E[row_n],
-        time_n=columns.time_E[row_n],
-        event_n=event_n,
-        whole_n=codes.whole_C[code_n],
-        decile_n=decile_n,
-        lacks_value_n=lacks_value_n,
-        unknown_n=event_n == codes.unknown_V[event_n],
+        low_n=low_n,
+        length_n=codes.length_L[low_n],
+        row_n=codes.row_L[low_n],
+        first_i=first_i,
+        subject_i=made.subject_E[first_i],
+        time_i=made.time_E[first_i],
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spelling:
-    """How many tokens each event takes, and which."""
+class _Instants:
+    """Where each instant's tokens stand: its interval, then its events."""
 
-    interval_n: np.ndarray  # index into the preset; -1 = no interval before this event
-    repeats_n: np.ndarray
-    gap_us_n: np.ndarray
-    parts_nx4: np.ndarray  # code parts and decile; -1 = nothing
-    length_n: np.ndarray
-
-
-def _spell(timeline: _Timeline, codes: _CodeTable, vocabulary: Vocabulary) -> _Spelling:
-    first_n = changes(timeline.subject_n)
-    gap_us_n = np.where(first_n, 0, np.diff(timeline.time_n, prepend=timeline.time_n[:1]))
-    interval_n, repeats_n = vocabulary.interval_preset.classify(gap_us_n / _US_PER_SECOND)
-    value_ids = np.array([-1, *vocabulary.value_ids])
-    parts_nx4 = np.column_stack((codes.tokens_Vx3[timeline.event_n], value_ids[timeline.decile_n]))
-    return _Spelling(interval_n, repeats_n, gap_us_n, parts_nx4, repeats_n + (parts_nx4 >= 0).sum(axis=1))
+    interval_i: np.ndarray  # index into the preset; -1 = no interval before this instant
+    repeats_i: np.ndarray
+    gap_us_i: np.ndarray
+    start_i: np.ndarray  # first token
+    start_n: np.ndarray  # first token of each event
+    offsets_S1: np.ndarray
 
 
-def _lay_out(
-    columns: Columns,
-    timeline: _Timeline,
-    spelling: _Spelling,
-    vocabulary: Vocabulary,
-    end: bool,
-    row_counts: Mapping[str, int],
-) -> TokenizedSubjects:
-    num_subjects = len(columns.subject_ids_S)
-    # Tokens of a subject: prefix, its events, end. An event starts after all tokens of the subjects and events before.
-    events_S = np.bincount(timeline.subject_n, weights=spelling.length_n, minlength=num_subjects).astype(np.int64)
-    offsets_S1 = np.concatenate(([0], np.cumsum(PREFIX_LENGTH + events_S + end)))
-    own_n = PREFIX_LENGTH + (PREFIX_LENGTH + end) * timeline.subject_n
-    start_n = own_n + np.cumsum(spelling.length_n) - spelling.length_n
+def _place_instants(timeline: _Timeline, vocabulary: Vocabulary, num_subjects: int, end: bool) -> _Instants:
+    later_i = ~changes(timeline.subject_i)
+    gap_us_i = np.where(later_i, np.diff(timeline.time_i, prepend=timeline.time_i[:1]), 0)
+    interval_i, repeats_i = vocabulary.interval_preset.classify(gap_us_i / _US_PER_SECOND)
+    # An event starts after all tokens of the subjects, instants and events before: prefixes, intervals, events, ends.
+    before_i = np.cumsum(repeats_i) + PREFIX_LENGTH + (PREFIX_LENGTH + end) * timeline.subject_i
+    stop_n = np.cumsum(timeline.length_n, dtype=np.int64)
+    start_n = stop_n - timeline.length_n
+    start_i = before_i - repeats_i + start_n[timeline.first_i]
+    count_i = np.diff(timeline.first_i, append=len(start_n))
+    start_n += np.repeat(before_i, count_i)
+    last_i = np.searchsorted(timeline.subject_i, np.arange(num_subjects), side="right") - 1
+    # Tokens of the events and intervals of all subjects up to this one.
+    written_i = np.append(np.cumsum(repeats_i) + stop_n[timeline.first_i + count_i - 1], 0)
+    stop_S = written_i[last_i] + (PREFIX_LENGTH + end) * np.arange(1, num_subjects + 1)
+    return _Instants(interval_i, repeats_i, gap_us_i, start_i, start_n, np.append(0, stop_S))
 
-    tokens_T = np.zeros(offsets_S1[-1], np.uint16)
+
+def _write_tokens(timeline: _Timeline, instants: _Instants, vocabulary: Vocabulary) -> np.ndarray:
+    """uint16 [T] tokens of intervals and events; those of prefixes and ends are left 0."""
+    tokens_T = np.zeros(instants.offsets_S1[-1], np.uint16)
     interval_ids = np.array(vocabulary.interval_ids)
-    for repeat in range(int(spelling.repeats_n.max(initial=0))):
-        longer = np.flatnonzero(spelling.repeats_n > repeat)
-        tokens_T[start_n[longer] + repeat] = interval_ids[spelling.interval_n[longer]]
-    position_n = start_n + spelling.repeats_n
-    for part_n in spelling.parts_nx4.T:
-        there = np.flatnonzero(part_n >= 0)
-        tokens_T[position_n[there]] = part_n[there]
-        position_n[there] += 1
-    if end:
-        tokens_T[offsets_S1[1:] - 1] = vocabulary.ids[TIMELINE_END]
-
-    prefix = static_prefix.prefixes(columns, timeline.subject_n, timeline.time_n, vocabulary)
-    first_S1 = np.searchsorted(timeline.subject_n, np.arange(num_subjects + 1))
-    tokens_T[offsets_S1[:-1, None] + np.arange(PREFIX_LENGTH)] = prefix.tokens[prefix.offsets_S1[:-1]]
-    # A change of prefix holds from the first token of the event that brings it; a subject's first holds from 0.
-    starts = np.where(prefix.event >= 0, start_n[prefix.event] if len(start_n) else 0, 0)
-    starts = np.maximum(starts - offsets_S1[prefix.subject], 0)
-    starts[prefix.offsets_S1[:-1]] = 0
-
-    num_intervals = len(vocabulary.interval_ids)
-    passed = spelling.interval_n >= 0
-    return TokenizedSubjects(
-        subject_ids_S=columns.subject_ids_S,
-        offsets_S1=offsets_S1,
-        tokens_T=tokens_T,
-        times_T=_token_times(timeline, spelling, first_S1, end),
-        prefix_offsets_S1=prefix.offsets_S1,
-        prefix_starts=starts.astype(np.uint32),
-        prefixes=prefix.tokens,
-        interval_us_I=_sum_by(spelling.interval_n[passed], spelling.gap_us_n[passed], num_intervals),
-        interval_tokens_I=_sum_by(spelling.interval_n[passed], spelling.repeats_n[passed], num_intervals),
-        row_counts=row_counts,
-    )
+    for repeat in range(int(instants.repeats_i.max(initial=0))):
+        longer = np.flatnonzero(instants.repeats_i > repeat)
+        tokens_T[instants.start_i[longer] + repeat] = interval_ids[instants.interval_i[longer]]
+    row_n, start_n, length_n = timeline.row_n, instants.start_n, timeline.length_n
+    for tokens_R in vocabulary.spelling.tokens_4xR:
+        tokens_T[start_n] = tokens_R[row_n]
+        longer = np.flatnonzero(length_n > 1)
+        row_n, start_n, length_n = row_n[longer], start_n[longer] + 1, length_n[longer] - 1
+    return tokens_T
 
 
-def _token_times(timeline: _Timeline, spelling: _Spelling, first_S1: np.ndarray, end: bool) -> np.ndarray:
-    """Time of the event that each token belongs to: the prefix has the first event's, TIMELINE_END the last's."""
-    has_events = first_S1[1:] > first_S1[:-1]
-    time_or_none = np.append(timeline.time_n, NO_TIME)
-    first_S = np.where(has_events, time_or_none[first_S1[:-1]], NO_TIME)
-    last_S = np.where(has_events, time_or_none[first_S1[1:] - 1], NO_TIME)
-    pieces = np.insert(timeline.time_n, first_S1[:-1], first_S) if len(first_S) else timeline.time_n
-    lengths = np.insert(spelling.length_n, first_S1[:-1], PREFIX_LENGTH) if len(first_S) else spelling.length_n
-    if end:
-        ends = first_S1[1:] + np.arange(1, len(first_S) + 1)
-        pieces, lengths = np.insert(pieces, ends, last_S), np.insert(lengths, ends, 1)
-    return np.repeat(pieces, lengths)
+def _last_times(timeline: _Timeline, num_subjects: int) -> np.ndarray:
+    times_S = np.full(num_subjects, NO_TIME)
+    # Of several writes to one place the last one stays.
+    times_S[timeline.subject_i] = timeline.time_i
+    return times_S
 
 
 def _sum_by(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
     """Exact int64 sums of values by index: floating sums would depend on the order of the shards."""
     sums = np.zeros(size, np.int64)
-    np.add.at(sums, index, values.astype(np.int64))
+    np.add.at(sums, index, values)
     return sums
 
 
-def _count_rows(columns: Columns, timeline: _Timeline) -> dict[str, int]:
-    unknown = timeline.unknown_n & ~timeline.lacks_value_n
-    static = columns.has_role(SEX, RACE)
-    other_roles = columns.has_role(SEX, RACE, BIRTH, DROP)
-    return {
-        "kept": int((timeline.whole_n & ~timeline.unknown_n).sum()),
-        "shortened_code": int((~timeline.whole_n & ~timeline.unknown_n).sum()),
-        "unknown_code": int(unknown.sum()),
-        "missing_value": int(timeline.lacks_value_n.sum()),
-        "static": int(static.sum()),
-        "birth": int(columns.has_role(BIRTH).sum()),
-        "dropped_by_rule": int(columns.has_role(DROP).sum()),
-        "undated": int(((columns.time_E == NO_TIME) & ~other_roles).sum()),
+def _count_rows(columns: Columns, timeline: _Timeline, codes: CodeTable) -> dict[str, int]:
+    by_fate = np.zeros(len(_EVENT_FATES), np.int64)
+    np.add.at(by_fate, codes.fate_L, np.bincount(timeline.low_n, minlength=len(codes.fate_L)))
+    rows = {
+        "static": columns.has_role(SEX, RACE),
+        "birth": columns.has_role(BIRTH),
+        "dropped_by_rule": columns.has_role(DROP),
+        "undated": (columns.time_E == NO_TIME) & ~columns.has_role(SEX, RACE, BIRTH, DROP),
     }
+    counts = dict(zip(_EVENT_FATES, by_fate.tolist(), strict=True))
+    return counts | {reason: int(chosen_E.sum()) for reason, chosen_E in rows.items()}

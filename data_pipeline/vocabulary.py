@@ -12,12 +12,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline import code_maps, intervals
+from data_pipeline import code_maps, intervals, spelling
 from data_pipeline.errors import UserError
 
 FORMAT_VERSION = 1
 PAD = 0
 DECILES = 10
+# Number of the value of an event that has none.
+NO_VALUE = DECILES
 
 # Kinds in the order in which events of one instant stand in a timeline.
 KINDS = (
@@ -125,9 +127,31 @@ class Vocabulary:
         return {event.concept: index for index, event in enumerate(self.events)}
 
     @functools.cached_property
-    def event_of_tokens(self) -> Mapping[tuple[int, ...], int]:
-        """Token ids of an event (its value left out) → index into `events`."""
-        return {event.tokens: index for index, event in enumerate(self.events)}
+    def readings(self) -> Mapping[tuple[int, ...], tuple[int, int]]:
+        """Token ids that spell an event, value included → (index into `events`, number of the value)."""
+        readings: dict[tuple[int, ...], tuple[int, int]] = {}
+        for index in range(len(self.events)):
+            for value, tokens in self.spellings(index).items():
+                readings.setdefault(tokens, (index, value))
+        return readings
+
+    def spellings(self, index: int) -> dict[int, tuple[int, ...]]:
+        """How an event is spelt: number of the value → token ids. Decile d is numbered d - 1, none NO_VALUE."""
+        event = self.events[index]
+        spellings = {NO_VALUE: event.tokens} if event.value != "always" else {}
+        if event.edges:
+            spellings |= {decile: (*event.tokens, token) for decile, token in enumerate(self.value_ids)}
+        return spellings
+
+    @functools.cached_property
+    def spelling(self) -> spelling.SpellingTable:
+        """`spellings` of all events as tables."""
+        return spelling.build_table(
+            [self.spellings(index) for index in range(len(self.events))],
+            [event.edges for event in self.events],
+            {},
+            NO_VALUE + 1,
+        )
 
     def unknown_event(self, kind: str) -> int:
         """Index of the event that stands for a code of `kind` outside the vocabulary."""

@@ -194,7 +194,7 @@ def test_tokens_obey_the_grammar_and_read_back_as_the_events(rows, min_subjects)
     vocabulary = make_vocabulary(events, min_subjects)
     tokenized = tokenize(events, vocabulary)
     assert sum(tokenized.row_counts.values()) == len(events)
-    assert len(tokenized.times_T) == len(tokenized.tokens_T) == tokenized.offsets_S1[-1]
+    assert len(tokenized.tokens_T) == tokenized.offsets_S1[-1]
     for record, (_, own) in zip(tokenized.records(), sorted(by_subject.items()), strict=True):
         tokens = record.tokens_T.tolist()
         assert grammar.is_valid(tokens, vocabulary)
@@ -227,3 +227,20 @@ def test_the_grammar_refuses_what_no_timeline_holds(broken) -> None:
     whole = tokenize(events, vocabulary, end=False).record(0).tokens_T.tolist()
     assert grammar.is_valid(whole, vocabulary)
     assert not grammar.is_valid([*whole, *(example[name] for name in broken)], vocabulary)
+
+
+def test_codes_of_one_concept_stand_together_by_value() -> None:
+    rows = [(at(0), "LOINC//2345-7", value) for value in (1.0, 3.0)] + [(at(0), "LOINC//2345-7 ", 2.0)]
+    vocabulary = make_vocabulary(subject(1, rows))
+    assert texts(subject(1, rows), vocabulary)[4:-1:2] == ["LOINC//2345-7"] * 3
+    deciles = [int(text.split("//")[1]) for text in texts(subject(1, rows), vocabulary)[5:-1:2]]
+    assert deciles == sorted(deciles) and len(set(deciles)) == 3
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
+def test_values_are_counted_in_order_and_exactly(values) -> None:
+    events = subject(1, [(at(0), "LOINC//2345-7", value) for value in values])
+    counted = statistics.count(to_columns(events, code_maps.named("world"))).values
+    expected = sorted({float(np.float32(value)) + 0.0 for value in values})
+    assert counted["value"].to_list() == expected
+    assert counted["events"].to_list() == [sum(float(v) == value for v in values) for value in expected]
