@@ -54,7 +54,9 @@ def make_compiled_steps(
     return CompiledSteps(
         init=jax.jit(init, out_shardings=state),
         train=jax.jit(
-            make_train_step(model, tables, optimizer, learning_rate_schedule(config)),
+            make_train_step(
+                model, tables, optimizer, learning_rate_schedule(config), spike_threshold=config.train.spike_threshold
+            ),
             in_shardings=(state, batch),
             out_shardings=(state, replicated),
             donate_argnums=0,

@@ -81,7 +81,8 @@ def _train() -> ml_collections.ConfigDict:
     train.keep_best = 0  # and this many with the lowest tuning loss, of those at steps with an evaluation
     train.on_checkpoint_error = "continue"  # a full disk, say: "continue" training, or "stop"; either says so
     train.verify_checkpoints = True  # compare every file with its checksum before going on from a checkpoint
-    train.max_nonfinite_steps = 10  # training stops after this many skipped steps in a row
+    train.spike_threshold = 10.0  # robust standard deviations above which a step is skipped (step_guard.py); 0 = never
+    train.max_skipped_steps = 10  # training stops after this many skipped steps in a row, whatever the cause
     return train
 
 
@@ -164,8 +165,16 @@ def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
 
 def _validate_train(config: ml_collections.ConfigDict) -> None:
     positive = ("steps", "batch_rows", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-    _at_least(config, 1, *(f"train.{key}" for key in positive), "train.max_nonfinite_steps", "loader.prefetch")
-    _at_least(config, 0, "train.eval_batches", "train.keep_every", "train.keep_best", "loader.workers")
+    _at_least(config, 1, *(f"train.{key}" for key in positive), "train.max_skipped_steps", "loader.prefetch")
+    _at_least(
+        config,
+        0,
+        "train.spike_threshold",
+        "train.eval_batches",
+        "train.keep_every",
+        "train.keep_best",
+        "loader.workers",
+    )
     _one_of(config, "train.on_checkpoint_error", ON_CHECKPOINT_ERROR)
     _at_least(config, 8, "train.row_length")  # the static prefix and something after it
     for axis in ("data", "fsdp", "tensor"):

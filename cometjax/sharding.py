@@ -31,7 +31,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(mlp_gate|mlp_up)$", P(None, "fsdp", "tensor")),  # NxDxF
     (r"layers/mlp_down$", P(None, "tensor", "fsdp")),  # NxFxD
     (r"_norm$", P()),  # NxD, D
-    (r"(step|count|nonfinite_in_a_row|nonfinite_total)$", P()),  # scalars
+    (r"(step|count)$", P()),  # scalars
+    (r"guard/\w+$", P()),  # scalars, and a short window of them
 )
 
 

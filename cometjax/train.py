@@ -22,7 +22,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from cometjax import attention, chips, flops, metrics, preemption, sharding
+from cometjax import attention, chips, flops, metrics, preemption, sharding, step_guard
 from cometjax import config as configs
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy
@@ -173,7 +173,7 @@ class _Run:
             tokens_per_second=self._clock.tokens / self._clock.training,
             wall_seconds=self._clock.wall,
             goodput=self._clock.goodput,
-            skipped_steps=int(jax.device_get(self._state.nonfinite_total)),
+            skipped_steps=int(jax.device_get(self._state.guard.nonfinite_total + self._state.guard.spike_total)),
         )
         self._checkpoints.wait()
         self._tell_failed_save(may_go_on=False)
@@ -232,22 +232,26 @@ class _Run:
             self._model, tokens=int(fetched.positions), sum_segment_squared=int(fetched.segment_squares)
         )
         self._progress.advance()
-        if fetched.skipped or step % self._config.train.log_every == 0 or step == self._config.train.steps:
+        if fetched.verdict.skipped or step % self._config.train.log_every == 0 or step == self._config.train.steps:
             values = self._train_values(fetched)
             self._writer.write(step, "train", values)
             self._progress.train(step, values)
-        if fetched.skipped:
+        if fetched.verdict.skipped:
             self._refuse_too_many_skipped(step, fetched)
 
     def _refuse_too_many_skipped(self, step: int, fetched: StepMetrics) -> None:
-        in_a_row, limit = int(fetched.nonfinite_in_a_row), self._config.train.max_nonfinite_steps
-        self._progress.say(f"step {step} skipped: loss or gradient not finite ({in_a_row} in a row)")
+        in_a_row, limit = int(fetched.skipped_in_a_row), self._config.train.max_skipped_steps
+        cause = step_guard.CAUSES[int(fetched.verdict.skipped)]
+        self._progress.say(
+            f"step {step} skipped: {cause} (loss {fetched.loss:.4g}, gradient norm {fetched.gradient_norm:.4g}; "
+            f"{in_a_row} in a row)"
+        )
         if in_a_row >= limit:
             raise UserError(
-                f"loss or gradient not finite in {in_a_row} steps in a row, the last of them step {step}",
+                f"{in_a_row} steps skipped in a row, the last of them step {step}: {cause}",
                 where=str(self._workdir),
                 fix="lower config.optimizer.learning_rate or clip_norm and start in another --workdir, "
-                "or raise config.train.max_nonfinite_steps and resume",
+                "or raise config.train.max_skipped_steps or spike_threshold and resume",
             )
 
     def _train_values(self, fetched: StepMetrics) -> dict[str, float | int | None]:
@@ -262,7 +266,10 @@ class _Run:
             "loss": float(fetched.loss),
             "gradient_norm": float(fetched.gradient_norm),
             "learning_rate": float(fetched.learning_rate),
-            "skipped_steps": int(fetched.nonfinite_total),
+            "skipped_steps": int(fetched.nonfinite_total + fetched.spike_total),
+            "skipped_spikes": int(fetched.spike_total),
+            "loss_deviations": float(fetched.verdict.loss_deviations),
+            "gradient_deviations": float(fetched.verdict.gradient_deviations),
             "tokens_per_second": (self._clock.tokens - tokens) / training,
             "model_flops_per_second": flops_per_second,
             "mfu": None if self._peak is None else flops_per_second / (self._peak * self._mesh.size),

@@ -1,4 +1,4 @@
-"""The pure train and evaluation steps: loss, its parts per token kind, and an update that skips what is not finite.
+"""The pure train and evaluation steps: loss, its parts per token kind, and an update that skips spikes and NaN.
 
 B batch rows   L row length   V vocabulary   K token kinds
 """
@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from cometjax.model import Decoder, ModelConfig
+from cometjax.step_guard import GuardState, Verdict, init_guard, judge
 from data_pipeline.vocabulary import KINDS, Vocabulary
 
 Batch = Mapping[str, jax.Array]
@@ -45,8 +46,7 @@ class TrainState:
     params: Any
     optimizer: Any
     step: jax.Array
-    nonfinite_in_a_row: jax.Array
-    nonfinite_total: jax.Array
+    guard: GuardState
 
 
 @jax.tree_util.register_dataclass
@@ -63,15 +63,19 @@ class LossSums:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepMetrics:
-    """One step's figures; `positions`: tokens that are not padding; `segment_squares`: sum of the segments' length²."""
+    """One step's figures; `positions`: tokens that are not padding; `segment_squares`: sum of the segments' length².
+
+    `skipped_in_a_row`, `nonfinite_total` and `spike_total` count steps, this one included.
+    """
 
     sums: LossSums
     loss: jax.Array
     gradient_norm: jax.Array
     learning_rate: jax.Array
-    skipped: jax.Array
-    nonfinite_in_a_row: jax.Array
+    verdict: Verdict
+    skipped_in_a_row: jax.Array
     nonfinite_total: jax.Array
+    spike_total: jax.Array
     positions: jax.Array
     segment_squares: jax.Array
 
@@ -107,8 +111,7 @@ def _mean_loss(sums: LossSums) -> jax.Array:
 def init_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step, a function of the seed alone."""
     params = nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(seed)), nnx.Param))
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), step=zero, nonfinite_in_a_row=zero, nonfinite_total=zero)
+    return TrainState(params, optimizer.init(params), step=jnp.zeros((), jnp.int32), guard=init_guard())
 
 
 def model_graph(model: ModelConfig) -> Any:
@@ -118,11 +121,16 @@ def model_graph(model: ModelConfig) -> Any:
 
 
 def make_train_step(
-    model: ModelConfig, tables: TokenTables, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+    model: ModelConfig,
+    tables: TokenTables,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    spike_threshold: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """A pure function (state, batch) → (state, metrics).
 
-    A loss or gradient that is not finite leaves parameters and optimizer as they were; only the counters move.
+    A loss or gradient that is not finite, or a spike by `cometjax.step_guard` (never with a threshold of 0), leaves
+    parameters and optimizer as they were; only the counters move.
     """
     graph = model_graph(model)
 
@@ -136,22 +144,15 @@ def make_train_step(
         directions, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         learning_rate = schedule(state.step)
         params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), state.params, directions)
-        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        guard, verdict = judge(state.guard, loss, gradient_norm, spike_threshold)
+        applied = verdict.skipped == 0
         params, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state), (state.params, state.optimizer)
-        )
-        skipped = jnp.logical_not(finite).astype(jnp.int32)
-        new_state = TrainState(
-            params,
-            optimizer_state,
-            step=state.step + 1,
-            nonfinite_in_a_row=(state.nonfinite_in_a_row + 1) * skipped,
-            nonfinite_total=state.nonfinite_total + skipped,
+            lambda new, old: jnp.where(applied, new, old), (params, optimizer_state), (state.params, state.optimizer)
         )
         positions, segment_squares = _segment_statistics(batch)
-        return new_state, StepMetrics(
-            sums, loss, gradient_norm, learning_rate, skipped, new_state.nonfinite_in_a_row,
-            new_state.nonfinite_total, positions, segment_squares,
+        return TrainState(params, optimizer_state, state.step + 1, guard), StepMetrics(
+            sums, loss, gradient_norm, learning_rate, verdict, guard.skipped_in_a_row, guard.nonfinite_total,
+            guard.spike_total, positions, segment_squares,
         )  # fmt: skip
 
     return train_step

@@ -42,9 +42,11 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.keep_every",
     "train.log_every",
-    "train.max_nonfinite_steps",
+    "train.max_skipped_steps",
     "train.on_checkpoint_error",
     "train.verify_checkpoints",
+    # An intervention: after a stop for spikes, the same run may go on with another threshold.
+    "train.spike_threshold",
 )
 
 

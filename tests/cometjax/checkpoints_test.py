@@ -9,6 +9,7 @@ from cometjax.checkpoint_files import FOLDER, KeepPolicy
 from cometjax.checkpoints import Checkpoints, load_for_inference
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
+from cometjax.step_guard import init_guard
 from cometjax.train_step import TrainState, init_state
 from data_pipeline import code_maps, intervals
 from data_pipeline.errors import UserError
@@ -93,7 +94,7 @@ def test_inference_without_a_checkpoint_or_with_another_vocabulary_is_refused(tm
 
 def test_a_save_is_not_disturbed_by_the_steps_that_follow_at_once(tmp_path):
     # Training donates its state: its memory is overwritten while the save still writes in the background.
-    counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "nonfinite_in_a_row", "nonfinite_total")}
+    counters = {"step": jnp.zeros((), jnp.int32), "guard": init_guard()}
     big = TrainState({"w": jnp.ones((1 << 22,))}, {"count": jnp.zeros(())}, **counters)
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path, KeepPolicy(1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cometjax import metrics
+from cometjax import metrics, step_guard
 from cometjax.config import default_config
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import learning_rate_schedule, make_optimizer
@@ -106,11 +106,15 @@ def test_a_step_with_a_nonfinite_gradient_changes_nothing_but_the_counters(step_
     poisoned["loss_weights_BxL"][1, 4] = np.nan
     after, reported = step(state, poisoned)
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.optimizer), (state.params, state.optimizer))
-    assert int(after.step) == 2 and int(reported.skipped) == 1
+    assert int(after.step) == 2 and int(reported.verdict.skipped) == step_guard.NONFINITE
     again, _ = step(after, poisoned)
-    assert int(again.nonfinite_in_a_row) == 2
+    assert int(again.guard.skipped_in_a_row) == 2
     healed, reported = step(again, batch_of(2))
-    assert (int(healed.nonfinite_in_a_row), int(healed.nonfinite_total), int(reported.skipped)) == (0, 2, 0)
+    assert (int(healed.guard.skipped_in_a_row), int(healed.guard.nonfinite_total), int(reported.verdict.skipped)) == (
+        0,
+        2,
+        0,
+    )
     assert not np.array_equal(healed.params["embedding"], again.params["embedding"])
 
 

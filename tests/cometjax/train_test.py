@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import signal
 
@@ -6,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cometjax import checkpoints, metrics, sharding
+from cometjax import checkpoints, metrics, sharding, step_guard
 from cometjax.preemption import EXIT_CODE
 from cometjax.train import train
 from data_pipeline import corpus, loader
@@ -176,17 +177,63 @@ def poisoned(folder):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as stopped:
         patch.setattr(sharding, "put_batch", put_poisoned)
         patch.setattr(jax, "device_get", lambda tree: order.append("fetch") or get(tree))
-        train(config_of(folder, max_nonfinite_steps=3), workdir, progress=False)
+        train(config_of(folder, max_skipped_steps=3), workdir, progress=False)
     return workdir, str(stopped.value), order
 
 
 def test_nonfinite_steps_are_counted_and_too_many_in_a_row_stop_training(poisoned):
     workdir, error, _ = poisoned
-    assert "not finite in 3 steps in a row, the last of them step 7; lower config.optimizer.learning_rate" in error
+    assert "3 steps skipped in a row, the last of them step 7: loss or gradient not finite; lower config.optim" in error
     lines = {line["step"]: line for line in metrics.read(workdir)}
     assert [lines[step]["skipped_steps"] for step in range(1, 8)] == [0, 1, 1, 1, 2, 3, 4]
     assert [step for step, line in lines.items() if line["loss"] is None] == [2, 5, 6, 7]
     assert not (workdir / "result.json").exists()
+
+
+def wrong_targets_at(puts, crash_at=None):
+    """`sharding.put_batch`, but these calls of it (from 1) get targets that the history says nothing of."""
+    put, count = sharding.put_batch, itertools.count(1)
+
+    def put_batch(mesh, batch):
+        call = next(count)
+        if call == crash_at:
+            raise KeyboardInterrupt
+        if call in puts:
+            wrong = np.random.default_rng(0).integers(6, 18, batch["targets_BxL"].shape, np.int32)
+            batch = batch | {"targets_BxL": wrong}
+        return put(mesh, batch)
+
+    return put_batch
+
+
+def test_loss_spikes_are_skipped_counted_told_and_too_many_in_a_row_stop_training(folder, capsys):
+    workdir, quiet = folder / "spiked", step_guard.WINDOW
+    config = config_of(folder, steps=200, max_skipped_steps=3, eval_every=1000)
+    spiked = [quiet + at for at in (10, 20, 21, 22)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as stopped:
+        patch.setattr(sharding, "put_batch", wrong_targets_at(spiked))
+        train(config, workdir)
+    assert f"3 steps skipped in a row, the last of them step {spiked[-1]}: loss spike; lower" in str(stopped.value)
+    assert f"step {spiked[0]} skipped: loss spike (loss " in capsys.readouterr().out
+    lines = {line["step"]: line for line in metrics.read(workdir)}
+    totals = [lines[step]["skipped_spikes"] for step in range(1, spiked[-1] + 1)]
+    assert [step + 1 for step in np.flatnonzero(np.diff(totals, prepend=0))] == spiked
+    assert all(line["loss_deviations"] is None for step, line in lines.items() if step <= quiet)
+    assert lines[spiked[0]]["loss_deviations"] > 10 > lines[spiked[0] + 1]["loss_deviations"]
+
+
+def test_a_resumed_run_skips_the_spikes_that_the_undisturbed_one_skips(folder):
+    config, spiked, crash, saved = config_of(folder, steps=160, eval_every=1000), [138, 150], 147, 140
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "put_batch", wrong_targets_at(spiked))
+        assert train(config, folder / "spikes", progress=False).skipped_steps == 2
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sharding, "put_batch", wrong_targets_at(spiked, crash_at=crash))
+        train(config, folder / "spikes_resumed", progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "put_batch", wrong_targets_at([spiked[1] - saved]))
+        assert train(config, folder / "spikes_resumed", progress=False).skipped_steps == 2
+    assert losses(folder / "spikes_resumed") == losses(folder / "spikes")
 
 
 def test_the_next_step_is_dispatched_before_the_figures_of_the_last_are_fetched(poisoned):
