@@ -7,31 +7,20 @@ demographics), from which the vocabulary is made; the second writes every subjec
 is whole. Ends with a line that says how many subjects and tokens there are, and what became of the input's rows.
 """
 
-import dataclasses
 import os
 import pathlib
-import shutil
 import sys
 import time
 
 import ml_collections
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipeline import (
-    build_config,
-    build_manifest,
-    build_shards,
-    code_maps,
-    command_line,
-    corpus,
-    engines,
-    meds,
-    statistics,
-    vocabulary_builder,
-)
+from data_pipeline import build_config, build_folder, build_job, code_maps, command_line, corpus, engines, meds
+from data_pipeline.build_folder import BuildFolder
+from data_pipeline.build_run import BuildRun
 from data_pipeline.errors import UserError
+from data_pipeline.split_table import SplitTable
 
 
 def build_corpus(
@@ -43,64 +32,43 @@ def build_corpus(
 ) -> corpus.Corpus:
     """Read a MEDS data set and write a corpus; the bytes do not depend on `workers` (default: one per core).
 
-    Raises UserError for data that cannot be used and for an `out` that already holds something; nothing is left at
-    `out` then.
+    What a run that was stopped has finished, in CORPUS.partial, is taken up and not done again.
+
+    Raises UserError for data that cannot be used, for an `out` that already holds something or cannot be written, and
+    for one that another build is writing; nothing is at `out` then.
     """
     build_config.check(config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("already exists", where=str(out), fix="remove it or choose another --out")
     dataset = meds.open_dataset(meds_root)
     for note in dataset.notes:
         print(f"{meds_root}: {note}", file=sys.stderr)
-    work = out.with_name(out.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
-        _write(dataset, work, config, workers or os.cpu_count() or 1)
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    except OSError as error:
-        raise UserError(
-            f"cannot be written ({error.strerror})", where=str(out), fix="check space and rights"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    code_map = code_maps.named(config.code_map)
+    splits = SplitTable.of(dataset.splits, dataset.root)
+    settings = {
+        **{f"config.{name}": value for name, value in config.to_dict().items()},
+        "the code map": code_map.to_dict(),
+    }
+    job = build_job.describe(dataset, settings, splits.names, splits.key)
+    with build_folder.opened(out, job) as folder:
+        if folder is not None:
+            with engines.local(min(workers or _cores(), len(dataset.shards))) as engine:
+                try:
+                    BuildRun(dataset, config, code_map, job, folder, engine).write(splits)
+                except UserError as error:
+                    raise _with_what_is_kept(error, folder) from error
+            build_folder.finish(folder, out)
     return corpus.Corpus.open(out)
 
 
-def _write(dataset: meds.MedsDataset, work: pathlib.Path, config: ml_collections.ConfigDict, workers: int) -> None:
-    code_map = code_maps.named(config.code_map)
-    with engines.local(min(workers, len(dataset.shards)), dataset, code_map) as run:
-        counted = run("counting", build_shards.count_shard, [(path,) for path in dataset.shards])
-        meds.check_subjects_once({path: ids for path, (ids, _) in zip(dataset.shards, counted, strict=True)})
-        totals = statistics.merge([part for _, part in counted])
-        if not totals.subjects:
-            raise UserError(
-                "no subject in the train split",
-                where=str(dataset.root),
-                fix="the vocabulary is made from training subjects: check metadata/subject_splits.parquet",
-            )
-        vocabulary = vocabulary_builder.build_vocabulary(
-            totals,
-            code_map,
-            dataset.descriptions,
-            interval_preset=config.interval_preset,
-            min_subjects_per_code=config.min_subjects_per_code,
-            min_values_per_code=config.min_values_per_code,
-        )
-        vocabulary.save(work / corpus.VOCABULARY)
-        jobs = [(path, index, work) for index, path in enumerate(dataset.shards)]
-        pieces = [piece for shard in run("tokenizing", build_shards.tokenize_shard, jobs) for piece in shard]
-    training = [piece for piece in pieces if piece.split == "train"]
-    seconds = vocabulary_builder.measured_intervals(
-        vocabulary.interval_preset,
-        np.sum([piece.interval_us for piece in training], axis=0),
-        np.sum([piece.interval_tokens for piece in training], axis=0),
-    )
-    vocabulary = dataclasses.replace(vocabulary, interval_seconds=seconds)
-    vocabulary.save(work / corpus.VOCABULARY)
-    build_manifest.write_manifest(work, dataset, config, vocabulary, totals, pieces)
+def _with_what_is_kept(error: UserError, folder: BuildFolder) -> UserError:
+    """The error, with a word on where finished work is; none is kept where no shard was finished."""
+    if build_folder.discard_if_empty(folder):
+        return error
+    return UserError(f"{error}; finished shards are kept in {folder.root}")
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a batch system may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _define_flags() -> None:
@@ -116,7 +84,13 @@ def main() -> None:
     """Build as the flags say."""
     values = flags.FLAGS
     start = time.perf_counter()
-    built = build_corpus(pathlib.Path(values.meds), pathlib.Path(values.out), values.config, workers=values.workers)
+    out = pathlib.Path(values.out)
+    try:
+        built = build_corpus(pathlib.Path(values.meds), out, values.config, workers=values.workers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{out}.partial keeps the shards that are finished: the same command goes on from there"
+        ) from None
     seconds = time.perf_counter() - start
     splits = built.manifest["splits"].values()
     rows = {reason: sum(split["rows"][reason] for split in splits) for reason in next(iter(splits))["rows"]}

@@ -2,30 +2,39 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 import polars as pl
 
-from data_pipeline import corpus, meds, statistics
+from data_pipeline import corpus, meds, pieces, statistics
+from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_shards import TokenizedSplit
 from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, Vocabulary
 
 
+def read_splits(paths: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, TokenizedSplit]]:
+    """What the pieces of tokenized shards hold, in order, without their arrays."""
+    return [(path, TokenizedSplit(**split)) for path in paths for split in pieces.read(path, ["splits"])["splits"]]
+
+
 def write_manifest(
-    work: pathlib.Path,
+    folder: BuildFolder,
     dataset: meds.MedsDataset,
     config: ml_collections.ConfigDict,
     vocabulary: Vocabulary,
     totals: statistics.Statistics,
-    pieces: Sequence[TokenizedSplit],
+    written: Sequence[tuple[pathlib.Path, TokenizedSplit]],
 ) -> None:
     """Write the arrays of every split, and corpus.json last: a folder without it is no corpus."""
-    names = [split for split in meds.SPLITS if any(piece.split == split for piece in pieces)]
-    names += sorted({piece.split for piece in pieces} - set(meds.SPLITS))
-    splits = {name: _finish_split(work, name, [piece for piece in pieces if piece.split == name]) for name in names}
+    there = {split.split for _, split in written}
+    names = [split for split in meds.SPLITS if split in there] + sorted(there - set(meds.SPLITS))
+    splits = {
+        name: _finish_split(folder, name, [(path, split) for path, split in written if split.split == name])
+        for name in names
+    }
     rules = totals.rules.group_by("rule").agg(pl.col("events").sum()).sort("rule")
     manifest = {
         "format_version": corpus.FORMAT_VERSION,
@@ -44,21 +53,45 @@ def write_manifest(
         "training_events_by_rule": {str(rule): events for rule, events in rules.iter_rows()},
         "splits": splits,
     }
-    temporary = work / (corpus.MANIFEST + ".tmp")
+    temporary = folder.temporary()
     temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    temporary.rename(work / corpus.MANIFEST)
+    pieces.install(temporary, folder.corpus / corpus.MANIFEST)
 
 
-def _finish_split(work: pathlib.Path, name: str, pieces: Sequence[TokenizedSplit]) -> dict[str, Any]:
-    lengths = np.concatenate([piece.lengths for piece in pieces])
-    np.save(work / name / "lengths.npy", lengths)
-    np.save(work / name / "subject_ids.npy", np.concatenate([piece.subject_ids for piece in pieces]))
-    by_kind = np.sum([piece.tokens_by_kind for piece in pieces], axis=0)
-    counts = [piece.row_counts for piece in pieces]
+def remove_strays(folder: BuildFolder, manifest: Mapping[str, Any]) -> None:
+    """Remove shards that an earlier run wrote of files that are no longer there."""
+    named = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
+    for path in folder.corpus.rglob("*.array_record"):
+        if path.relative_to(folder.corpus).as_posix() not in named:
+            path.unlink()
+
+
+def _finish_split(
+    folder: BuildFolder, name: str, written: Sequence[tuple[pathlib.Path, TokenizedSplit]]
+) -> dict[str, Any]:
+    splits = [split for _, split in written]
+    records = sum(split.records for split in splits)
+    for array, dtype in (("lengths", np.uint32), ("subject_ids", np.int64)):
+        parts = (pieces.read(path, [f"{name}.{array}"])[f"{name}.{array}"] for path, _ in written)
+        _write_array(folder, folder.corpus / name / f"{array}.npy", np.dtype(dtype), records, parts)
+    by_kind = np.sum([split.tokens_by_kind for split in splits], axis=0)
     return {
-        "subjects": len(lengths),
-        "tokens": int(lengths.sum(dtype=np.int64)),
+        "subjects": records,
+        "tokens": sum(split.tokens for split in splits),
         "tokens_by_kind": {kind: int(count) for kind, count in zip(KINDS, by_kind, strict=True) if count},
-        "rows": {reason: sum(count[reason] for count in counts) for reason in counts[0]},
-        "shards": [{"file": piece.file, "records": len(piece.lengths), "sha256": piece.sha256} for piece in pieces],
+        "rows": {reason: sum(split.row_counts[reason] for split in splits) for reason in splits[0].row_counts},
+        "shards": [{"file": split.file, "records": split.records, "sha256": split.sha256} for split in splits],
     }
+
+
+def _write_array(
+    folder: BuildFolder, path: pathlib.Path, dtype: np.dtype, length: int, parts: Iterable[np.ndarray]
+) -> None:
+    """Write an .npy file part by part. A memory map would be shorter, and end in SIGBUS on a full disk."""
+    temporary = folder.temporary()
+    with temporary.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).tobytes())
+    pieces.install(temporary, path)

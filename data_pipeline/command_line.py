@@ -13,6 +13,8 @@ from absl import app, flags, logging
 from data_pipeline.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
+# What a shell gives a program that Ctrl-C has ended.
+INTERRUPTED_EXIT_CODE = 130
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
@@ -63,6 +65,10 @@ def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:
             main()
         except UserError as error:
             _exit(str(error))
+        except KeyboardInterrupt as interrupt:
+            # A program that has something to say to it raises it anew, with that.
+            print(f"interrupted{'; ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
+            sys.exit(INTERRUPTED_EXIT_CODE)
 
     return guarded
 

@@ -1,39 +1,225 @@
-"""Engines: how the jobs of a build, one per shard, are run; results come in the order of the jobs."""
+"""Engines: where the jobs of a build run, one per shard.
 
-import concurrent.futures
+A job is a function of a module, with plain arguments, that leaves what it makes in the build's folder and returns
+nothing. A job may run more than once: one whose process or machine is lost is run again.
+"""
+
+import collections
 import contextlib
+import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import tqdm
 
-from data_pipeline import build_shards, code_maps, meds
+from data_pipeline.errors import UserError
+
+# A job that takes its process with it this often is not run again.
+MAX_ATTEMPTS = 3
+_SECONDS_BETWEEN_LINES = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A call of a module's function; `name` says in an error what it is about."""
+
+    name: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+
+class Engine(Protocol):
+    """Runs jobs."""
+
+    def run(self, title: str, jobs: Sequence[Job]) -> None:
+        """Return when all are done; raises the UserError of the first job, in their order, that has one."""
+
+
+class InProcess:
+    """Runs jobs one after the other, here."""
+
+    def run(self, title: str, jobs: Sequence[Job]) -> None:
+        """See Engine."""
+        with contextlib.closing(Progress(title, len(jobs))) as progress:
+            for job in jobs:
+                job.function(*job.arguments)
+                progress.advance()
+
+
+class ProcessPool:
+    """Runs jobs in processes of this machine; `local` makes and ends one."""
+
+    def __init__(self, workers: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: list[_Worker] = []
+        self._busy: dict[multiprocessing.connection.Connection, tuple[_Worker, int]] = {}
+        self._workers = workers
+
+    def run(self, title: str, jobs: Sequence[Job]) -> None:
+        """See Engine."""
+        waiting = collections.deque(range(len(jobs)))
+        attempts = [0] * len(jobs)
+        faults: dict[int, Exception] = {}
+        with contextlib.closing(Progress(title, len(jobs))) as progress:
+            while waiting or self._busy:
+                while waiting and len(self._busy) < self._workers:
+                    index = waiting.popleft()
+                    attempts[index] += 1
+                    self._start(jobs[index], index)
+                for index, error in self._wait(jobs):
+                    if isinstance(error, _LostError) and attempts[index] < MAX_ATTEMPTS:
+                        waiting.appendleft(index)
+                        continue
+                    progress.advance()
+                    if error is not None:
+                        # Jobs before it may still be running: the first fault in order is the one to report.
+                        faults[index] = error
+                        waiting.clear()
+        if faults:
+            raise faults[min(faults)]
+
+    def _wait(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Exception | None]]:
+        """(job, what it ran into) of those that have ended; waits for one."""
+        for connection in multiprocessing.connection.wait(list(self._busy)):
+            assert isinstance(connection, multiprocessing.connection.Connection)
+            worker, index = self._busy.pop(connection)
+            try:
+                error = connection.recv()
+                self._idle.append(worker)
+            except (EOFError, OSError):
+                worker.process.join()
+                print(f"{jobs[index].name}: its worker process died ({worker.process.exitcode})", file=sys.stderr)
+                error = _LostError(jobs[index].name)
+            yield index, error
+
+    def kill(self) -> None:
+        """End all processes at once; what they had in hand is lost, and nothing else."""
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+        self._idle, self._busy = [], {}
+
+    def _start(self, job: Job, index: int) -> None:
+        worker = self._idle.pop() if self._idle else _Worker.started(self._context)
+        self._busy[worker.connection] = worker, index
+        with contextlib.suppress(BrokenPipeError):  # It died while idle: waiting for its answer will tell.
+            worker.connection.send((job.function, job.arguments))
+
+
+class _LostError(UserError):
+    """The process that ran a job died each time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{MAX_ATTEMPTS} processes died while they had it in hand",
+            where=name,
+            fix="they may need more memory: use fewer --workers or smaller files",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    connection: multiprocessing.connection.Connection
+
+    @classmethod
+    def started(cls, context: multiprocessing.context.SpawnContext) -> "_Worker":
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,), daemon=True)
+        # One polars thread each, as there is a process per core. Ctrl-C is for the parent: a blocked signal stays so.
+        with _environment(POLARS_MAX_THREADS="1", OMP_NUM_THREADS="1"), _blocked(signal.SIGINT):
+            process.start()
+        theirs.close()
+        return cls(process, ours)
+
+
+def _work(connection: multiprocessing.connection.Connection) -> None:
+    """Run jobs from a connection until it ends."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            function, arguments = connection.recv()
+            error: Exception | None = None
+            try:
+                function(*arguments)
+            except UserError as user_error:
+                error = user_error
+            except Exception:
+                error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+            connection.send(error)
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed can't tell its workers: they would go on writing beside the next run's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager
-def local(workers: int, dataset: meds.MedsDataset, code_map: code_maps.CodeMap) -> Iterator[Callable[..., list[Any]]]:
-    """A function run(title, job, arguments) that gives the jobs' results in order, with a progress bar."""
+def local(workers: int) -> Iterator[Engine]:
+    """An engine of processes on this machine, or of this process alone if `workers` is 1."""
     if workers == 1:
-        build_shards.start_worker(dataset, code_map)
-        yield lambda title, job, args: [job(*arg) for arg in tqdm.tqdm(args, title, unit="shard", disable=None)]
+        yield InProcess()
         return
-    # Spawned and not forked: polars and Arrow hold threads. One polars thread each, as there is a process per core.
-    threads = os.environ.get("POLARS_MAX_THREADS")
-    os.environ["POLARS_MAX_THREADS"] = "1"
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), build_shards.start_worker, (dataset, code_map)
-    )
-
-    def run(title: str, job: Callable[..., Any], args: Sequence[tuple[Any, ...]]) -> list[Any]:
-        futures = [pool.submit(job, *arg) for arg in args]
-        return [future.result() for future in tqdm.tqdm(futures, title, unit="shard", disable=None)]
-
+    # Spawned and not forked: polars and Arrow hold threads.
+    pool = ProcessPool(workers)
     try:
-        yield run
+        yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
-        os.environ.pop("POLARS_MAX_THREADS")
-        if threads is not None:
-            os.environ["POLARS_MAX_THREADS"] = threads
+        pool.kill()
+
+
+class Progress:
+    """A progress bar on a terminal, and elsewhere a line on stderr every minute."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._count = title, total, 0
+        self._bar = tqdm.tqdm(desc=title, total=total, unit="shard", disable=None)
+        self._last = time.monotonic()
+
+    def advance(self) -> None:
+        """Count one more as done."""
+        self._count += 1
+        self._bar.update()
+        if self._bar.disable and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            print(f"{self._title}: {self._count:,} of {self._total:,} shards", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

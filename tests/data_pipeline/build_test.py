@@ -156,9 +156,11 @@ def _truncated(root: pathlib.Path) -> None:
         (_no_split, r"no split.*subject_splits\.parquet"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_leaves_nothing(small, tmp_path, spoil, says) -> None:
+def test_bad_input_is_one_clear_line_and_no_corpus(small, tmp_path, spoil, says) -> None:
     spoil(small)
     with pytest.raises(UserError, match=says) as error:
         build_corpus(small, tmp_path / "out" / "corpus", config(), workers=1)
     assert "\n" not in str(error.value) and str(small) in str(error.value)
-    assert not any((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+    assert not (tmp_path / "out" / "corpus").exists()
+    kept = list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else []
+    assert all(str(path) in str(error.value) for path in kept)

@@ -1,0 +1,68 @@
+"""Which split each subject is in, as sorted arrays that any number of workers look up without holding them."""
+
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+import polars as pl
+
+from data_pipeline import build_job, meds, pieces
+from data_pipeline.build_folder import BuildFolder
+from data_pipeline.errors import UserError
+
+NO_SPLIT = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitTable:
+    """Splits of N subjects.
+
+    Attributes:
+        names: of the splits, the standard ones first.
+        subject_ids_N: int64, rising.
+        split_N: uint8, index into names.
+    """
+
+    names: tuple[str, ...]
+    subject_ids_N: np.ndarray
+    split_N: np.ndarray
+
+    @classmethod
+    def of(cls, splits: pl.DataFrame, where: pathlib.Path) -> "SplitTable":
+        """From a data set's [subject_id, split]; raises UserError naming `where` when there are too many splits."""
+        there = set(splits["split"].unique())
+        names = (*meds.SPLITS, *sorted(there - set(meds.SPLITS)))
+        if len(names) >= NO_SPLIT:
+            raise UserError(f"{len(there)} different splits", where=str(where), fix="use train, tuning and held_out")
+        ordered = splits.sort("subject_id")
+        split_N = ordered["split"].replace_strict(names, range(len(names)), return_dtype=pl.UInt8)
+        return cls(names, ordered["subject_id"].to_numpy(), split_N.to_numpy())
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Digest of the content."""
+        return build_job.key(self.names, build_job.array_key(self.subject_ids_N, self.split_N))
+
+    def save(self, folder: BuildFolder) -> None:
+        """Write the arrays where `look_up` finds them."""
+        for name, array in (("subject_ids", self.subject_ids_N), ("splits", self.split_N)):
+            path = folder.subjects("splits", self.key, name)
+            if not path.exists():
+                save_array(folder, path, array)
+
+
+def look_up(folder: BuildFolder, key: str, subject_ids_S: np.ndarray) -> np.ndarray:
+    """uint8 [S]: index into the table's names of each subject's split; NO_SPLIT where it has none."""
+    ids_N = np.load(folder.subjects("splits", key), mmap_mode="r")
+    split_N = np.load(folder.subjects("splits", key, "splits"), mmap_mode="r")
+    place_S = np.minimum(np.searchsorted(ids_N, subject_ids_S), len(ids_N) - 1)
+    return np.where(ids_N[place_S] == subject_ids_S, split_N[place_S], NO_SPLIT)
+
+
+def save_array(folder: BuildFolder, path: pathlib.Path, array: np.ndarray) -> None:
+    """Write an .npy file, whole or not at all."""
+    temporary = folder.temporary()
+    with temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    pieces.install(temporary, path)
