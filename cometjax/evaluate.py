@@ -31,8 +31,8 @@ from cometjax import tasks as task_module
 from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Events, Task
 from data_pipeline import command_line, loader, meds, prompts
-from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.mixture import corpus_folders, open_corpus
 from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
@@ -230,9 +230,9 @@ def _losses(work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]
     """The model's tuning loss, and the count models' on the very same targets where the corpus is still there."""
     tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
     losses = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}
-    if not (pathlib.Path(config.corpus) / "corpus.json").is_file():
+    if not all((pathlib.Path(folder) / "corpus.json").is_file() for folder in corpus_folders(config.corpus)):
         return losses
-    corpus = Corpus.open(pathlib.Path(config.corpus))
+    corpus = open_corpus(config.corpus)
     settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
     # A finished run's last evaluation is of the whole split, the ones before of eval_batches.
     is_whole = losses.get("tuning_step") == config.train.steps

@@ -32,10 +32,12 @@ from cometjax.model import ModelConfig
 from cometjax.optimizer import learning_rate_schedule
 from cometjax.train_step import LossSums, StepMetrics, TokenTables, TrainState
 from data_pipeline import command_line
-from data_pipeline.corpus import Corpus, SplitReader
+from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
+from data_pipeline.mixture import Mixture, open_corpus
 from data_pipeline.packing import PackingPlan
+from data_pipeline.row_tokens import RecordSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _train(
     configs.validate(config)
     if not config.corpus:
         raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
-    corpus = Corpus.open(config.corpus)
+    corpus = open_corpus(config.corpus)
     # All that can be refused is, before anything is written.
     model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
     learning_rate_schedule(config)
@@ -111,7 +113,7 @@ class _Run:
         config: ml_collections.ConfigDict,
         model: ModelConfig,
         workdir: pathlib.Path,
-        corpus: Corpus,
+        corpus: Corpus | Mixture,
         mesh: Mesh,
         preempted: preemption.Preemption,
         progress: bool,
@@ -342,7 +344,7 @@ class _Run:
         return totals
 
     @functools.cached_property
-    def _tuning(self) -> tuple[SplitReader, PackingPlan]:
+    def _tuning(self) -> tuple[RecordSource, PackingPlan]:
         split = self._corpus.split("tuning")
         return split, evaluation_plan(split, self._loader_config)
 

@@ -19,6 +19,7 @@ import ml_collections
 
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.mixture import Mixture
 
 CONFIG = "config.json"
 CORPUS = "corpus.json"
@@ -50,7 +51,7 @@ FREE_KEYS = (
 )
 
 
-def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus) -> None:
+def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture) -> None:
     """Make a new workdir, or check that this one was started with the same corpus, vocabulary and configuration.
 
     Raises UserError naming what differs, with both values.

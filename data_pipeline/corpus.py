@@ -107,6 +107,9 @@ class SplitReader:
         """int64 subject of each record, memory-mapped."""
         return _load_array(self._folder / "subject_ids.npy", np.int64, len(self))
 
+    def __str__(self) -> str:
+        return f"{self.name} of {self._folder.parent}"
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline import loader_workers, plan_cache, row_tokens
 from data_pipeline.errors import UserError
+from data_pipeline.mixture import MixedPlan, MixedSplit
 from data_pipeline.packing import PackingPlan, RowPlan
 from data_pipeline.row_tokens import RecordSource, RowTokens
 from data_pipeline.vocabulary import PREFIX_LENGTH
@@ -25,6 +26,7 @@ EVALUATION_SEED = 0
 _ENDLESS = 1 << 62
 
 Batch = dict[str, np.ndarray]
+TrainingPlan = PackingPlan | MixedPlan
 BATCH_DTYPES = {
     "tokens_BxL": np.int32,
     "targets_BxL": np.int32,
@@ -56,8 +58,11 @@ class LoaderConfig:
     prefetch: int = 2
 
 
-def training_plan(split: RecordSource, config: LoaderConfig) -> PackingPlan:
-    """The plan of `train_batches`: tells rows and tokens of an epoch. Raises UserError for an empty split."""
+def training_plan(split: RecordSource, config: LoaderConfig) -> TrainingPlan:
+    """The plan of `train_batches`, for a mixture of each part. Raises UserError for an empty split."""
+    if isinstance(split, MixedSplit):
+        plans = tuple(_plan(part, config.row_length, config.seed) for part in split.parts)
+        return MixedPlan(plans, split.first_records, split.schedule)
     return _plan(split, config.row_length, config.seed)
 
 
@@ -68,12 +73,12 @@ def train_batches(
     start_step: int = 0,
     host: int = 0,
     hosts: int = 1,
-    plan: PackingPlan | None = None,
+    plan: TrainingPlan | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of this host, from `start_step` on.
 
     Args:
-        split: the records.
+        split: the records, of one corpus or of a mixture.
         config: see `LoaderConfig`.
         start_step: step of the first batch.
         host, hosts: number of this host, and of all.
@@ -129,7 +134,7 @@ def evaluation_plan(split: RecordSource, config: LoaderConfig) -> PackingPlan:
 
 
 def batch_at(
-    split: RecordSource, plan: PackingPlan, step: int, *, batch_rows: int, host: int = 0, hosts: int = 1
+    split: RecordSource, plan: TrainingPlan, step: int, *, batch_rows: int, host: int = 0, hosts: int = 1
 ) -> Batch:
     """The host's share of the training batch of `step`, by random access."""
     return _batch(split, plan, _training_rows(plan, _places(step, batch_rows, host, hosts)))
@@ -144,7 +149,7 @@ def evaluation_batch_at(
 
 def _plan(split: RecordSource, row_length: int, seed: int) -> PackingPlan:
     if len(split.lengths_R) == 0:
-        raise UserError("has no subjects", where=f"split {split.name}", fix="build a corpus with subjects in it")
+        raise UserError("has no subjects", where=f"split {split}", fix="build a corpus with subjects in it")
     return plan_cache.plan(split.lengths_R, row_length=row_length, prefix_length=PREFIX_LENGTH, seed=seed)
 
 
@@ -168,7 +173,7 @@ def _places(step: int, batch_rows: int, host: int, hosts: int) -> range:
     return range(begin, begin + share)
 
 
-def _training_rows(plan: PackingPlan, places: range) -> list[RowPlan]:
+def _training_rows(plan: TrainingPlan, places: range) -> list[RowPlan]:
     return [plan.stream(place) for place in places]
 
 
@@ -178,7 +183,7 @@ def _evaluation_rows(plan: PackingPlan, places: range) -> list[RowPlan]:
 
 def _iterate(
     split: RecordSource,
-    plan: PackingPlan,
+    plan: TrainingPlan,
     rows_at: Callable[[int], list[RowPlan]],
     steps: range,
     config: LoaderConfig,
@@ -199,7 +204,7 @@ def _iterate(
     return iter(dataset.to_iter_dataset(options))
 
 
-def _batch(split: RecordSource, plan: PackingPlan, rows: list[RowPlan]) -> Batch:
+def _batch(split: RecordSource, plan: TrainingPlan, rows: list[RowPlan]) -> Batch:
     return _expand(rows, row_tokens.read(split, rows, plan.row_length, plan.prefix_length), plan.prefix_length)
 
 

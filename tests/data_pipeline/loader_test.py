@@ -29,6 +29,9 @@ class MemorySplit:
     def __init__(self, lengths):
         self.lengths_R = np.array(lengths, np.uint32)
 
+    def __str__(self):
+        return self.name
+
     def records(self, indices):
         return [self.record(index) for index in indices]
 

@@ -1,0 +1,98 @@
+"""Training on a mixture of corpora: runs, resumes bitwise, and refuses another mixture."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from cometjax import metrics
+from cometjax.config import default_config
+from cometjax.train import PREEMPTED_EXIT_CODE, train
+from data_pipeline import corpus
+from data_pipeline.errors import UserError
+
+
+def write_part(source, root, place):
+    """Every second subject of a corpus, as a corpus."""
+    splits = {}
+    for split in ("train", "tuning"):
+        (root / split).mkdir(parents=True)
+        reader = source.split(split)
+        records = [reader.record(index) for index in range(place, len(reader), 2)]
+        path = root / split / "00000.array_record"
+        corpus.write_shard(path, records)
+        np.save(root / split / "lengths.npy", np.array([len(record.tokens_T) for record in records], np.uint32))
+        np.save(root / split / "subject_ids.npy", np.array([record.subject_id for record in records], np.int64))
+        shard = {"file": f"{split}/00000.array_record", "records": len(records), "sha256": corpus.file_sha256(path)}
+        splits[split] = {"shards": [shard]}
+    shutil.copy(source.root / corpus.VOCABULARY, root)
+    changed = {"fingerprint": corpus.fingerprint(source.vocabulary.fingerprint, splits), "splits": splits}
+    (root / corpus.MANIFEST).write_text(json.dumps(dict(source.manifest) | changed))
+
+
+@pytest.fixture(scope="module")
+def config(world_corpus, tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts")
+    source = corpus.Corpus.open(world_corpus)
+    for place, name in enumerate(("even", "odd")):
+        write_part(source, root / name, place)
+    config = default_config()
+    config.model.update(layers=1, width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=64, scan_layers=False)
+    config.optimizer.update(warmup_steps=2)
+    config.train.update(steps=12, batch_rows=8, row_length=64, log_every=1, eval_every=12, checkpoint_every=5)
+    config.corpus = f"{root}/even=0.75,{root}/odd=0.25"
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(config, workdir, progress=False)
+
+
+def losses(workdir):
+    return {line["step"]: line["loss"] for line in metrics.read(workdir) if line["split"] == "train"}
+
+
+def preempt_at_step(step, workdir):
+    def wait():
+        while not (losses(workdir) if workdir.exists() else {}).get(step):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_an_interrupted_run_resumes_bitwise(config, finished, tmp_path):
+    workdir = tmp_path / "run"
+    preempt_at_step(3, workdir)
+    with pytest.raises(SystemExit) as stopped:
+        train(config, workdir, progress=False)
+    assert stopped.value.code == PREEMPTED_EXIT_CODE
+    assert max(losses(workdir)) < 12
+    result = train(config, workdir, progress=False)
+    assert losses(workdir) == losses(finished[0])
+    assert result.tuning_loss == finished[1].tuning_loss
+
+
+def test_the_tuning_loss_is_of_all_subjects_of_both(config, finished, world_corpus):
+    (line,) = (line for line in metrics.read(finished[0]) if line["split"] == "tuning")
+    lengths_R = corpus.Corpus.open(world_corpus).split("tuning").lengths_R.astype(int)
+    tokens = sum(value for key, value in line.items() if key.startswith("tokens/"))
+    assert tokens == (lengths_R - 1).sum()
+
+
+def test_other_weights_are_another_corpus(config, finished):
+    other = config.copy_and_resolve_references()
+    other.corpus = config.corpus.replace("0.75", "0.5")
+    with pytest.raises(UserError, match="was started with corpus"):
+        train(other, finished[0], progress=False)
+    # The same mixture, written otherwise, is not.
+    even, odd = config.corpus.split(",")
+    other.corpus = f"{odd.replace('0.25', '1')},{even.replace('0.75', '3')}"
+    assert train(other, finished[0], progress=False) == finished[1]
