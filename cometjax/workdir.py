@@ -79,7 +79,7 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpu
 
 
 def refuse_other_run(
-    where: str, metadata: Mapping[str, Any], config: ml_collections.ConfigDict, corpus: Corpus
+    where: str, metadata: Mapping[str, Any], config: ml_collections.ConfigDict, corpus: Corpus | Mixture
 ) -> None:
     """Raise UserError, naming what differs with both values, unless a checkpoint's metadata are of this very run."""
     new = {"fingerprint": corpus.fingerprint, "vocabulary_fingerprint": corpus.vocabulary.fingerprint}

@@ -12,7 +12,8 @@ import pytest
 
 from cometjax import metrics
 from cometjax.config import default_config
-from cometjax.train import PREEMPTED_EXIT_CODE, train
+from cometjax.preemption import EXIT_CODE
+from cometjax.train import train
 from data_pipeline import corpus
 from data_pipeline.errors import UserError
 
@@ -73,7 +74,7 @@ def test_an_interrupted_run_resumes_bitwise(config, finished, tmp_path):
     preempt_at_step(3, workdir)
     with pytest.raises(SystemExit) as stopped:
         train(config, workdir, progress=False)
-    assert stopped.value.code == PREEMPTED_EXIT_CODE
+    assert stopped.value.code == EXIT_CODE
     assert max(losses(workdir)) < 12
     result = train(config, workdir, progress=False)
     assert losses(workdir) == losses(finished[0])
