@@ -13,7 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the configuration of a corpus."""
     return ml_collections.ConfigDict(
         {
-            # How the data set's codes are read: world, mimic, generic, or the path of a JSON file.
+            # How the data set's codes are read: world, mimic, omop, synthea, generic, or the path of a JSON file
+            # (docs/code_maps.md).
             "code_map": "generic",
             # Interval tokens: comet13 (1 minute to 6 months) or ethos19 (5 minutes to 6 months).
             "interval_preset": "comet13",

@@ -3,9 +3,12 @@ r"""Code maps: what the codes of a data set mean, as an ordered list of regular 
 A MEDS code such as `DIAGNOSIS//ICD//10//E1165` becomes a concept: a kind (diagnosis), a coding system (ICD10CM), up
 to three parts (E11, 6, 5), each of them one token, and a role where it is more than an event (death, an encounter's
 start). The first rule whose pattern matches the whole code takes it; a code that no rule takes is kept whole, kind
-OTHER. There are maps for the synthetic world (`world`), MIMIC-IV (`mimic`) and data never seen (`generic`).
+OTHER. There are maps for the synthetic world (`world`), MIMIC-IV (`mimic`), OMOP databases (`omop`), Synthea
+(`synthea`) and data never seen (`generic`).
 
-Your own map is a JSON file, given by its path wherever a map's name is:
+Your own map is a JSON file, given by its path wherever a map's name is. It may have "extends", the name or path of a
+map whose rules come after its own, and "mappings", files of translations that are applied before any rule
+(data_pipeline.code_translations); docs/code_maps.md says it all:
 
     {"name": "my_hospital",
      "rules": [
@@ -26,6 +29,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipeline.code_translations import TranslationFile
 from data_pipeline.errors import UserError
 
 # The kinds (vocabulary.KINDS) that an event may have; the others are the tokenizer's own.
@@ -151,7 +155,10 @@ class Concept:
 
 @dataclasses.dataclass(frozen=True)
 class CodeMap:
-    """Ordered rules: the first that matches a code takes it.
+    """Ordered rules: the first that matches a code, or what it is translated to, takes it.
+
+    Attributes:
+        translations: (code, what it is read as), sorted; each code once.
 
     Raises:
         UserError: one coding system is given two kinds, so that its tokens would have two.
@@ -159,6 +166,7 @@ class CodeMap:
 
     name: str
     rules: tuple[Rule, ...]
+    translations: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         kinds = {"OTHER": "OTHER"}
@@ -172,11 +180,20 @@ class CodeMap:
 
     def map(self, code: str) -> Concept:
         """The concept of a MEDS code; the same code always gives the same concept."""
+        code = self._translated.get(code, code)
         for index, rule in enumerate(self.rules):
             parts = rule.parts(code)
             if parts is not None:
                 return _concept(rule, parts, index)
         return _concept(_OTHER, (" ".join(code.split()),), NO_RULE)
+
+    def concept_by_rule(self, code: str, index: int) -> Concept:
+        """`map`, faster where it is known that rule `index` takes the code, or none does (NO_RULE)."""
+        code = self._translated.get(code, code)
+        parts = None if index == NO_RULE else self.rules[index].parts(code)
+        if parts is None:
+            return _concept(_OTHER, (" ".join(code.split()),), NO_RULE)
+        return _concept(self.rules[index], parts, index)
 
     def map_codes(self, codes: Sequence[str]) -> list[Concept]:
         """`map` for each code, remembered from one call to the next."""
@@ -187,47 +204,92 @@ class CodeMap:
         return [known[code] for code in codes]
 
     @functools.cached_property
+    def _translated(self) -> dict[str, str]:
+        return dict(self.translations)
+
+    @functools.cached_property
     def _known(self) -> dict[str, Concept]:
         return {}
 
     def to_dict(self) -> dict[str, Any]:
-        """The map as a user's JSON file would hold it."""
+        """The map as one JSON object that needs no other file: what it extends and its mappings are in it."""
         rules = [{key: value for key, value in dataclasses.asdict(rule).items() if value} for rule in self.rules]
-        return {"name": self.name, "rules": rules}
+        content: dict[str, Any] = {"name": self.name, "rules": rules}
+        return content | {"translations": self._translated} if self.translations else content
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "code map") -> "CodeMap":
         """Inverse of `to_dict`; raises UserError naming `where` and the rule, counted from 0."""
         if not isinstance(content, dict) or not isinstance(content.get("name"), str):
             raise UserError("not a code map", where=where, fix='it needs {"name": ..., "rules": [...]}')
-        unknown = set(content) - {"name", "rules"}
-        if unknown or not isinstance(content.get("rules"), list):
-            raise UserError("must hold 'name' and a list 'rules', and nothing else", where=where)
+        if set(content) - {"name", "rules", "translations"} or not isinstance(content.get("rules"), list):
+            raise UserError(
+                "must hold 'name' and a list 'rules', and maybe 'extends' and 'mappings', and nothing else", where=where
+            )
         rules = [_rule_from_dict(rule, f"{where}: rules[{index}]") for index, rule in enumerate(content["rules"])]
+        pairs = content.get("translations", {})
+        if not isinstance(pairs, dict) or not all(isinstance(code, str) for code in pairs.values()):
+            raise UserError("'translations' must be an object from code to code", where=where)
         try:
-            return cls(content["name"], tuple(rules))
+            return cls(content["name"], tuple(rules), tuple(sorted(pairs.items())))
         except UserError as error:
             raise UserError(str(error), where=where) from error
 
 
 def named(name_or_path: str) -> CodeMap:
-    """The map called `world`, `mimic` or `generic`, or that of a JSON file; raises UserError if there is none."""
+    """The map with this name (`world`, `mimic`, ...), or that of a JSON file; raises UserError if there is none."""
+    return _find(name_or_path, pathlib.Path(), ())
+
+
+def _find(name_or_path: str, folder: pathlib.Path, extended_by: tuple[pathlib.Path, ...]) -> CodeMap:
     # Here, because that module builds its maps from this one's classes.
     from data_pipeline.builtin_code_maps import CODE_MAPS
 
     if name_or_path in CODE_MAPS:
         return CODE_MAPS[name_or_path]
-    path = pathlib.Path(name_or_path)
+    path = folder / name_or_path
     if not path.is_file():
         raise UserError(
             f"no code map {name_or_path!r}",
-            fix=f"give {', '.join(CODE_MAPS)} or the path of a JSON file (python -m pydoc data_pipeline.code_maps)",
+            where=str(extended_by[-1]) if extended_by else "",
+            fix=f"give {', '.join(CODE_MAPS)} or the path of a JSON file (see docs/code_maps.md)",
         )
+    if path.resolve() in extended_by:
+        raise UserError("extends itself", where=str(path))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"not a readable JSON file ({type(error).__name__})", where=str(path)) from error
-    return CodeMap.from_dict(content, where=str(path))
+    return _from_file(content, path, extended_by)
+
+
+def _from_file(content: Any, path: pathlib.Path, extended_by: tuple[pathlib.Path, ...]) -> CodeMap:
+    """A user's map, with what it extends and its files of translations."""
+    if not isinstance(content, dict):
+        return CodeMap.from_dict(content, str(path))
+    content = dict(content)
+    base, mappings = content.pop("extends", None), content.pop("mappings", [])
+    own = CodeMap.from_dict(content | ({"rules": []} if base and "rules" not in content else {}), str(path))
+    if base is not None and not isinstance(base, str):
+        raise UserError("'extends' must be the name or path of a code map", where=str(path))
+    if not isinstance(mappings, list):
+        raise UserError("'mappings' must be a list", where=str(path))
+    translations = dict(own.translations)
+    for index, entry in enumerate(mappings):
+        where = f"{path}: mappings[{index}]"
+        pairs = TranslationFile.from_json(entry, where).read(path.parent)
+        if not translations.keys().isdisjoint(pairs):
+            raise UserError("a code that another mapping translates too", where=where, fix="name each code once")
+        translations |= pairs
+    rules = own.rules
+    if base:
+        extended = _find(base, path.parent, (*extended_by, path.resolve()))
+        translations = dict(extended.translations) | translations
+        rules = (*rules, *extended.rules)
+    try:
+        return CodeMap(own.name, rules, tuple(sorted(translations.items())))
+    except UserError as error:
+        raise UserError(str(error), where=str(path)) from error
 
 
 def _rule_from_dict(content: Any, where: str) -> Rule:

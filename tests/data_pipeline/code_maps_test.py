@@ -3,9 +3,13 @@
 import collections
 import dataclasses
 import json
+import pathlib
+import re
 
+import hypothesis
 import polars as pl
 import pytest
+from hypothesis import strategies as st
 
 from data_pipeline import code_maps, vocabulary
 from data_pipeline.builtin_code_maps import CODE_MAPS
@@ -142,8 +146,34 @@ def test_every_code_of_the_mimic_demo_is_taken_by_a_rule(mimic_demo) -> None:
         ("PROCEDURE//SNOMED/44054006", "PROCEDURE", ("SNOMED_PROCEDURE//44054006",)),
         ("NDC//00093-1045", "MEDICATION", ("NDC//00093-1045",)),
         ("CVX//140", "MEDICATION", ("CVX//140",)),
-        ("Visit/IP", "ENCOUNTER", ("ENCOUNTER_START//IP",)),
-        ("VISIT_END//IP//HOME", "ENCOUNTER", ("ENCOUNTER_END//IP", "ENCOUNTER_END//2//HOME")),
+        ("Visit/IP", "ENCOUNTER", ("ENCOUNTER_START//INPATIENT",)),
+        ("VISIT_END//IP//HOME", "ENCOUNTER", ("ENCOUNTER_END//INPATIENT", "ENCOUNTER_END//2//HOME")),
+        ("ENCOUNTER_START//wellness", "ENCOUNTER", ("ENCOUNTER_START//wellness",)),
+        ("ENCOUNTER:START:ambulatory", "ENCOUNTER", ("ENCOUNTER_START//OUTPATIENT",)),
+        ("ADMISSION", "ENCOUNTER", ("ENCOUNTER_START//INPATIENT",)),
+        ("HOSPITAL_DISCHARGE//HOME", "ENCOUNTER", ("ENCOUNTER_END//INPATIENT", "ENCOUNTER_END//2//HOME")),
+        ("ICU_ADMISSION//MICU", "ENCOUNTER", ("ENCOUNTER_START//ICU", "ENCOUNTER_START//2//MICU")),
+        ("ED_OUT", "ENCOUNTER", ("ENCOUNTER_END//EMERGENCY",)),
+        ("VISIT_START", "ENCOUNTER", ("ENCOUNTER_START//UNSPECIFIED",)),
+        ("ICD10CM:E11.9", "DIAGNOSIS", ("ICD10CM//E11", "ICD10CM//2//9")),
+        ("ICD10CM_E11.9", "DIAGNOSIS", ("ICD10CM//E11", "ICD10CM//2//9")),
+        ("icd10//i10", "OTHER", ("OTHER//icd10//i10",)),
+        ("ICD-10-CM|I10", "DIAGNOSIS", ("ICD10CM//I10",)),
+        ("http://hl7.org/fhir/sid/icd-10-cm|I10", "DIAGNOSIS", ("ICD10CM//I10",)),
+        ("http://loinc.org|2345-7", "LAB", ("LOINC//2345-7",)),
+        ("http://snomed.info/sct|44054006", "DIAGNOSIS", ("SNOMED//44054006",)),
+        ("LOINC_2345-7", "LAB", ("LOINC//2345-7",)),
+        ("LAB_GLUCOSE", "LAB", ("LOCAL_LAB//GLUCOSE",)),
+        ("vital_signs:heart_rate", "LAB", ("LOCAL_LAB//heart_rate",)),
+        ("MEDICATION//START//Heparin", "MEDICATION", ("LOCAL_MEDICATION//Heparin", "LOCAL_MEDICATION//2//START")),
+        ("MEDICATION_STOP//Heparin", "MEDICATION", ("LOCAL_MEDICATION//Heparin", "LOCAL_MEDICATION//2//STOP")),
+        ("DX/diabetes", "DIAGNOSIS", ("LOCAL_DIAGNOSIS//diabetes",)),
+        ("E11.65", "DIAGNOSIS", ("ICD10CM//E11", "ICD10CM//2//6", "ICD10CM//3//5")),
+        ("A10BA02", "MEDICATION", ("ATC//A10", "ATC//2//BA", "ATC//3//02")),
+        ("2345-7", "LAB", ("LOINC//2345-7",)),
+        ("427.31", "DIAGNOSIS", ("ICD9CM//427", "ICD9CM//2//3", "ICD9CM//3//1")),
+        ("ETHNICITY//HISPANIC", "OTHER", ("ETHNICITY//HISPANIC",)),
+        ("Death", "DEATH", ("DEATH",)),
         ("LAB//Glucose//mg/dL", "LAB", ("LOCAL_LAB//Glucose//mg/dL",)),
         ("MEDS_DEATH", "DEATH", ("DEATH",)),
     ],
@@ -151,6 +181,118 @@ def test_every_code_of_the_mimic_demo_is_taken_by_a_rule(mimic_demo) -> None:
 def test_the_generic_map_knows_common_vocabularies(code: str, kind: str, parts: tuple[str, ...]) -> None:
     concept = named("generic").map(code)
     assert (concept.kind, concept.parts) == (kind, parts)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "role", "parts"),
+    [
+        # meds_etl: VOCABULARY/CODE of the source concept.
+        ("MEDS_BIRTH", "DEMOGRAPHIC", "birth", ("BIRTH//MEDS_BIRTH",)),
+        ("SNOMED/419620001", "DEATH", "death", ("DEATH",)),
+        ("Gender/F", "DEMOGRAPHIC", "sex", ("SEX//F",)),
+        ("Race/5", "DEMOGRAPHIC", "race", ("RACE//5",)),
+        ("Ethnicity/Not Hispanic", "OTHER", "", ("ETHNICITY//Not Hispanic",)),
+        ("SNOMED/44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("LOINC/2345-7", "LAB", "", ("LOINC//2345-7",)),
+        ("RxNorm/314076", "MEDICATION", "", ("RXNORM//314076",)),
+        ("RxNorm Extension/OMOP4873903", "MEDICATION", "", ("RXNORM//OMOP4873903",)),
+        ("ICD10CM/E11.9", "DIAGNOSIS", "", ("ICD10CM//E11", "ICD10CM//2//9")),
+        ("ICD9CM/250.00", "DIAGNOSIS", "", ("ICD9CM//250", "ICD9CM//2//0", "ICD9CM//3//0")),
+        ("ICD10PCS/0DJ08ZZ", "PROCEDURE", "", ("ICD10PCS//0DJ", "ICD10PCS//2//0", "ICD10PCS//3//8ZZ")),
+        ("ICD9Proc/96.71", "PROCEDURE", "", ("ICD9PROC//96", "ICD9PROC//2//71")),
+        ("CPT4/99213", "PROCEDURE", "", ("CPT//99213",)),
+        ("HCPCS/J1100", "PROCEDURE", "", ("HCPCS//J1100",)),
+        ("CVX/140", "MEDICATION", "", ("CVX//140",)),
+        ("NDC/00093104501", "MEDICATION", "", ("NDC//00093104501",)),
+        ("ATC/A10BA02", "MEDICATION", "", ("ATC//A10", "ATC//2//BA", "ATC//3//02")),
+        ("Visit/IP", "ENCOUNTER", "start", ("ENCOUNTER_START//INPATIENT",)),
+        ("Visit/ERIP", "ENCOUNTER", "start", ("ENCOUNTER_START//INPATIENT", "ENCOUNTER_START//2//ERIP")),
+        ("Visit/OP", "ENCOUNTER", "start", ("ENCOUNTER_START//OUTPATIENT",)),
+        ("CMS Place of Service/19", "DEPARTMENT", "", ("DEPARTMENT//19",)),
+        ("Medicare Specialty/06", "DEPARTMENT", "", ("DEPARTMENT//06",)),
+        ("Cancer Modifier/c-8th_AJCC/UICC-T2", "LAB", "", ("CANCER_MODIFIER//c-8th_AJCC/UICC-T2",)),
+        ("STANFORD_MEAS/AMOXICILLIN/CLAVULANATE", "LAB", "", ("LOCAL_LAB//AMOXICILLIN/CLAVULANATE",)),
+        ("STANFORD_PROC/123", "PROCEDURE", "", ("LOCAL_PROCEDURE//123",)),
+        ("DRG/470", "OTHER", "", ("DRG//470",)),
+        # OMOP_MEDS: TABLE//VOCABULARY//CONCEPT_ID.
+        ("GENDER//8507", "DEMOGRAPHIC", "sex", ("SEX//M",)),
+        ("RACE//8527", "DEMOGRAPHIC", "race", ("RACE//8527",)),
+        ("visit//Visit//9201", "ENCOUNTER", "start", ("ENCOUNTER_START//INPATIENT",)),
+        ("visit_end//Visit//ER", "ENCOUNTER", "end", ("ENCOUNTER_END//EMERGENCY",)),
+        ("condition_occurrence//SNOMED//201826", "DIAGNOSIS", "", ("OMOP_CONDITION//201826",)),
+        ("condition_end//SNOMED//201826", "OTHER", "", ("OMOP_CONDITION_END//201826",)),
+        ("drug_exposure_start//RxNorm//19019073", "MEDICATION", "", ("OMOP_DRUG//19019073", "OMOP_DRUG//2//start")),
+        ("procedure_occurrence//CPT4//2313814", "PROCEDURE", "", ("OMOP_PROCEDURE//2313814",)),
+        ("drug_era_start//RxNorm//19019073", "OTHER", "drop", ("OMOP_ERA//drug_era_start//RxNorm//19019073",)),
+        ("LOINC//8867-4", "LAB", "", ("LOINC//8867-4",)),
+        ("measurement//3004249", "LAB", "", ("OMOP_MEASUREMENT//3004249",)),
+        # Concept ids alone.
+        ("201826", "OTHER", "", ("OMOP_CONCEPT//201826",)),
+        ("OMOP Extension/OMOP5046443", "OTHER", "", ("OMOP_CONCEPT//OMOP5046443",)),
+    ],
+)
+def test_codes_of_omop(code: str, kind: str, role: str, parts: tuple[str, ...]) -> None:
+    concept = named("omop").map(code)
+    assert (concept.kind, concept.role, concept.parts) == (kind, role, parts)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "role", "parts"),
+    [
+        # From the CSV tables.
+        ("GENDER//M", "DEMOGRAPHIC", "sex", ("SEX//M",)),
+        ("RACE//white", "DEMOGRAPHIC", "race", ("RACE//white",)),
+        ("CONDITION//SNOMED//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("CONDITIONS//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("CONDITION//START//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("CONDITION//44054006//STOP", "OTHER", "", ("CONDITION_END//44054006",)),
+        ("CONDITION//STOP//44054006", "OTHER", "", ("CONDITION_END//44054006",)),
+        ("SNOMED-CT//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("MEDICATION//RxNorm//314076", "MEDICATION", "", ("RXNORM//314076",)),
+        ("medications//314076", "MEDICATION", "", ("RXNORM//314076",)),
+        ("MEDICATION_STOP//314076", "OTHER", "", ("MEDICATION_END//314076",)),
+        ("OBSERVATION//LOINC//8302-2", "LAB", "", ("LOINC//8302-2",)),
+        ("OBSERVATIONS//8302-2//cm", "LAB", "", ("LOINC//8302-2",)),
+        ("LOINC/8302-2", "LAB", "", ("LOINC//8302-2",)),
+        ("OBSERVATION//QALY", "OTHER", "drop", ("SYNTHEA_SCORE//OBSERVATION//QALY",)),
+        ("PROCEDURE//SNOMED//430193006", "PROCEDURE", "", ("SNOMED_PROCEDURE//430193006",)),
+        ("PROCEDURES//430193006", "PROCEDURE", "", ("SNOMED_PROCEDURE//430193006",)),
+        ("IMMUNIZATION//CVX//140", "MEDICATION", "", ("CVX//140",)),
+        ("immunizations//140", "MEDICATION", "", ("CVX//140",)),
+        ("ALLERGY//419199007", "DIAGNOSIS", "", ("ALLERGY//419199007",)),
+        ("CAREPLAN//SNOMED//698360004", "PROCEDURE", "", ("CAREPLAN//698360004",)),
+        (
+            "ENCOUNTER//ambulatory//185345009",
+            "ENCOUNTER",
+            "start",
+            ("ENCOUNTER_START//OUTPATIENT", "ENCOUNTER_START//2//185345009"),
+        ),
+        ("ENCOUNTER_START//wellness", "ENCOUNTER", "start", ("ENCOUNTER_START//wellness",)),
+        ("ENCOUNTER//START//inpatient", "ENCOUNTER", "start", ("ENCOUNTER_START//INPATIENT",)),
+        ("ENCOUNTER_END//emergency", "ENCOUNTER", "end", ("ENCOUNTER_END//EMERGENCY",)),
+        # From FHIR.
+        ("Condition//SNOMED//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("Condition//http://snomed.info/sct//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
+        ("MedicationRequest//RXNORM//314076", "MEDICATION", "", ("RXNORM//314076",)),
+        ("Observation//LOINC//8302-2", "LAB", "", ("LOINC//8302-2",)),
+        ("DiagnosticReport//LOINC//51990-0", "LAB", "", ("LOINC//51990-0",)),
+        ("Encounter//SNOMED//185345009", "ENCOUNTER", "start", ("ENCOUNTER_START//185345009",)),
+        ("Immunization//CVX//140", "MEDICATION", "", ("CVX//140",)),
+        ("Claim//whatever", "OTHER", "drop", ("CLAIM//Claim//whatever",)),
+    ],
+)
+def test_codes_of_synthea(code: str, kind: str, role: str, parts: tuple[str, ...]) -> None:
+    concept = named("synthea").map(code)
+    assert (concept.kind, concept.role, concept.parts) == (kind, role, parts)
+
+
+@pytest.mark.parametrize("map_name", sorted(CODE_MAPS))
+@hypothesis.given(st.text("AEICDMLOB/:_|-. 019x", max_size=24))
+def test_any_code_at_all_has_one_concept_soon(map_name: str, code: str) -> None:
+    code_map = named(map_name)
+    concept = code_map.map(code)
+    assert concept == code_map.concept_by_rule(code, concept.rule)
+    assert 1 <= len(concept.parts) <= 3 and all(concept.parts)
 
 
 @pytest.mark.parametrize("map_name", sorted(CODE_MAPS))
@@ -208,6 +350,87 @@ def test_the_map_in_the_documentation_is_a_map(tmp_path) -> None:
     assert code_map.map("NOTE|x").role == "drop"
 
 
+def write_map(folder: pathlib.Path, **content: object) -> str:
+    path = folder / "mine.json"
+    path.write_text(json.dumps({"name": "mine", **content}))
+    return str(path)
+
+
+def test_the_example_in_the_manual_is_a_map(tmp_path) -> None:
+    manual = (pathlib.Path(__file__).parents[2] / "docs" / "code_maps.md").read_text()
+    examples = re.findall(r"```(json|csv)\n(.*?)```", manual, re.DOTALL)
+    ((_, own), (_, pairs), (_, mimic)) = examples
+    assert own.count("\n") <= 10
+    for name, text in (("own.json", own), ("mimic.json", mimic), ("icd9_to_icd10cm.csv", pairs)):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "gem.csv").write_text("from,to\n4019,I10\n")
+    code_map = named(str(tmp_path / "own.json"))
+    assert code_map.map("DX|E11.65").parts == ("ICD10CM//E11", "ICD10CM//2//6", "ICD10CM//3//5")
+    assert code_map.map("RESULT|2345-7").name == "LAB//LOINC//2345-7"
+    assert code_map.map("ADT|A01|ELECTIVE").parts == ("ENCOUNTER_START//INPATIENT", "ENCOUNTER_START//2//ELECTIVE")
+    assert code_map.map("ADT|A03").role == "end"
+    assert code_map.map("NOTE|x").role == "drop"
+    # Translated, then taken by a rule of the map that it extends.
+    assert code_map.map("ICD9CM/250.00").name == "DIAGNOSIS//ICD10CM//E119"
+    assert code_map.map("ICD9CM/427.31").name == "DIAGNOSIS//ICD9CM//42731"
+    assert named(str(tmp_path / "mimic.json")).map("DIAGNOSIS//ICD//9//4019").name == "DIAGNOSIS//ICD10CM//I10"
+
+
+def test_a_map_carries_its_translations_where_its_files_are_not(tmp_path) -> None:
+    (tmp_path / "pairs.csv").write_text("to,note,from\nLOINC//2345-7,x,LAB//GLU\n")
+    code_map = named(write_map(tmp_path, extends="generic", mappings=["pairs.csv"]))
+    (tmp_path / "pairs.csv").unlink()
+    again = CodeMap.from_dict(json.loads(json.dumps(code_map.to_dict())))
+    assert again == code_map
+    assert again.map("LAB//GLU").name == "LAB//LOINC//2345-7"
+    # Once: what a translation gives is not translated again.
+    assert CodeMap("mine", (), (("A", "B"), ("B", "C"))).map("A").parts == ("OTHER//B",)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"from,to\n", "no rows"),
+        (b"", "its header"),
+        (b"old,new\nA,B\n", "its header"),
+        (b"from,to,to\nA,B,C\n", "its header"),
+        (b"from,to\nA,B\nA,C\n", "row 2: a 'from' that stands in an earlier row"),
+        (b"from,to\nA,B\nC\n", "row 2: too few cells"),
+        (b"from,to\nA, \n", "row 1: an empty cell"),
+        (b'from,to\n"A,B\n', "not a CSV file"),
+        (b"from,to\n\xff,B\n", "not a CSV file"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_translations_is_refused_by_name(tmp_path, content: bytes | None, complaint: str) -> None:
+    if content is not None:
+        (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        named(write_map(tmp_path, rules=[GOOD], mappings=["pairs.csv"]))
+    assert "pairs.csv" in str(caught.value) and complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"mappings": "pairs.csv"}, "'mappings' must be a list"),
+        ({"mappings": [{"path": "pairs.csv"}]}, "mappings[0]: a path, or an object"),
+        ({"mappings": [{"file": 1}]}, "must be text"),
+        ({"mappings": ["pairs.csv", "pairs.csv"]}, "mappings[1]: a code that another mapping translates too"),
+        ({"extends": 1}, "'extends' must be"),
+        ({"extends": "mimc"}, "no code map 'mimc'"),
+        ({"extends": "mine.json"}, "extends itself"),
+        ({"translations": {"A": 1}}, "'translations' must be"),
+        ({"extends": "mimic", "rules": [{"pattern": "A", "kind": "LAB", "system": "ICD10CM"}]}, "'ICD10CM' has kind"),
+    ],
+)
+def test_a_map_that_extends_or_translates_wrongly_is_refused(tmp_path, content, complaint: str) -> None:
+    (tmp_path / "pairs.csv").write_text("from,to\nA,B\n")
+    with pytest.raises(UserError) as caught:
+        named(write_map(tmp_path, **{"rules": [GOOD], **content}))
+    assert complaint in str(caught.value) and "mine.json" in str(caught.value)
+
+
 GOOD = {"pattern": "A", "kind": "LAB", "system": "MINE"}
 
 
@@ -251,5 +474,5 @@ def test_a_file_that_holds_no_map_is_refused_by_name(tmp_path, text: str) -> Non
 
 
 def test_an_unknown_map_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="no code map 'mimc'; give world, mimic, generic or the path"):
+    with pytest.raises(UserError, match="no code map 'mimc'; give world, mimic, omop, synthea, generic or the path"):
         named("mimc")
