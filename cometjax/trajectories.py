@@ -6,7 +6,7 @@ files, each of them one trajectory for every (subject_id, prediction_time): one 
 """
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import meds
 import numpy as np
@@ -49,18 +49,13 @@ def seconds_of(future: Future, vocabulary: Vocabulary) -> np.ndarray:
 def events_of(future: Future, vocabulary: Vocabulary) -> list[tuple[str, str, int, float | None]]:
     """The future's valid events, in order: (concept, kind, time in microseconds since 1970, value or None).
 
-    The value is the mean of the training values in the event's decile. Tokens that spell no event are left out;
-    `count_invalid` counts them.
+    The value is the mean of the training values in the decile; results in words are only in `to_meds`. Tokens that
+    spell no event are left out; `count_invalid` counts them.
     """
-    seconds_T = seconds_of(future, vocabulary)
-    events = []
-    for parsed in grammar.parse(future.tokens_T.tolist(), vocabulary):
-        if parsed.event == grammar.INVALID:
-            continue
-        event = vocabulary.events[parsed.event]
-        time_us = future.prediction_time_us + int(seconds_T[parsed.start]) * 1_000_000
-        events.append((event.concept, event.kind, time_us, _value(event, parsed.decile)))
-    return events
+    return [
+        (event.concept, event.kind, time_us, _value(event, parsed.decile))
+        for event, time_us, parsed in _parse(future, vocabulary)
+    ]
 
 
 def count_invalid(future: Future, vocabulary: Vocabulary) -> tuple[int, int]:
@@ -78,8 +73,9 @@ def to_meds(futures: Iterable[Future], vocabulary: Vocabulary) -> pl.DataFrame:
     rows: list[tuple[int, int, int, str, float | None, str | None]] = []
     for future in futures:
         key = (future.subject_id, future.prediction_time_us)
-        for concept, _, time_us, value in events_of(future, vocabulary):
-            rows.append((*key, time_us, meds.death_code if concept in deaths else concept, value, None))
+        for event, time_us, parsed in _parse(future, vocabulary):
+            code = meds.death_code if event.concept in deaths else event.concept
+            rows.append((*key, time_us, code, _value(event, parsed.decile), parsed.text or None))
         end_us = future.prediction_time_us + _last_second(future, vocabulary) * 1_000_000
         rows.append((*key, end_us, f"{END_CODE}//{future.stop}", None, None))
     integers = {name: pl.Int64 if dtype == pl.Datetime("us") else dtype for name, dtype in SCHEMA.items()}
@@ -89,6 +85,15 @@ def to_meds(futures: Iterable[Future], vocabulary: Vocabulary) -> pl.DataFrame:
 def write_parquet(rows: pl.DataFrame, path: pathlib.Path) -> None:
     """Write `to_meds`'s rows with the exact Arrow types of the schema (polars alone would write large strings)."""
     pyarrow.parquet.write_table(rows.to_arrow().cast(_ARROW_SCHEMA), path)
+
+
+def _parse(future: Future, vocabulary: Vocabulary) -> Iterator[tuple[Event, int, grammar.ParsedEvent]]:
+    """(event, time in microseconds since 1970, how it was spelt) of the future's valid events."""
+    seconds_T = seconds_of(future, vocabulary)
+    for parsed in grammar.parse(future.tokens_T.tolist(), vocabulary):
+        if parsed.event != grammar.INVALID:
+            time_us = future.prediction_time_us + int(seconds_T[parsed.start]) * 1_000_000
+            yield vocabulary.events[parsed.event], time_us, parsed
 
 
 def _last_second(future: Future, vocabulary: Vocabulary) -> int:

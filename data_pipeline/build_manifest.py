@@ -80,6 +80,9 @@ def _finish_split(
         "tokens": sum(split.tokens for split in splits),
         "tokens_by_kind": {kind: int(count) for kind, count in zip(KINDS, by_kind, strict=True) if count},
         "rows": {reason: sum(split.row_counts[reason] for split in splits) for reason in splits[0].row_counts},
+        "subjects_left_out": {
+            reason: sum(split.subjects_left_out[reason] for split in splits) for reason in splits[0].subjects_left_out
+        },
         "shards": [{"file": split.file, "records": split.records, "sha256": split.sha256} for split in splits],
     }
 

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from data_pipeline import (
+    build_config,
     build_job,
     build_manifest,
     build_shards,
@@ -46,17 +47,15 @@ class BuildRun:
         totals = self._merge(counted)
         if not totals.subjects:
             raise UserError(
-                "no subject in the train split",
+                "no subject of the cohort in the train split",
                 where=str(self.dataset.root),
-                fix="the vocabulary is made from training subjects: check metadata/subject_splits.parquet",
+                fix="the vocabulary is made from these: check metadata/subject_splits.parquet and config.cohort",
             )
         vocabulary = vocabulary_builder.build_vocabulary(
             totals,
             self.code_map,
             self.dataset.descriptions,
-            interval_preset=self.config.interval_preset,
-            min_subjects_per_code=self.config.min_subjects_per_code,
-            min_values_per_code=self.config.min_values_per_code,
+            build_config.vocabulary_policy(self.config),
         )
         written = build_manifest.read_splits(self._tokenize(vocabulary))
         training = [split for _, split in written if split.split == "train"]

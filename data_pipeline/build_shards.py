@@ -13,7 +13,18 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from data_pipeline import build_folder, build_job, code_maps, corpus, meds, pieces, split_table, statistics, tokenizer
+from data_pipeline import (
+    build_folder,
+    build_job,
+    code_maps,
+    cohort,
+    corpus,
+    meds,
+    pieces,
+    split_table,
+    statistics,
+    tokenizer,
+)
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_job import BuildJob
 from data_pipeline.columns import Columns, to_columns
@@ -35,6 +46,7 @@ class TokenizedSplit:
         tokens: tokens in it.
         tokens_by_kind: by vocabulary.KINDS.
         row_counts: the input's rows by what became of them.
+        subjects_left_out: by the reason why the cohort has no place for them; empty if it has for all.
         interval_us, interval_tokens: per interval of the preset, time spanned and tokens used.
     """
 
@@ -46,6 +58,7 @@ class TokenizedSplit:
     tokens: int
     tokens_by_kind: list[int]
     row_counts: dict[str, int]
+    subjects_left_out: dict[str, int]
     interval_us: list[int]
     interval_tokens: list[int]
 
@@ -78,10 +91,11 @@ def count_shard(root: str, job_key: str, index: int, excluded: str) -> None:
     job.check_unchanged(index)
     columns, split_S = _read_columns(folder, context, index, excluded)
     training = columns.of_subjects(split_S == job.split_names.index("train"))
+    counts = statistics.count(cohort.select(training, context.cohort).columns)
     content = {
         "rows": len(columns),
         "subject_ids": columns.subject_ids_S,
-        **{f"statistics.{name}": value for name, value in vars(statistics.count(training)).items()},
+        **{f"statistics.{name}": value for name, value in vars(counts).items()},
     }
     job.check_unchanged(index)
     pieces.write(folder.counted(job.counted_key(index, excluded)), content, folder.temporary())
@@ -120,8 +134,9 @@ def tokenize_shard(root: str, job_key: str, index: int, excluded: str, vocabular
     for number, split in enumerate(job.split_names):
         chosen_S = split_S == number
         if chosen_S.any():
-            tokenized = tokenizer.tokenize_columns(columns.of_subjects(chosen_S), codes, vocabulary)
-            written = _write_split(folder, tokenized, split, index, vocabulary)
+            selection = cohort.select(columns.of_subjects(chosen_S), context.cohort)
+            tokenized = tokenizer.tokenize_columns(selection.columns, codes, vocabulary)
+            written = _write_split(folder, tokenized, selection, split, index, vocabulary)
             content["splits"].append(dataclasses.asdict(written))
             content[f"{split}.subject_ids"] = tokenized.subject_ids_S
             content[f"{split}.lengths"] = np.diff(tokenized.offsets_S1).astype(np.uint32)
@@ -132,7 +147,12 @@ def tokenize_shard(root: str, job_key: str, index: int, excluded: str, vocabular
 
 
 def _write_split(
-    folder: BuildFolder, tokenized: tokenizer.TokenizedSubjects, split: str, index: int, vocabulary: Vocabulary
+    folder: BuildFolder,
+    tokenized: tokenizer.TokenizedSubjects,
+    selection: cohort.Selection,
+    split: str,
+    index: int,
+    vocabulary: Vocabulary,
 ) -> TokenizedSplit:
     file = pathlib.Path(split) / f"{index:05d}.array_record"
     temporary = folder.temporary()
@@ -148,7 +168,8 @@ def _write_split(
         records=len(tokenized.subject_ids_S),
         tokens=len(tokenized.tokens_T),
         tokens_by_kind=_count_kinds(tokenized.tokens_T, vocabulary),
-        row_counts=dict(tokenized.row_counts),
+        row_counts={**tokenized.row_counts, **selection.rows_left_out},
+        subjects_left_out=selection.subjects_left_out,
         interval_us=tokenized.interval_us_I.tolist(),
         interval_tokens=tokenized.interval_tokens_I.tolist(),
     )
@@ -172,6 +193,7 @@ def _count_kinds(tokens_T: np.ndarray, vocabulary: Vocabulary) -> list[int]:
 class _Context:
     job: BuildJob
     code_map: code_maps.CodeMap
+    cohort: cohort.Cohort
 
 
 @functools.lru_cache(maxsize=1)
@@ -184,7 +206,8 @@ def _context(root: str, job_key: str) -> _Context:
             where="data_pipeline",
             fix="install the same version everywhere",
         )
-    return _Context(job, code_maps.CodeMap.from_dict(job.settings["the code map"]))
+    code_map = code_maps.CodeMap.from_dict(job.settings["the code map"])
+    return _Context(job, code_map, cohort.Cohort(**job.settings["config.cohort"]))
 
 
 @functools.lru_cache(maxsize=1)
@@ -196,7 +219,8 @@ def _vocabulary(path: pathlib.Path, fingerprint: str) -> Vocabulary:
 def _read_columns(folder: BuildFolder, context: _Context, index: int, excluded: str) -> tuple[Columns, np.ndarray]:
     """(a shard's rows, the split of each of its subjects as its place in the job's split_names)."""
     job, path = context.job, context.job.path(index)
-    columns = to_columns(meds.read_shard(path), context.code_map)
+    events = meds.read_shard(path, text_values=job.settings["config.text_values"])
+    columns = to_columns(events, context.code_map)
     split_S = split_table.look_up(folder, job.settings["the subjects' splits"], columns.subject_ids_S)
     unassigned = np.isin(columns.subject_E, np.flatnonzero(split_S == NO_SPLIT)).sum()
     if unassigned:

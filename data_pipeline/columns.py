@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from data_pipeline import text_values
 from data_pipeline.code_maps import ROLES, CodeMap, Concept
 
 NO_TIME = np.iinfo(np.int64).min
@@ -27,6 +28,8 @@ class Columns:
         value_E: float32, NaN where there is none.
         codes: the distinct MEDS codes, sorted; some may have no row.
         concepts: what each of them means.
+        text_E: index into texts, -1 where the row has a number or no text; None if texts were not read.
+        texts: the distinct short texts, normalised and sorted.
     """
 
     subject_ids_S: np.ndarray
@@ -36,6 +39,8 @@ class Columns:
     value_E: np.ndarray
     codes: Sequence[str]
     concepts: Sequence[Concept]
+    text_E: np.ndarray | None = None
+    texts: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.subject_E)
@@ -68,6 +73,7 @@ class Columns:
             time_E=self.time_E[chosen_E],
             code_E=self.code_E[chosen_E],
             value_E=self.value_E[chosen_E],
+            text_E=None if self.text_E is None else self.text_E[chosen_E],
         )
 
     @functools.cached_property
@@ -76,10 +82,14 @@ class Columns:
 
 
 def to_columns(events: pl.DataFrame, code_map: CodeMap) -> Columns:
-    """Split validated events (meds.read_shard) into columns; the map is asked once per distinct code."""
+    """Split validated events (meds.read_shard) into columns; the map is asked once per distinct code.
+
+    Texts are looked at only if the events have a column of them (read_shard's text_values).
+    """
     subjects = events["subject_id"].to_numpy()
     starts = np.flatnonzero(changes(subjects))
     codes, code_E = _number_codes(events["code"])
+    texts, text_E = _number_texts(events) if "text_value" in events.columns else ([], None)
     return Columns(
         subject_ids_S=subjects[starts],
         subject_E=np.repeat(np.arange(len(starts)), np.diff(starts, append=len(subjects))),
@@ -88,6 +98,8 @@ def to_columns(events: pl.DataFrame, code_map: CodeMap) -> Columns:
         value_E=events["numeric_value"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
         codes=codes,
         concepts=code_map.map_codes(codes),
+        text_E=text_E,
+        texts=texts,
     )
 
 
@@ -126,3 +138,13 @@ def _number_codes(code_E: pl.Series) -> tuple[list[str], np.ndarray]:
     number_K = np.empty(len(row_K), np.int64)
     number_K[used[order]] = np.arange(len(used))
     return texts.gather(order).to_list(), number_K[category_E]
+
+
+def _number_texts(events: pl.DataFrame) -> tuple[list[str], np.ndarray]:
+    """(the distinct texts that stand in place of a number, normalised and sorted; the number of each row's)."""
+    text_E = np.full(len(events), -1)
+    rows = (events["text_value"].is_not_null() & events["numeric_value"].is_null()).arg_true()
+    written, number_r = _number_codes(events["text_value"].gather(rows))
+    texts, number_w = text_values.number_texts(written)
+    text_E[rows.to_numpy()] = number_w[number_r]
+    return texts, text_E

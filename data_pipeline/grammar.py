@@ -4,33 +4,37 @@
     entry    := interval? event               (the longest interval may repeat)
     event    := first part* value?            as one of the vocabulary's events spells it
 
-A value stands exactly where the event takes one: never, optionally, or always.
+A value stands exactly where the event takes one: never, optionally, or always. Where values are fused, the last first
+or part is the value's too, and there is no value token.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
-from data_pipeline.vocabulary import NO_VALUE, PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
+from data_pipeline.vocabulary import DECILES, PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
 
 INVALID = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedEvent:
-    """One event read back: tokens [start, stop) spell vocabulary.events[event], decile 1..10 or 0 for none.
+    """One event read back: tokens [start, stop) spell vocabulary.events[event].
 
-    `event` is INVALID for tokens that spell nothing: a part without its first, an unfinished code, a stray value.
+    Its value is a decile 1..10 (0 for none), or a text ("" for none). `event` is INVALID for tokens that spell nothing:
+    a part without its first, an unfinished code, a stray value.
     """
 
     event: int
     decile: int
     start: int
     stop: int
+    text: str = ""
 
 
 def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
     """Events of a token sequence (a timeline or a continuation of one), in order; intervals and prefix are skipped."""
     grammar = [token.grammar for token in vocabulary.tokens]
+    no_value = vocabulary.no_value
     parsed = []
     index, size = 0, len(tokens)
     while index < size:
@@ -44,8 +48,10 @@ def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
             index += 1
         if index < size and grammar[tokens[index]] == "value":
             index += 1
-        event, value = vocabulary.readings.get(tuple(int(token) for token in tokens[start:index]), (INVALID, NO_VALUE))
-        parsed.append(ParsedEvent(event, 0 if value == NO_VALUE else value + 1, start, index))
+        event, value = vocabulary.readings.get(tuple(int(token) for token in tokens[start:index]), (INVALID, no_value))
+        decile = value + 1 if value < DECILES else 0
+        text = vocabulary.texts[value - DECILES] if DECILES <= value < no_value else ""
+        parsed.append(ParsedEvent(event, decile, start, index, text))
     return parsed
 
 

@@ -1,9 +1,13 @@
 """Interval presets: how the time between two events becomes a token."""
 
 import dataclasses
+import itertools
+import re
 from typing import Any
 
 import numpy as np
+
+from data_pipeline.errors import UserError
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
@@ -127,4 +131,26 @@ ETHOS19 = IntervalPreset(
     ),
     repeat_seconds=180 * DAY,
 )
+_UNITS = {"m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY, "mt": SIX_MONTHS / 6, "y": 2 * SIX_MONTHS}
+
+
+def custom(bounds: str) -> IntervalPreset:
+    """The intervals between these bounds, "5m,1h,1d,30d,6mt" say, and from the last on.
+
+    Units are m (minutes), h, d, w, mt (months, of a twelfth of 365.25 days) and y. The last interval repeats by its own
+    lower bound. Raises UserError when the bounds are none, or do not rise.
+    """
+    where = "config.interval_bounds"
+    names = [name.strip() for name in bounds.split(",")]
+    matches = [re.fullmatch(r"(\d+(?:\.\d+)?)(mt|[mhdwy])", name) for name in names]
+    for name, match in zip(names, matches, strict=True):
+        if match is None or not float(match[1]):
+            raise UserError(f"{name!r} is no length of time", where=where, fix="write 5m,1h,1d,30d,6mt, for example")
+    lower = tuple(float(match[1]) * _UNITS[match[2]] for match in matches if match)
+    if list(lower) != sorted(set(lower)):
+        raise UserError("the bounds do not rise", where=where, fix="give each length of time once, shortest first")
+    spans = tuple(f"{low}-{high}" for low, high in itertools.pairwise(names))
+    return IntervalPreset("custom", (*spans, f"{names[-1]}+"), lower, lower[-1])
+
+
 PRESETS = {preset.name: preset for preset in (COMET13, ETHOS19)}

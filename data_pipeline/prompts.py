@@ -48,9 +48,11 @@ class Prompt:
 def build_prompts(dataset: meds.MedsDataset, labels: pl.DataFrame, vocabulary: Vocabulary) -> list[Prompt]:
     """One prompt per row of `labels` (subject_id, prediction_time), in its order.
 
+    A prompt holds the whole history: cohort filters choose what a model learns from, not what it may be asked.
+
     Raises UserError for a row whose subject has no data at or before its prediction time.
     """
-    events = meds.read_subjects(dataset, labels["subject_id"].unique())
+    events = meds.read_subjects(dataset, labels["subject_id"].unique(), text_values=bool(vocabulary.texts))
     return [
         prompt
         for start in range(0, len(labels), _CHUNK)

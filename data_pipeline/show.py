@@ -57,7 +57,10 @@ def _splits_table(corpus: Corpus, splits: Sequence[str]) -> list[str]:
     rows = []
     for name in splits:
         about, lengths_R = corpus.manifest["splits"][name], corpus.split(name).lengths_R
-        quantiles = [f"{np.quantile(lengths_R, q, method='lower'):,}" for q in _QUANTILES.values()]
+        # A cohort may leave a split without subjects.
+        quantiles = [
+            f"{np.quantile(lengths_R, q, method='lower'):,}" if len(lengths_R) else "" for q in _QUANTILES.values()
+        ]
         rows.append([name, f"{about['subjects']:,}", f"{about['tokens']:,}", *quantiles])
     return _table(
         ["split", "subjects", "tokens", *_QUANTILES], rows, title="Splits; from 'shortest' on, tokens per subject"
@@ -171,6 +174,7 @@ def _line(
             del open_encounters[depth]
         return "│ " * depth + f"└─ {words[0]} ends{''.join(f' · {word}' for word in words[1:])}"
     value = f"  about {event.means[parsed.decile - 1]:.4g} (decile {parsed.decile} of 10)" if parsed.decile else ""
+    value = f"  {parsed.text}" if parsed.text else value
     return "│ " * depth + f"{_kind(event):<16}{_text(event, words)}{value}".rstrip()
 
 

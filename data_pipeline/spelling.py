@@ -32,8 +32,13 @@ class SpellingTable:
     edges_9xV: np.ndarray
     text_value_of: Mapping[tuple[int, str], int]
 
-    def value_codes(self, event_n: np.ndarray, value_n: np.ndarray) -> np.ndarray:
-        """The number of each event's value, given its vocabulary event and its number (NaN: none)."""
+    def value_codes(
+        self, event_n: np.ndarray, value_n: np.ndarray, text_n: np.ndarray | None, texts: Sequence[str]
+    ) -> np.ndarray:
+        """The number of each event's value, given its vocabulary event, its number (NaN: none) and its text.
+
+        `text_n` indexes `texts`, -1 where there is none; it is None where texts were not read.
+        """
         code_n = np.full(len(event_n), self.num_values - 1)
         valued = np.flatnonzero(~np.isnan(value_n) & ~np.isnan(self.edges_9xV[0])[event_n])
         event_v, value_v = event_n[valued], value_n[valued].astype(np.float64)
@@ -41,6 +46,12 @@ class SpellingTable:
         for edge_V in self.edges_9xV:
             decile_v += value_v > edge_V[event_v]
         code_n[valued] = decile_v
+        if text_n is not None and self.text_value_of:
+            worded = np.flatnonzero(text_n >= 0)
+            pairs, pair_w = np.unique(event_n[worded] * len(texts) + text_n[worded], return_inverse=True)
+            found = [divmod(int(pair), len(texts)) for pair in pairs]
+            codes = [self.text_value_of.get((event, texts[text]), self.num_values - 1) for event, text in found]
+            code_n[worded] = np.array(codes, np.int64)[pair_w]
         return code_n
 
 

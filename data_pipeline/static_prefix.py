@@ -38,7 +38,7 @@ class Prefixes:
 def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabulary: Vocabulary) -> Prefixes:
     """Prefix rows of every subject, given the subject and time (microseconds) of each instant of its timeline."""
     num_subjects = len(columns.subject_ids_S)
-    age_n = age_bucket(time_n, _first_time(columns, BIRTH)[subject_n])
+    age_n = age_bucket(time_n, first_time(columns, BIRTH)[subject_n])
     period_n = period_start(time_n)
     event = np.flatnonzero(changes(subject_n) | changes(age_n) | changes(period_n))
     subject = subject_n[event]
@@ -63,8 +63,13 @@ def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabu
 def age_bucket(time_us: np.ndarray, birth_us: np.ndarray) -> np.ndarray:
     """Index into AGE_TOKENS of the age at a time; -1 where the birth is not known or lies after the time."""
     known = (birth_us != NO_TIME) & (time_us >= birth_us)
-    years = (time_us - np.where(known, birth_us, time_us)) // _US_PER_YEAR
+    years = age_years(time_us, np.where(known, birth_us, time_us))
     return np.where(known, np.minimum(years // AGE_BUCKET_YEARS, OLDEST_AGE // AGE_BUCKET_YEARS), -1)
+
+
+def age_years(time_us: np.ndarray, birth_us: np.ndarray) -> np.ndarray:
+    """Whole years of 365.25 days from birth to a time."""
+    return (time_us - birth_us) // _US_PER_YEAR
 
 
 def period_start(time_us: np.ndarray) -> np.ndarray:
@@ -84,7 +89,7 @@ def period_token(start: int) -> str:
     return f"PERIOD//{start}-{start + PERIOD_BUCKET_YEARS - 1}"
 
 
-def _first_time(columns: Columns, role: str) -> np.ndarray:
+def first_time(columns: Columns, role: str) -> np.ndarray:
     """[S] time of each subject's first dated row with a role; NO_TIME where there is none."""
     rows = np.flatnonzero(columns.has_role(role) & (columns.time_E != NO_TIME))[::-1]
     times_S = np.full(len(columns.subject_ids_S), NO_TIME, np.int64)

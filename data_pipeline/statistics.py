@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from data_pipeline import static_prefix
+from data_pipeline import static_prefix, text_values
 from data_pipeline.code_maps import Concept
 from data_pipeline.columns import RACE, SEX, Columns, ancestors, changes
 
@@ -23,6 +23,7 @@ class Statistics:
         concepts: [concept, kind, role, parts, subjects, events]: a code and each of its shorter forms, with how many
             subjects have it and how many events fall to it.
         values: [concept, value, events]: exact histogram of numeric values.
+        texts: [concept, text, subjects, events]: short texts in place of numbers (see text_values); no row unless read.
         static: [token, subjects]: sex, race and calendar-period tokens.
         rules: [rule, code, events]: what each code-map rule took; rule -1 is none.
     """
@@ -30,6 +31,7 @@ class Statistics:
     subjects: int
     concepts: pl.DataFrame
     values: pl.DataFrame
+    texts: pl.DataFrame
     static: pl.DataFrame
     rules: pl.DataFrame
 
@@ -43,6 +45,7 @@ def count(columns: Columns) -> Statistics:
         subjects=len(columns.subject_ids_S),
         concepts=_count_concepts(subject_n, code_n, forms),
         values=_count_values(forms.exact_C[code_n], columns.value_E[made], forms),
+        texts=_count_texts(columns, made, forms),
         static=_count_static(columns, columns.time_E[made], subject_n),
         rules=_count_rules(columns),
     )
@@ -54,6 +57,7 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
         subjects=sum(part.subjects for part in parts),
         concepts=_add([part.concepts for part in parts], CONCEPT_KEYS),
         values=_add([part.values for part in parts], ("concept", "value")),
+        texts=text_values.merge([part.texts for part in parts]),
         static=_add([part.static for part in parts], ("token",)),
         rules=_add([part.rules for part in parts], ("rule", "code")),
     )
@@ -124,6 +128,24 @@ def _count_values(form_n: np.ndarray, value_n: np.ndarray, forms: _Forms) -> pl.
         },
         schema={"concept": pl.String, "value": pl.Float64, "events": pl.Int64},
     )
+
+
+def _count_texts(columns: Columns, made: np.ndarray, forms: _Forms) -> pl.DataFrame:
+    if columns.text_E is None:
+        return pl.DataFrame(schema=text_values.SCHEMA)
+    worded = made[columns.text_E[made] >= 0]
+    num_texts, num_subjects = max(len(columns.texts), 1), max(len(columns.subject_ids_S), 1)
+    of_form = forms.exact_C[columns.code_E[worded]] * num_texts + columns.text_E[worded]
+    pairs, events = _runs(of_form * num_subjects + columns.subject_E[worded])
+    keys = pairs // num_subjects
+    starts = np.flatnonzero(changes(keys))
+    table = {
+        "concept": forms.names(keys[starts] // num_texts),
+        "text": pl.Series(columns.texts, dtype=pl.String).gather(keys[starts] % num_texts),
+        "subjects": np.diff(starts, append=len(keys)),
+        "events": np.add.reduceat(events, starts) if len(starts) else events,
+    }
+    return text_values.merge([pl.DataFrame(table, schema=text_values.SCHEMA)])
 
 
 def _sortable(value_n: np.ndarray) -> np.ndarray:

@@ -179,7 +179,7 @@ def _order_events(columns: Columns, codes: CodeTable, vocabulary: Vocabulary) ->
     made = columns.rows(columns.makes_event())
     new_n = changes(made.subject_E) | changes(made.time_E)
     first_i = np.flatnonzero(new_n)
-    value_n = vocabulary.spelling.value_codes(codes.event_C[made.code_E], made.value_E)
+    value_n = vocabulary.spelling.value_codes(codes.event_C[made.code_E], made.value_E, made.text_E, made.texts)
     low_n = codes.place_C[made.code_E] * vocabulary.spelling.num_values + value_n
     # Rows come sorted by subject and time. One integer holds instant, place and value, and sorting integers by
     # themselves, not what they point to, is an order of magnitude faster than a sort by several columns.

@@ -9,17 +9,16 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_pipeline import code_maps, intervals, spelling
 from data_pipeline.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PAD = 0
 DECILES = 10
-# Number of the value of an event that has none.
-NO_VALUE = DECILES
+VALUE_ENCODINGS = ("split", "fused")
 
 # Kinds in the order in which events of one instant stand in a timeline.
 KINDS = (
@@ -63,11 +62,12 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """An event that tokens can spell: `tokens` are its ids (first, part, part), then one decile if it takes a value.
+    """An event that tokens can spell: `tokens` are its ids (first, part, part), then one value token if it has a value.
 
-    `value` is "never", "optional" or "always"; where it is not "never", `edges` are the nine decile cuts of the
-    training values (a value v is decile 1 + #(edges < v)) and `means` the ten means of the training values between
-    them, which the simulator writes as the event's value.
+    `value` is "never", "optional" or "always". Where it is not "never", the value is a number, a text or either:
+    `edges` are the nine decile cuts of the training values (a value v is decile 1 + #(edges < v)) and `means` the ten
+    means of the training values between them, which the simulator writes as the event's value; `texts` are the
+    results in words, in order.
     """
 
     concept: str
@@ -77,13 +77,18 @@ class Event:
     value: str = "never"
     edges: tuple[float, ...] = ()
     means: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
     description: str = ""
 
     def __post_init__(self) -> None:
         if self.value not in ("never", "optional", "always"):
             raise ValueError(f"event {self.concept!r}: value must be never, optional or always, not {self.value!r}")
-        if (self.value == "never") != (not self.edges) or len(self.edges) not in (0, DECILES - 1):
-            raise ValueError(f"event {self.concept!r}: {len(self.edges)} decile edges for value {self.value!r}")
+        if (self.value == "never") != (not self.edges and not self.texts):
+            raise ValueError(f"event {self.concept!r}: value {self.value!r} without any, or values with none to take")
+        if (len(self.edges), len(self.means)) not in ((0, 0), (DECILES - 1, DECILES)):
+            raise ValueError(f"event {self.concept!r}: {len(self.edges)} decile edges, {len(self.means)} means")
+        if not 1 <= len(self.tokens) < spelling.LONGEST_SPELLING:
+            raise ValueError(f"event {self.concept!r}: spelt with {len(self.tokens)} tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Vocabulary:
     """Tokens (index = id), events, intervals and code map of one corpus.
 
     `interval_seconds[i]` is the mean duration of interval token i of the preset, in the training split; the simulator
-    advances its clock by it.
+    advances its clock by it. `value_encoding` "split" gives a value a token of its own, which all codes share; "fused"
+    has one token for a code's last part and its value together.
     """
 
     tokens: tuple[Token, ...]
@@ -99,6 +105,7 @@ class Vocabulary:
     interval_preset: intervals.IntervalPreset
     interval_seconds: tuple[float, ...]
     code_map: code_maps.CodeMap
+    value_encoding: str = "split"
 
     def __post_init__(self) -> None:
         if len(self.tokens) > 2**16:
@@ -112,6 +119,8 @@ class Vocabulary:
             raise ValueError("token 0 must be PAD")
         if len(self.interval_seconds) != len(self.interval_preset.names):
             raise ValueError("one mean duration is needed for each interval token")
+        if self.value_encoding not in VALUE_ENCODINGS:
+            raise ValueError(f"value encoding {self.value_encoding!r}")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -127,30 +136,56 @@ class Vocabulary:
         return {event.concept: index for index, event in enumerate(self.events)}
 
     @functools.cached_property
-    def readings(self) -> Mapping[tuple[int, ...], tuple[int, int]]:
-        """Token ids that spell an event, value included → (index into `events`, number of the value)."""
-        readings: dict[tuple[int, ...], tuple[int, int]] = {}
-        for index in range(len(self.events)):
-            for value, tokens in self.spellings(index).items():
-                readings.setdefault(tokens, (index, value))
-        return readings
+    def texts(self) -> tuple[str, ...]:
+        """Every result in words that some event takes, in order."""
+        return tuple(sorted({text for event in self.events for text in event.texts}))
+
+    @property
+    def no_value(self) -> int:
+        """The number of the value of an event that has none. Decile d is numbered d - 1, text i of `texts` 10 + i."""
+        return DECILES + len(self.texts)
 
     def spellings(self, index: int) -> dict[int, tuple[int, ...]]:
-        """How an event is spelt: number of the value → token ids. Decile d is numbered d - 1, none NO_VALUE."""
+        """How an event is spelt: number of the value → token ids."""
         event = self.events[index]
-        spellings = {NO_VALUE: event.tokens} if event.value != "always" else {}
-        if event.edges:
-            spellings |= {decile: (*event.tokens, token) for decile, token in enumerate(self.value_ids)}
+        spellings = {self.no_value: event.tokens} if event.value != "always" else {}
+        for value, text in self._values_of(event):
+            if self.value_encoding == "split":
+                spellings[value] = (*event.tokens, self.ids[text])
+            else:
+                fused = fused_text(self.tokens[event.tokens[-1]].text, text)
+                spellings[value] = (*event.tokens[:-1], self.ids[fused])
         return spellings
+
+    def _values_of(self, event: Event) -> Iterator[tuple[int, str]]:
+        """(number of the value, value token's text) of all values that an event can have."""
+        for decile in range(1, DECILES + 1) if event.edges else ():
+            yield decile - 1, f"VALUE//{decile}"
+        for text in event.texts:
+            yield DECILES + self._number_of_text[text], f"TEXT//{text}"
+
+    @functools.cached_property
+    def _number_of_text(self) -> Mapping[str, int]:
+        return {text: index for index, text in enumerate(self.texts)}
+
+    @functools.cached_property
+    def readings(self) -> Mapping[tuple[int, ...], tuple[int, int]]:
+        """Token ids that spell an event, value included → (index into `events`, number of the value)."""
+        return {
+            tokens: (index, value)
+            for index in reversed(range(len(self.events)))
+            for value, tokens in self.spellings(index).items()
+        }
 
     @functools.cached_property
     def spelling(self) -> spelling.SpellingTable:
         """`spellings` of all events as tables."""
+        numbers = self._number_of_text
         return spelling.build_table(
             [self.spellings(index) for index in range(len(self.events))],
             [event.edges for event in self.events],
-            {},
-            NO_VALUE + 1,
+            {(i, text): DECILES + numbers[text] for i, event in enumerate(self.events) for text in event.texts},
+            self.no_value + 1,
         )
 
     def unknown_event(self, kind: str) -> int:
@@ -161,11 +196,6 @@ class Vocabulary:
     def interval_ids(self) -> tuple[int, ...]:
         """Ids of the interval tokens, shortest first."""
         return tuple(self.ids[f"INTERVAL//{name}"] for name in self.interval_preset.names)
-
-    @functools.cached_property
-    def value_ids(self) -> tuple[int, ...]:
-        """Ids of the ten decile tokens, lowest first."""
-        return tuple(self.ids[f"VALUE//{decile}"] for decile in range(1, DECILES + 1))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -186,6 +216,7 @@ class Vocabulary:
             f'"code_map": {_dump(self.code_map.to_dict())}',
             f'"interval_preset": {_dump(dataclasses.asdict(self.interval_preset))}',
             f'"interval_seconds": {_dump(self.interval_seconds)}',
+            f'"value_encoding": {_dump(self.value_encoding)}',
             '"tokens": [\n' + ",\n".join(_dump(dataclasses.asdict(token)) for token in self.tokens) + "\n]",
             '"events": [\n' + ",\n".join(_dump(dataclasses.asdict(event)) for event in self.events) + "\n]",
         ]
@@ -202,14 +233,18 @@ class Vocabulary:
                     where=where,
                     fix="rebuild the corpus",
                 )
-            return cls(
+            vocabulary = cls(
                 tokens=tuple(Token(**token) for token in content["tokens"]),
                 events=tuple(_event_from_dict(event) for event in content["events"]),
                 interval_preset=intervals.IntervalPreset.from_dict(content["interval_preset"]),
                 interval_seconds=tuple(content["interval_seconds"]),
                 code_map=code_maps.CodeMap.from_dict(content["code_map"]),
+                value_encoding=content["value_encoding"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            # Every event must be spelt in tokens that there are.
+            _ = vocabulary.spelling, vocabulary.interval_ids
+            return vocabulary
+        except (ValueError, KeyError, IndexError, OverflowError, TypeError, AttributeError) as error:
             raise UserError(
                 f"not a readable vocabulary ({type(error).__name__})", where=where, fix="rebuild the corpus"
             ) from error
@@ -228,8 +263,13 @@ class Vocabulary:
         return cls.from_json(text, where=str(path))
 
 
+def fused_text(part: str, value: str) -> str:
+    """Text of the token that stands for a code's last part and its value together."""
+    return f"{part}//{value}"
+
+
 def _event_from_dict(content: dict[str, Any]) -> Event:
-    arrays = {key: tuple(content[key]) for key in ("tokens", "edges", "means")}
+    arrays = {key: tuple(content[key]) for key in ("tokens", "edges", "means", "texts")}
     return Event(**{**content, **arrays})
 
 

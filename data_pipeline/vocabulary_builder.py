@@ -1,51 +1,97 @@
 """From the training split's counts to a vocabulary: which codes are kept, how values are cut, which tokens exist."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
 
-from data_pipeline import intervals, static_prefix
+from data_pipeline import intervals, static_prefix, text_values
 from data_pipeline.code_maps import CodeMap
 from data_pipeline.errors import UserError
 from data_pipeline.statistics import Statistics
-from data_pipeline.vocabulary import DEATH, DECILES, KINDS, PREFIX_SYSTEMS, TIMELINE_END, Event, Token, Vocabulary
+from data_pipeline.vocabulary import (
+    DEATH,
+    DECILES,
+    KINDS,
+    PREFIX_SYSTEMS,
+    TIMELINE_END,
+    Event,
+    Token,
+    Vocabulary,
+    fused_text,
+)
 
 # Kinds whose rare codes become UNKNOWN//<kind>.
 EVENT_KINDS = tuple(kind for kind in KINDS if kind not in ("SPECIAL", "DEMOGRAPHIC", "INTERVAL", "VALUE", DEATH))
 
 
-def build_vocabulary(
-    statistics: Statistics,
-    code_map: CodeMap,
-    descriptions: Mapping[str, str],
-    *,
-    interval_preset: str,
-    min_subjects_per_code: int,
-    min_values_per_code: int,
-) -> Vocabulary:
-    """Make the vocabulary; interval means are those of the preset's ranges until `measured` sets the data's.
+@dataclasses.dataclass(frozen=True)
+class VocabularyPolicy:
+    """What a vocabulary is to hold.
 
-    A code seen in fewer than `min_subjects_per_code` training subjects is kept in its longest shorter form that is
-    seen in as many, and is UNKNOWN//<kind> where there is none. Values of a code with fewer than `min_values_per_code`
-    of them in training, or with only one distinct value, are not used.
+    Attributes:
+        preset: which interval tokens there are.
+        min_subjects_per_code: a code (or a result in words) that fewer training subjects have has no token.
+        min_values_per_code: the numbers of a code with fewer of them in training have none.
+        max_codes: kind → how many codes it may have, those of most training subjects; 0 or missing: any number.
+        value_encoding: one of vocabulary.VALUE_ENCODINGS.
+        max_texts_per_code: a code with more common results in words than this has none.
     """
-    kept = statistics.concepts.filter(
-        (pl.col("subjects") >= min_subjects_per_code) & (pl.col("kind") != DEATH)
-    ).with_columns(pl.col("parts").str.split("\n"))
+
+    preset: intervals.IntervalPreset = intervals.COMET13
+    min_subjects_per_code: int = 1
+    min_values_per_code: int = 2
+    max_codes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    value_encoding: str = "split"
+    max_texts_per_code: int = 0
+
+
+def build_vocabulary(
+    statistics: Statistics, code_map: CodeMap, descriptions: Mapping[str, str], policy: VocabularyPolicy
+) -> Vocabulary:
+    """Make the vocabulary; interval means are those of the preset's ranges until `measured_intervals` sets the data's.
+
+    A code that is seen in too few training subjects, or is one too many of its kind, is kept in its longest shorter
+    form that is not, and is UNKNOWN//<kind> where there is none. Values of a code with too few of them in training, or
+    with only one distinct value, are not used.
+    """
+    kept = _keep_codes(statistics.concepts, policy)
     descriptions = _describe(code_map, descriptions)
-    preset = intervals.PRESETS[interval_preset]
-    tokens = [*_fixed_tokens(statistics.static, preset, min_subjects_per_code), *_code_tokens(kept, descriptions)]
+    values = _choose_values(statistics, policy)
+    tokens = [
+        *_fixed_tokens(statistics.static, policy),
+        *_value_tokens(kept, values, policy),
+        *_event_tokens(kept, values, descriptions, policy),
+    ]
     ids = {token.text: index for index, token in enumerate(tokens)}
-    cuts = _cut_values(statistics, min_values_per_code)
     events = [Event(DEATH, DEATH, "death", (ids[DEATH],), description="Death")]
     events += [Event(f"UNKNOWN//{kind}", kind, "", (ids[f"UNKNOWN//{kind}"],)) for kind in EVENT_KINDS]
-    for row in kept.sort("concept").iter_rows(named=True):
-        value, edges, means = cuts.get(row["concept"], ("never", (), ()))
-        spelling = tuple(ids[text] for text in row["parts"])
-        description = descriptions.get(row["concept"], "")
-        events.append(Event(row["concept"], row["kind"], row["role"], spelling, value, edges, means, description))
-    return Vocabulary(tuple(tokens), tuple(events), preset, _preset_means(preset), code_map)
+    for row in kept.iter_rows(named=True):
+        concept = row["concept"]
+        events.append(
+            Event(
+                concept=concept,
+                kind=row["kind"],
+                role=row["role"],
+                tokens=tuple(ids[text] for text in row["parts"]),
+                description=descriptions.get(concept, ""),
+                **dataclasses.asdict(values.get(concept, _Values())),
+            )
+        )
+    means = _preset_means(policy.preset)
+    return Vocabulary(tuple(tokens), tuple(events), policy.preset, means, code_map, policy.value_encoding)
+
+
+def _keep_codes(concepts: pl.DataFrame, policy: VocabularyPolicy) -> pl.DataFrame:
+    """The codes that get an event, by name; parts as lists."""
+    common = concepts.filter((pl.col("subjects") >= policy.min_subjects_per_code) & (pl.col("kind") != DEATH))
+    # A shorter form is in as many subjects as the code, and comes before it by name: no code is kept without it.
+    ranked = common.sort(["subjects", "concept"], descending=[True, False])
+    caps = {kind: cap for kind, cap in policy.max_codes.items() if cap}
+    most = pl.col("kind").replace_strict(caps, default=None, return_dtype=pl.Int64)
+    kept = ranked.filter((pl.int_range(pl.len()).over("kind") < most).fill_null(True))
+    return kept.sort("concept").with_columns(pl.col("parts").str.split("\n"))
 
 
 def measured_intervals(
@@ -64,58 +110,99 @@ def _preset_means(preset: intervals.IntervalPreset) -> tuple[float, ...]:
     return (*(float(x) for x in np.sqrt(bounds[:-1] * bounds[1:])), preset.repeat_seconds)
 
 
-def _fixed_tokens(static: pl.DataFrame, preset: intervals.IntervalPreset, min_subjects: int) -> Iterable[Token]:
+def _fixed_tokens(static: pl.DataFrame, policy: VocabularyPolicy) -> Iterable[Token]:
     yield Token("PAD", "SPECIAL", "pad")
     yield Token(TIMELINE_END, "SPECIAL", "end", "End of the record")
-    frequent = static.filter(pl.col("subjects") >= min_subjects)["token"].sort().to_list()
+    frequent = static.filter(pl.col("subjects") >= policy.min_subjects_per_code)["token"].sort().to_list()
     for system in PREFIX_SYSTEMS:
         yield Token(f"{system}//UNKNOWN", "DEMOGRAPHIC", "static")
         known = static_prefix.AGE_TOKENS if system == "AGE" else frequent
         for text in known:
             if text.startswith(f"{system}//") and text != f"{system}//UNKNOWN":
                 yield Token(text, "DEMOGRAPHIC", "static")
-    for name in preset.names:
+    for name in policy.preset.names:
         yield Token(f"INTERVAL//{name}", "INTERVAL", "interval")
-    for decile in range(1, DECILES + 1):
-        yield Token(f"VALUE//{decile}", "VALUE", "value")
+
+
+def _value_tokens(kept: pl.DataFrame, values: Mapping[str, "_Values"], policy: VocabularyPolicy) -> Iterable[Token]:
+    """The value tokens that all codes share, then those of events that no code names."""
+    if policy.value_encoding == "split":
+        for decile in range(1, DECILES + 1):
+            yield Token(f"VALUE//{decile}", "VALUE", "value")
+        for text in sorted({text for concept in kept["concept"] for text in values.get(concept, _Values()).texts}):
+            yield Token(f"TEXT//{text}", "VALUE", "value")
     yield Token(DEATH, DEATH, "first", "Death")
     for kind in EVENT_KINDS:
         yield Token(f"UNKNOWN//{kind}", kind, "first", "A code that is too rare to be kept")
 
 
-def _code_tokens(kept: pl.DataFrame, descriptions: Mapping[str, str]) -> Iterable[Token]:
+def _event_tokens(
+    kept: pl.DataFrame, values: Mapping[str, "_Values"], descriptions: Mapping[str, str], policy: VocabularyPolicy
+) -> Iterable[Token]:
     tokens: dict[str, Token] = {}
-    for row in kept.iter_rows(named=True):
-        for position, text in enumerate(row["parts"]):
-            whole = position == 0 and len(row["parts"]) == 1
-            token = Token(
-                text,
-                row["kind"],
-                "part" if position else "first",
-                descriptions.get(row["concept"], "") if whole else "",
+    for row in kept.sort("kind", "concept").iter_rows(named=True):
+        texts = row["parts"]
+        for position, text in enumerate(texts):
+            whole = len(texts) == 1
+            _add_token(
+                tokens,
+                Token(
+                    text,
+                    row["kind"],
+                    "part" if position else "first",
+                    descriptions.get(row["concept"], "") if whole else "",
+                ),
             )
-            known = tokens.setdefault(text, token)
-            if known.kind != token.kind or known.grammar != token.grammar:
-                raise UserError(
-                    f"system {text.split('//')[0]!r} is used for kinds {known.kind} and {token.kind}",
-                    where="code map",
-                    fix="give each kind a system of its own",
+        if policy.value_encoding == "fused":
+            for value in values.get(row["concept"], _Values()).names():
+                _add_token(
+                    tokens, Token(fused_text(texts[-1], value), row["kind"], "part" if len(texts) > 1 else "first")
                 )
-            if token.description:
-                tokens[text] = token
     return sorted(tokens.values(), key=lambda token: (KINDS.index(token.kind), token.grammar, token.text))
 
 
-def _cut_values(statistics: Statistics, min_values: int) -> dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]]:
-    """Concept → (value, edges, means), for those whose values are used."""
+def _add_token(tokens: dict[str, Token], token: Token) -> None:
+    known = tokens.setdefault(token.text, token)
+    if known.kind != token.kind or known.grammar != token.grammar:
+        raise UserError(
+            f"system {token.text.split('//')[0]!r} is used for kinds {known.kind} and {token.kind}",
+            where="code map",
+            fix="give each kind a system of its own",
+        )
+    if token.description:
+        tokens[token.text] = token
+
+
+@dataclasses.dataclass(frozen=True)
+class _Values:
+    """What values an event takes: the fields of Event that say so."""
+
+    value: str = "never"
+    edges: tuple[float, ...] = ()
+    means: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """The texts of their value tokens."""
+        deciles = [f"VALUE//{decile}" for decile in range(1, DECILES + 1)] if self.edges else []
+        return deciles + [f"TEXT//{text}" for text in self.texts]
+
+
+def _choose_values(statistics: Statistics, policy: VocabularyPolicy) -> dict[str, _Values]:
+    """Concept → its values, for those whose values are used."""
     total = dict(statistics.concepts.select("concept", "events").iter_rows())
-    cuts = {}
+    cuts: dict[str, tuple[tuple[float, ...], tuple[float, ...], int]] = {}
     for (concept,), histogram in statistics.values.sort("concept", "value").group_by("concept", maintain_order=True):
         values, events = histogram["value"].to_numpy(), histogram["events"].to_numpy()
-        if events.sum() >= min_values and len(values) > 1:
-            edges, means = deciles(values, events)
-            cuts[str(concept)] = ("always" if events.sum() == total[concept] else "optional", edges, means)
-    return cuts
+        if events.sum() >= policy.min_values_per_code and len(values) > 1:
+            cuts[str(concept)] = (*deciles(values, events), int(events.sum()))
+    texts = text_values.choose(statistics.texts, policy.min_subjects_per_code, policy.max_texts_per_code)
+    chosen = {}
+    for concept in sorted(cuts.keys() | texts.keys()):
+        edges, means, numbers = cuts.get(concept, ((), (), 0))
+        words, worded = texts.get(concept, ((), 0))
+        chosen[concept] = _Values("always" if numbers + worded == total[concept] else "optional", edges, means, words)
+    return chosen
 
 
 def deciles(values: np.ndarray, counts: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

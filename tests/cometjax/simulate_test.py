@@ -12,6 +12,7 @@ from benchmarks import decode
 from cometjax import checkpoints, simulate, trajectories
 from cometjax.engine import SimulationConfig
 from cometjax.model import ModelConfig
+from data_pipeline import build, build_config
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 
@@ -38,6 +39,29 @@ def labels(world_meds: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     )
     rows.sort("subject_id").head(6).write_parquet(tmp_path / "labels.parquet")
     return tmp_path / "labels.parquet"
+
+
+@pytest.fixture(scope="session")
+def fused_corpus(world_meds: pathlib.Path) -> pathlib.Path:
+    """The world's corpus with one token for a code and its value."""
+    config = build_config.get_config()
+    config.update(code_map="world", min_subjects_per_code=3, min_values_per_code=20, value_encoding="fused")
+    return build.build_corpus(world_meds, world_meds.parent / "fused", config, workers=1).root
+
+
+def test_futures_with_fused_values_have_their_values(
+    fused_corpus, workdir, world_meds, labels, tmp_path, monkeypatch
+) -> None:
+    vocabulary = Corpus.open(fused_corpus).vocabulary
+    model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
+    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, None, 7))
+    summary = simulate.simulate(
+        workdir=workdir, meds_root=world_meds, labels=labels, out=tmp_path / "out", config=CONFIG, progress=False
+    )
+    assert summary["futures"] == 18
+    rows = pl.concat(read(tmp_path / "out")).filter(pl.col("numeric_value").is_not_null())
+    means = {event.concept: np.float32(event.means) for event in vocabulary.events}
+    assert len(rows) and all(value in means[code] for code, value in rows.select("code", "numeric_value").iter_rows())
 
 
 def read(out: pathlib.Path) -> list[pl.DataFrame]:

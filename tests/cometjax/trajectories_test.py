@@ -1,5 +1,6 @@
 """Simulated tokens read back as events and MEDS rows."""
 
+import dataclasses
 import functools
 
 import meds
@@ -87,3 +88,14 @@ def test_meds_rows_obey_the_standard_and_the_trajectory_schema(tmp_path) -> None
 
 def test_no_futures_are_an_empty_table_of_the_same_schema() -> None:
     assert trajectories.to_meds([], vocabulary_of()).schema == pl.Schema(trajectories.SCHEMA)
+
+
+def test_results_in_words_are_the_text_of_their_rows() -> None:
+    known = vocabulary_of()
+    tokens = (*known.tokens, Token("TEXT//NEG", "VALUE", "value"))
+    lab = dataclasses.replace(known.events[-1], texts=("NEG",))
+    vocabulary = dataclasses.replace(known, tokens=tokens, events=(*known.events[:-1], lab))
+    future = future_of("LOINC//2345-7")
+    future = dataclasses.replace(future, tokens_T=np.append(future.tokens_T, vocabulary.ids["TEXT//NEG"]))
+    rows = trajectories.to_meds([future], vocabulary)
+    assert rows.select("code", "numeric_value", "text_value").row(0) == ("LAB//LOINC//2345-7", None, "NEG")

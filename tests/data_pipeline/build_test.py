@@ -3,6 +3,7 @@
 import datetime
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from data_pipeline import build_config, grammar
 from data_pipeline.build import build_corpus
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.show import overview
 
 DAY = datetime.datetime(2020, 1, 1)
 
@@ -164,3 +166,75 @@ def test_bad_input_is_one_clear_line_and_no_corpus(small, tmp_path, spoil, says)
     assert not (tmp_path / "out" / "corpus").exists()
     kept = list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else []
     assert all(str(path) in str(error.value) for path in kept)
+
+
+def test_every_row_is_accounted_for_with_every_policy_on(world_meds, tmp_path) -> None:
+    """Sums match the input exactly, split by split: codes capped, values fused, rows and subjects left out."""
+    root = tmp_path / "meds"
+    shutil.copytree(world_meds, root)
+    for path in root.glob("data/*/*.parquet"):
+        events = pl.read_parquet(path)
+        said = pl.when(pl.col("code").hash() % 3 == 0).then(pl.lit("neg")).otherwise(pl.lit("pos"))
+        texts = pl.when(pl.col("numeric_value").is_null() & pl.col("code").str.starts_with("CPT")).then(said)
+        # Some births are not known.
+        events.with_columns(text_value=texts).filter(
+            (pl.col("code") != "MEDS_BIRTH") | (pl.col("subject_id") % 7 > 0)
+        ).write_parquet(path)
+    changes = {
+        "interval_preset": "custom",
+        "interval_bounds": "5m,1h,1d,1w,30d,6mt",
+        "min_subjects_per_code": 10,
+        "max_codes": {"LAB": 10, "PROCEDURE": 15, "DIAGNOSIS": 30},
+        "value_encoding": "fused",
+        "text_values": True,
+        "cohort": {"min_age": 40, "max_age": 80, "first_date": "2015-01-01", "min_encounters": 2},
+    }
+    corpus = build_corpus(root, tmp_path / "c", config(**changes), workers=1)
+    events = pl.concat([pl.read_parquet(path) for path in root.glob("data/*/*.parquet")])
+    splits = pl.read_parquet(root / "metadata/subject_splits.parquet")
+    reasons: set[str] = set()
+    for name, split in corpus.manifest["splits"].items():
+        of_split = events.join(splits.filter(pl.col("split") == name), on="subject_id", how="semi")
+        assert sum(split["rows"].values()) == len(of_split)
+        subjects = split["subjects"] + sum(split["subjects_left_out"].values())
+        assert subjects == of_split["subject_id"].n_unique()
+        reasons |= {reason for reason, rows in split["rows"].items() if rows}
+        reasons |= {reason for reason, count in split["subjects_left_out"].items() if count}
+        reader = corpus.split(name)
+        for index in range(len(reader)):
+            tokens = reader.record(index).tokens_T.tolist()
+            assert grammar.is_valid(tokens, corpus.vocabulary) and len(tokens) > 5
+    assert reasons == {
+        "kept",
+        "shortened_code",
+        "unknown_code",
+        "static",
+        "birth",
+        "filtered_age_unknown",
+        "filtered_age",
+        "filtered_period",
+        "filtered_subject",
+        "no_event_left",
+        "too_few_encounters",
+    }
+    assert corpus.vocabulary.texts == ("NEG", "POS")
+    assert sum(event.kind == "LAB" for event in corpus.vocabulary.events) == 11
+    changes["interval_bounds"] = "1m"
+    two = build_corpus(root, tmp_path / "d", config(**changes), workers=2)
+    assert two.manifest["splits"]["train"]["rows"] == corpus.manifest["splits"]["train"]["rows"]
+
+
+def test_a_cohort_without_training_subjects_is_a_clear_line(small, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"no subject of the cohort.*config\.cohort"):
+        build_corpus(small, tmp_path / "c", config(cohort={"min_encounters": 2}), workers=1)
+
+
+def test_a_split_without_subjects_of_the_cohort_is_there_and_empty(write_meds, tmp_path) -> None:
+    born = datetime.datetime(1980, 1, 1)
+    rows = {s: [(s, born, "MEDS_BIRTH", None), (s, DAY, f"CPT//{s}", None)] for s in (1, 2)}
+    rows[2][0] = (2, datetime.datetime(2010, 1, 1), "MEDS_BIRTH", None)
+    root = write_meds({"train/0": rows[1], "tuning/0": rows[2]}, {1: "train", 2: "tuning"})
+    corpus = build_corpus(root, tmp_path / "c", config(cohort={"min_age": 18}), workers=1)
+    assert len(corpus.split("train")) == 1 and not len(corpus.split("tuning").lengths_R)
+    assert overview(corpus, ["train", "tuning"])
+    assert corpus.manifest["splits"]["tuning"]["subjects_left_out"]["no_event_left"] == 1

@@ -50,9 +50,7 @@ def make_vocabulary(events: pl.DataFrame, min_subjects: int = 1, min_values: int
         statistics.count(to_columns(events, code_map)),
         code_map,
         {},
-        interval_preset="comet13",
-        min_subjects_per_code=min_subjects,
-        min_values_per_code=min_values,
+        vocabulary_builder.VocabularyPolicy(min_subjects_per_code=min_subjects, min_values_per_code=min_values),
     )
 
 
@@ -219,7 +217,7 @@ def test_the_grammar_refuses_what_no_timeline_holds(broken) -> None:
     example = {
         "first": vocabulary.ids["LOINC//2345-7"],
         "static": vocabulary.ids["SEX//F"],
-        "value": vocabulary.value_ids[0],
+        "value": vocabulary.ids["VALUE//1"],
         "part": vocabulary.ids["ICD10CM//2//6"],
         "interval": vocabulary.interval_ids[0],
         "interval2": vocabulary.interval_ids[1],

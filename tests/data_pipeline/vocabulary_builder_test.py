@@ -1,0 +1,190 @@
+"""Vocabulary policy: caps, fused values, results in words, intervals of one's own."""
+
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import build_config, code_maps, grammar, intervals, statistics, text_values
+from data_pipeline.columns import to_columns
+from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import tokenize
+from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.vocabulary_builder import VocabularyPolicy, build_vocabulary
+
+START = datetime.datetime(2020, 1, 1)
+MAP = code_maps.named("world")
+SCHEMA = {
+    "subject_id": pl.Int64,
+    "time": pl.Datetime("us"),
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "text_value": pl.String,
+}
+
+
+def frame(rows) -> pl.DataFrame:
+    """(subject, code, number, text) rows, an hour apart."""
+    timed = [(row[0], START + datetime.timedelta(hours=i), *row[1:]) for i, row in enumerate(rows)]
+    return pl.DataFrame(timed, schema=SCHEMA, orient="row").sort("subject_id", "time")
+
+
+def build(events: pl.DataFrame, **policy) -> Vocabulary:
+    return build_vocabulary(statistics.count(to_columns(events, MAP)), MAP, {}, VocabularyPolicy(**policy))
+
+
+def tokens_of(events: pl.DataFrame, vocabulary: Vocabulary) -> list[str]:
+    tokens = tokenize(events, vocabulary).record(0).tokens_T[4:-1]
+    return [text for text in (vocabulary.tokens[token].text for token in tokens) if not text.startswith("INTERVAL")]
+
+
+def test_a_cap_keeps_the_codes_of_most_subjects_and_the_first_by_name_of_equals() -> None:
+    rows = [(s, f"LOINC//{code}", None, None) for s, codes in enumerate(["BCD", "BCD", "BA"]) for code in codes]
+    rows += [(s, f"CPT//{code}", None, None) for s in range(3) for code in "12345"]
+    vocabulary = build(frame(rows), max_codes={"LAB": 2})
+    assert [event.concept for event in vocabulary.events if event.kind == "LAB" and event.concept[0] == "L"] == [
+        "LAB//LOINC//B",
+        "LAB//LOINC//C",
+    ]
+    assert sum(event.kind == "PROCEDURE" for event in vocabulary.events) == 6
+    tokenized = tokenize(frame(rows), vocabulary)
+    assert tokenized.row_counts["unknown_code"] == 3
+
+
+def test_a_cap_never_keeps_a_code_without_its_shorter_forms() -> None:
+    codes = ["E11.65", "E11.65", "E11.9", "I10", "E11.65"]
+    vocabulary = build(
+        frame([(s, f"ICD10CM//{c}", None, None) for s, c in enumerate(codes)]), max_codes={"DIAGNOSIS": 3}
+    )
+    kept = {event.concept.split("//")[-1] for event in vocabulary.events if event.kind == "DIAGNOSIS"}
+    assert kept == {"DIAGNOSIS", "E11", "E116", "E1165"}
+
+
+values = st.none() | st.sampled_from([1.0, 2.0, 3.0, 50.0, -7.5])
+codes = st.sampled_from(["LOINC//A", "LOINC//B", "ATC//A10BA02", "ICD10CM//E11.65"])
+words = st.none() | st.sampled_from(["neg", " POS ", "trace", "a  note of someone's own"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), codes, values, words), min_size=1, max_size=40))
+def test_fused_and_split_tokens_spell_the_same_events_and_values(rows) -> None:
+    events = frame(rows)
+    policy = {"max_texts_per_code": 3, "min_subjects_per_code": 1}
+    split, fused = build(events, **policy), build(events, value_encoding="fused", **policy)
+    assert not any(token.kind == "VALUE" for token in fused.tokens)
+    for one, other in zip(tokenize(events, split).records(), tokenize(events, fused).records(), strict=True):
+        said = []
+        for record, vocabulary in ((one, split), (other, fused)):
+            assert grammar.is_valid(record.tokens_T.tolist(), vocabulary)
+            parsed = grammar.parse(record.tokens_T.tolist(), vocabulary)
+            assert not any(event.event == grammar.INVALID for event in parsed)
+            said.append([(vocabulary.events[e.event].concept, e.decile, e.text) for e in parsed])
+        assert said[0] == said[1]
+    for vocabulary in (split, fused):
+        assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
+
+
+def test_a_fused_value_is_one_token_with_its_code() -> None:
+    events = frame([(0, "LOINC//A", float(i), None) for i in range(10)] + [(0, "CPT//1", None, None)])
+    vocabulary = build(events, value_encoding="fused")
+    assert tokens_of(events, vocabulary) == [f"LOINC//A//VALUE//{i}" for i in range(1, 11)] + ["CPT//1"]
+    token = vocabulary.tokens[vocabulary.ids["LOINC//A//VALUE//3"]]
+    assert (token.kind, token.grammar) == ("LAB", "first")
+    # The code alone is never said where training always had a value.
+    assert not grammar.is_valid(
+        [*tokenize(events, vocabulary, end=False).record(0).tokens_T.tolist(), vocabulary.ids["LOINC//A"]], vocabulary
+    )
+
+
+def results(texts, code="LOINC//A"):
+    return [(subject, code, None, text) for subject, text in enumerate(texts)]
+
+
+def test_common_results_in_words_become_values_and_rare_ones_do_not() -> None:
+    rows = results(["neg", "NEG ", "Neg", "pos", "POS", "pos", "Mr Smith"])
+    vocabulary = build(frame(rows), min_subjects_per_code=3, max_texts_per_code=2)
+    event = vocabulary.events[vocabulary.event_of_concept["LAB//LOINC//A"]]
+    assert event.texts == ("NEG", "POS") and event.value == "optional"
+    assert tokens_of(frame(rows[:1]), vocabulary) == ["LOINC//A", "TEXT//NEG"]
+    assert tokens_of(frame(rows[-1:]), vocabulary) == ["LOINC//A"]
+    assert "SMITH" not in vocabulary.to_json().upper()
+
+
+@pytest.mark.parametrize(
+    ("texts", "policy"),
+    [
+        (["A", "A", "B", "B", "C", "C"], {"max_texts_per_code": 2}),
+        (["A", "A", "b", "c", "d"], {"max_texts_per_code": 5}),
+        (["x" * 33] * 5, {"max_texts_per_code": 5}),
+        (["A", "A"], {"max_texts_per_code": 5, "min_subjects_per_code": 3}),
+    ],
+    ids=["too many common ones", "most are rare", "too long", "too few subjects"],
+)
+def test_free_text_never_becomes_a_value(texts, policy) -> None:
+    rows = results(texts) + [(99, "LOINC//A", None, None)] * 3
+    vocabulary = build(frame(rows), **{"min_subjects_per_code": 2, **policy})
+    assert not any(event.texts for event in vocabulary.events) and not vocabulary.texts
+
+
+def test_subjects_are_counted_not_events() -> None:
+    rows = [(0, "LOINC//A", None, "NEG")] * 9 + [(1, "LOINC//A", None, "NEG")]
+    assert not build(frame(rows), min_subjects_per_code=3, max_texts_per_code=5).texts
+
+
+def test_a_number_stands_before_a_text() -> None:
+    rows = [(s, "LOINC//A", float(s), "NEG") for s in range(4)] + [(s, "LOINC//A", None, "NEG") for s in range(4)]
+    vocabulary = build(frame(rows), max_texts_per_code=5)
+    assert [e.value for e in vocabulary.events if e.concept == "LAB//LOINC//A"] == ["always"]
+    assert tokens_of(frame(rows[2:3]), vocabulary) == ["LOINC//A", "VALUE//6"]
+
+
+texts_strategy = st.lists(st.sampled_from([f"T{i}" for i in range(8)]), min_size=1, max_size=30)
+
+
+@given(texts_strategy, st.data())
+def test_counts_of_texts_merge_to_the_same_however_subjects_are_parted(texts, data) -> None:
+    old, text_values.MOST_DISTINCT_TEXTS = text_values.MOST_DISTINCT_TEXTS, 4
+    try:
+        rows = results(texts)
+        part = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
+        whole = statistics.count(to_columns(frame(rows), MAP)).texts
+        parts = [
+            statistics.count(to_columns(frame([row for row, p in zip(rows, part, strict=True) if p == k]), MAP)).texts
+            for k in range(4)
+        ]
+        assert text_values.merge(parts).equals(whole)
+        assert (whole["text"].to_list() == [""]) == (len(set(texts)) > 4)
+    finally:
+        text_values.MOST_DISTINCT_TEXTS = old
+
+
+def test_intervals_of_ones_own() -> None:
+    preset = intervals.custom("5m, 1h,1d,6mt")
+    assert preset.names == ("5m-1h", "1h-1d", "1d-6mt", "6mt+")
+    index, repeats = preset.classify(np.array([10.0, 300.0, 86_400.0, 3 * 182.625 * 86_400]))
+    assert index.tolist() == [-1, 0, 2, 3] and repeats.tolist() == [0, 1, 1, 3]
+    for bounds in ("", "5 minutes", "1h,5m", "0m,5m", "5m,5m"):
+        with pytest.raises(UserError, match=r"config\.interval_bounds"):
+            intervals.custom(bounds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"interval_preset": "comet14"}, "interval_preset"),
+        ({"interval_preset": "custom"}, "interval_bounds"),
+        ({"interval_bounds": "5m"}, "interval_bounds"),
+        ({"value_encoding": "both"}, "value_encoding"),
+        ({"max_codes": {"LAB": -1}}, "max_codes.LAB"),
+        ({"min_subjects_per_code": 0}, "min_subjects_per_code"),
+        ({"max_texts_per_code": 0}, "max_texts_per_code"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_its_key(changes, key) -> None:
+    config = build_config.get_config()
+    config.update(changes)
+    with pytest.raises(UserError, match=rf"config\.{key}"):
+        build_config.check(config)
