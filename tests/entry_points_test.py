@@ -17,6 +17,7 @@ ENTRY_POINTS = (
     "cometjax.evaluate",
     "experiments.demo",
     "experiments.launch",
+    "experiments.scaling.fit",
 )
 
 

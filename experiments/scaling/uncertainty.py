@@ -1,0 +1,118 @@
+"""How far a fit can be trusted: bootstrap intervals, hold-outs, and what it makes of other choices."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import threadpoolctl
+
+from experiments.scaling.frontier import budgets
+from experiments.scaling.points import Points
+from experiments.scaling.surface import DELTA, Surface, fit_huber
+
+PARAMETERS = ("A", "B", "E", "alpha", "beta", "n_exponent")
+DELTAS = (1e-5, 1e-4, 1e-3, 1e-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A percentile interval and the standard error over the bootstrap's replicates."""
+
+    low: float
+    high: float
+    standard_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldOut:
+    """A fit without some runs, judged on them: the mean of |predicted / measured - 1|."""
+
+    held_out: str
+    fitted_runs: int
+    held_out_runs: int
+    error: float
+
+
+def bootstrap(
+    points: Points, fitted: Surface, *, replicates: int, seed: int = 0, delta: float = DELTA, workers: int | None = None
+) -> list[Surface]:
+    """Refit resamples of the runs (with replacement); replicate b is a function of (seed, b) alone.
+
+    Each is searched for from the full fit and from its own best exponents.
+    """
+    workers = min(workers or os.cpu_count() or 1, max(1, replicates // 50))
+    replicate = functools.partial(_replicate, points, fitted, delta, seed)
+    if workers == 1:
+        return replicate(range(replicates))
+    shares = [range(first, replicates, workers) for first in range(workers)]
+    # Spawned: JAX and polars, where they are loaded, hold threads.
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        parts = list(pool.map(replicate, shares))
+    return [parts[b % workers][b // workers] for b in range(replicates)]
+
+
+def _replicate(points: Points, fitted: Surface, delta: float, seed: int, which: Sequence[int]) -> list[Surface]:
+    # The matrices are tiny: BLAS threads would only wait for each other.
+    with threadpoolctl.threadpool_limits(1):
+        return [
+            fit_huber(points.take(np.random.default_rng((seed, b)).integers(0, len(points), len(points))), delta=delta,
+                      near=fitted)
+            for b in which
+        ]  # fmt: skip
+
+
+def intervals(surfaces: Sequence[Surface], confidence: float = 0.95) -> dict[str, Interval]:
+    """Percentile intervals of a surface's parameters and of the exponent a of N* = k C^a."""
+    return {
+        name: _interval(np.array([getattr(surface, name) for surface in surfaces]), confidence) for name in PARAMETERS
+    }
+
+
+def _interval(values: np.ndarray, confidence: float) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = (float(value) for value in np.quantile(values, [tail, 1 - tail]))
+    return Interval(low, high, float(np.std(values, ddof=1)))
+
+
+def hold_out_above(points: Points, c: float, delta: float = DELTA) -> HoldOut | None:
+    """Predict the runs of compute `c` and more from the others; None where either side has too few runs."""
+    return _hold_out(points, points.c_P >= c, f"C >= {c:.3g}", delta)
+
+
+def leave_one_budget_out(points: Points, digits: int, delta: float = DELTA) -> list[HoldOut]:
+    """Predict each budget's runs from all the others'."""
+    results = []
+    for budget, index in budgets(points, digits):
+        held_out = np.zeros(len(points), bool)
+        held_out[index] = True
+        results.append(_hold_out(points, held_out, f"C = {budget:.3g}", delta))
+    return [result for result in results if result is not None]
+
+
+def _hold_out(points: Points, held_out_P: np.ndarray, name: str, delta: float) -> HoldOut | None:
+    fitted, tested = points.take(~held_out_P), points.take(held_out_P)
+    if len(fitted) < len(PARAMETERS) or not len(tested):
+        return None
+    surface = fit_huber(fitted, delta=delta)
+    error = float(np.mean(np.abs(surface.loss(tested.n_P, tested.d_P) / tested.loss_P - 1)))
+    return HoldOut(name, len(fitted), len(tested), error)
+
+
+def by_delta(points: Points) -> dict[str, Surface]:
+    """The fit under other bounds of the Huber loss."""
+    return {f"{delta:g}": fit_huber(points, delta=delta) for delta in DELTAS}
+
+
+def by_dropped(points: Points, most: int, delta: float = DELTA) -> dict[str, Surface]:
+    """The fit without the 0, 1, 2, 4, ... runs of highest loss among those given."""
+    order = np.argsort(points.loss_P, kind="stable")
+    counts = [0, *(2**k for k in range(most.bit_length()) if 2**k <= most)]
+    return {
+        str(count): fit_huber(points.take(np.sort(order[: len(points) - count])), delta=delta)
+        for count in counts
+        if len(points) - count > len(PARAMETERS)
+    }
