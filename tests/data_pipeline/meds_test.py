@@ -1,5 +1,6 @@
 """Reading MEDS: what is accepted, and the one clear line for each mistake."""
 
+import contextlib
 import datetime
 import json
 import pathlib
@@ -7,10 +8,12 @@ import time
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline import meds
 from data_pipeline.errors import UserError
+from data_pipeline.parquet_tables import TIMESTAMP
 
 T0 = datetime.datetime(2020, 1, 1)
 HOUR = datetime.timedelta(hours=1)
@@ -173,7 +176,7 @@ def test_a_truncated_file_is_named(shard, share: float) -> None:
     assert message(meds.read_shard, path).startswith(f"{path}: not a readable parquet file")
 
 
-def test_a_damaged_byte_is_found_or_harmless(shard) -> None:
+def test_a_damaged_byte_is_found_or_harmless_and_no_library_speaks_up(shard, capfd) -> None:
     path = shard(events())
     content = path.read_bytes()
     outcomes = set()
@@ -185,6 +188,33 @@ def test_a_damaged_byte_is_found_or_harmless(shard) -> None:
             assert str(error).startswith(str(path)) and "\n" not in str(error)
             outcomes.add("refused")
     assert outcomes == {True, "refused"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_page_checksums_are_verified(shard, tmp_path) -> None:
+    path = tmp_path / "checked.parquet"
+    # Neither compressed nor coded: without checksums a changed bit of a value would be a value.
+    table = events(numeric_value=pl.Series([None, 0.0, 0.5, None, 1.0], dtype=pl.Float32))
+    pq.write_table(table.to_arrow(), path, write_page_checksum=True, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    place = content.index(np.float32(0.5).tobytes())
+    path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+    assert "not a readable parquet file" in message(meds.read_shard, path)
+
+
+def test_rows_that_a_damaged_length_hides_are_missed(shard) -> None:
+    path = shard(events())
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x02]) + content[position + 1 :])
+        with contextlib.suppress(UserError):
+            assert len(meds.read_shard(path)) == 5
+
+
+def test_milliseconds_that_do_not_fit_are_named(shard) -> None:
+    times = pl.Series([None, 0, 2**62, None, 0]).cast(pl.Datetime("ms"))
+    path = shard(events(time=times))
+    assert message(meds.read_shard, path) == f"{path}, row 2, column time: does not fit in a {TIMESTAMP.name}"
 
 
 def test_a_missing_file_and_a_file_that_is_no_parquet_are_named(tmp_path) -> None:
