@@ -23,7 +23,7 @@ def default_config() -> ml_collections.ConfigDict:
     """The complete, locked configuration of a small model; configuration files change what they need."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initialisation and of the order of the data
-    config.corpus = ""  # folder written by `python -m data_pipeline.build`; or a mixture: FOLDER=WEIGHT,FOLDER=WEIGHT
+    config.corpus = ""  # a build's folder (or gs://, s3:// URL), or a mixture: FOLDER=WEIGHT,FOLDER=WEIGHT
     config.model = _model()
     config.optimizer = _optimizer()
     config.train = _train()

@@ -32,7 +32,7 @@ from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Events, Task
 from data_pipeline import command_line, loader, meds, prompts
 from data_pipeline.errors import UserError
-from data_pipeline.mixture import corpus_folders, open_corpus
+from data_pipeline.mixture import is_there, open_corpus
 from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
@@ -230,7 +230,7 @@ def _losses(work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]
     """The model's tuning loss, and the count models' on the very same targets where the corpus is still there."""
     tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
     losses = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}
-    if not all((pathlib.Path(folder) / "corpus.json").is_file() for folder in corpus_folders(config.corpus)):
+    if not is_there(config.corpus):
         return losses
     corpus = open_corpus(config.corpus)
     settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)

@@ -35,6 +35,7 @@ from data_pipeline import command_line
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
+from data_pipeline.locations import require_local
 from data_pipeline.mixture import Mixture, open_corpus
 from data_pipeline.packing import PackingPlan
 from data_pipeline.row_tokens import RecordSource
@@ -76,6 +77,7 @@ def _train(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, preempted: preemption.Preemption, progress: bool
 ) -> TrainResult:
     configs.validate(config)
+    require_local(workdir, "--workdir")
     if not config.corpus:
         raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
     corpus = open_corpus(config.corpus)

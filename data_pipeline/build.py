@@ -20,6 +20,7 @@ from data_pipeline import build_config, build_folder, build_job, code_maps, comm
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_run import BuildRun
 from data_pipeline.errors import UserError
+from data_pipeline.locations import require_local
 from data_pipeline.split_table import SplitTable
 
 
@@ -84,6 +85,7 @@ def main() -> None:
     """Build as the flags say."""
     values = flags.FLAGS
     start = time.perf_counter()
+    require_local(values.out, "--out")
     out = pathlib.Path(values.out)
     try:
         built = build_corpus(pathlib.Path(values.meds), out, values.config, workers=values.workers)

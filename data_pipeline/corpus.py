@@ -21,6 +21,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from data_pipeline.errors import UserError
+from data_pipeline.locations import require_local
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 
 FORMAT_VERSION = 1
@@ -167,6 +168,7 @@ class Corpus:
     @classmethod
     def open(cls, root: str | pathlib.Path) -> "Corpus":
         """Open a corpus folder; raises UserError when it is none, is unfinished, or has another format version."""
+        require_local(root, "corpus")
         root = pathlib.Path(root)
         path = root / MANIFEST
         if not path.is_file():

@@ -19,6 +19,7 @@ import polars as pl
 
 from data_pipeline import parquet_tables
 from data_pipeline.errors import UserError
+from data_pipeline.locations import require_local
 from data_pipeline.parquet_tables import BOOLEAN, FLOAT32, FLOAT64, INTEGER, TEXT, TIMESTAMP, Column
 
 SPLITS = ("train", "tuning", "held_out")
@@ -71,6 +72,7 @@ class MedsDataset:
 
 def open_dataset(root: str | pathlib.Path) -> MedsDataset:
     """Find a data set's files and check its metadata; raises UserError when it is not MEDS, or has no events."""
+    require_local(root, "data set")
     root = pathlib.Path(root)
     if not root.is_dir():
         raise UserError("no such folder", where=str(root))

@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.corpus import Corpus, SplitReader, SubjectRecord
+from data_pipeline import remote
+from data_pipeline.corpus import MANIFEST, Corpus, SplitReader, SubjectRecord
 from data_pipeline.errors import UserError
+from data_pipeline.locations import is_remote
 from data_pipeline.packing import PackingPlan, RowPlan
 from data_pipeline.vocabulary import Vocabulary
 
@@ -199,24 +201,25 @@ class Mixture:
         return MixedSplit(name, [corpus.split(name) for corpus in self.corpora], self.schedule)
 
 
-def corpus_folders(names: str) -> list[str]:
-    """The folders that `open_corpus(names)` would open."""
-    return [name for name, _ in _parse(names)]
+def is_there(names: str) -> bool:
+    """Whether every folder that `open_corpus(names)` would open still holds a corpus; URLs are taken to."""
+    return all(is_remote(name) or (pathlib.Path(name) / MANIFEST).is_file() for name, _ in _parse(names))
 
 
 def open_corpus(names: str) -> Corpus | Mixture:
     """Open a corpus folder, or a mixture `FOLDER=WEIGHT,FOLDER=WEIGHT,...`.
 
-    A folder whose own name has a comma is opened as one corpus.
+    A URL of an object store does for a folder: it is fetched first (`data_pipeline.remote`). A folder whose own name
+    has a comma is opened as one corpus.
 
     Raises:
         UserError: as `Corpus.open` does; a part without a weight, a corpus named twice, vocabularies that differ.
     """
     parts = _parse(names)
     if len(parts) == 1:
-        return Corpus.open(parts[0][0])
+        return _open(parts[0][0])
     # Sorted by what they are, so that a mixture does not depend on the order in which it was written.
-    opened = sorted(((Corpus.open(name), weight) for name, weight in parts), key=lambda part: part[0].fingerprint)
+    opened = sorted(((_open(name), weight) for name, weight in parts), key=lambda part: part[0].fingerprint)
     for (one, _), (other, _) in itertools.pairwise(opened):
         where = f"{one.root} and {other.root}"
         if one.fingerprint == other.fingerprint:
@@ -229,6 +232,10 @@ def open_corpus(names: str) -> Corpus | Mixture:
                 fix="build one with the other's vocabulary to mix them",
             )
     return Mixture(tuple(corpus for corpus, _ in opened), Schedule.of([weight for _, weight in opened]))
+
+
+def _open(name: str) -> Corpus:
+    return Corpus.open(remote.local_copy(name) if is_remote(name) else name)
 
 
 def _parse(names: str) -> list[tuple[str, fractions.Fraction]]:
