@@ -11,6 +11,7 @@ import ml_collections
 
 from cometjax.attention import IMPLEMENTATIONS
 from cometjax.model import REMAT_POLICIES
+from cometjax.parameterization import PARAMETERIZATIONS
 from data_pipeline.errors import UserError
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -50,6 +51,8 @@ def _model() -> ml_collections.ConfigDict:
     model.attention = "reference"  # by name in cometjax/attention.py: "reference" (any device), "splash" (TPU)
     model.scan_layers = True  # loop over one compiled layer; False unrolls: compiles longer, a bit faster on CPU
     model.remat = "none"  # recomputation in the backward pass, per layer: "none", "dots" or "full"
+    model.parameterization = "standard"  # or "mup": learning rates carry over from width to width (parameterization.py)
+    model.mup_base_width = 256  # the width at which "mup" equals "standard"; a learning rate holds for one base width
     return model
 
 
@@ -139,11 +142,13 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
     model = config.model
     _at_least(config, 0, "seed", "model.vocab_size")
     _at_least(config, 1, *(f"model.{key}" for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width")))
+    _at_least(config, 1, "model.mup_base_width")
     _above(config, 0, "model.rope_theta", "model.norm_eps")
     _one_of(config, "model.compute_dtype", COMPUTE_DTYPES)
     _one_of(config, "model.param_dtype", PARAM_DTYPES)
     _one_of(config, "model.attention", tuple(IMPLEMENTATIONS))
     _one_of(config, "model.remat", tuple(REMAT_POLICIES))
+    _one_of(config, "model.parameterization", PARAMETERIZATIONS)
     if model.heads % model.kv_heads:
         _refuse(config, "model.kv_heads", f"use a divisor of config.model.heads ({model.heads})")
     if model.head_dim % 2:

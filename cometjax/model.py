@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cometjax import attention
+from cometjax import attention, parameterization
 from data_pipeline.errors import UserError
 
-INIT_STDDEV = 0.02  # as transformers' Qwen2Config.initializer_range: all matrices and the embedding alike
+# As transformers' Qwen2Config.initializer_range: all matrices and the embedding alike (under "mup" the layers' matrices
+# and the final norm start by `cometjax.parameterization`).
+INIT_STDDEV = 0.02
 
 # What a layer's forward pass keeps for its backward pass. "none": everything (no recomputation). "dots": results of
 # matmuls with weights, the rest is recomputed. "full": nothing but the layer's input.
@@ -69,6 +71,8 @@ class ModelConfig:
     attention: str = "reference"
     scan_layers: bool = True
     remat: str = "none"
+    parameterization: str = "standard"
+    mup_base_width: int = 256
 
     @classmethod
     def from_config(cls, model: Any, vocab_size: int = 0) -> "ModelConfig":
@@ -101,13 +105,17 @@ def num_parameters(config: ModelConfig) -> int:
 
 
 class DecoderLayers(nnx.Module):
-    """The parameters of all layers, stacked along axis N. Matrices are normal(0, 0.02), biases zero, norms one."""
+    """The parameters of all layers, stacked along axis N. Matrices are normal(0, 0.02), biases zero, norms one.
+
+    (In the standard parameterization; `cometjax.parameterization` has the other.)
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         sizes = _sizes(config)
 
-        def matrix(axes: str) -> nnx.Param:
-            return _parameter(nnx.initializers.normal(INIT_STDDEV), axes, sizes, config, rngs)
+        def matrix(name: str, axes: str) -> nnx.Param:
+            stddev = INIT_STDDEV * parameterization.initial_scale(f"layers/{name}", config)
+            return _parameter(nnx.initializers.normal(stddev), axes, sizes, config, rngs)
 
         def zeros(axes: str) -> nnx.Param:
             return _parameter(nnx.initializers.zeros, axes, sizes, config, rngs)
@@ -116,18 +124,18 @@ class DecoderLayers(nnx.Module):
             return _parameter(nnx.initializers.ones, axes, sizes, config, rngs)
 
         self.attention_norm = ones("ND")
-        self.query = matrix("NDHC")
-        self.key = matrix("NDKC")
-        self.value = matrix("NDKC")
+        self.query = matrix("query", "NDHC")
+        self.key = matrix("key", "NDKC")
+        self.value = matrix("value", "NDKC")
         if config.qkv_bias:
             self.query_bias = zeros("NHC")
             self.key_bias = zeros("NKC")
             self.value_bias = zeros("NKC")
-        self.attention_out = matrix("NHCD")
+        self.attention_out = matrix("attention_out", "NHCD")
         self.mlp_norm = ones("ND")
-        self.mlp_gate = matrix("NDF")
-        self.mlp_up = matrix("NDF")
-        self.mlp_down = matrix("NFD")
+        self.mlp_gate = matrix("mlp_gate", "NDF")
+        self.mlp_up = matrix("mlp_up", "NDF")
+        self.mlp_down = matrix("mlp_down", "NFD")
 
 
 class Decoder(nnx.Module):
@@ -139,7 +147,8 @@ class Decoder(nnx.Module):
         normal = nnx.initializers.normal(INIT_STDDEV)
         self.embedding = _parameter(normal, "VD", sizes, config, rngs)
         self.layers = DecoderLayers(config, rngs=rngs)
-        self.final_norm = _parameter(nnx.initializers.ones, "D", sizes, config, rngs)
+        scale = nnx.initializers.constant(parameterization.initial_scale("final_norm", config))
+        self.final_norm = _parameter(scale, "D", sizes, config, rngs)
         if not config.tied_embeddings:
             self.lm_head = _parameter(normal, "VD", sizes, config, rngs)
 

@@ -1,4 +1,7 @@
-"""AdamW with warm-up and cosine decay, global-norm clipping, and decay kept off norms, biases and embeddings."""
+"""AdamW with warm-up and cosine decay, global-norm clipping, and decay kept off norms, biases and embeddings.
+
+Learning rates of single parameters follow the width by `cometjax.parameterization`.
+"""
 
 import re
 from typing import Any
@@ -7,6 +10,7 @@ import jax
 import ml_collections
 import optax
 
+from cometjax import parameterization
 from data_pipeline.errors import UserError
 
 # Embeddings are left out too: a rare code's row gets a gradient in few steps but would shrink in every one
@@ -59,5 +63,14 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
         optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps),
+        optax.stateless(lambda directions, _: _scaled(directions, config.model)),
+        # After the scaling: the decay is the schedule's rate times weight_decay, whatever the parameter's own rate.
         optax.add_decayed_weights(optimizer.weight_decay, mask=decayed),
+    )
+
+
+def _scaled(directions: Any, model: ml_collections.ConfigDict) -> Any:
+    """Each parameter's direction times its learning rate over the schedule's."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, d: d * parameterization.learning_rate_scale(path_name(path), model), directions
     )
