@@ -185,8 +185,7 @@ def _as_os_error(error: RuntimeError) -> OSError:
 
 def _count_kinds(tokens_T: np.ndarray, vocabulary: Vocabulary) -> list[int]:
     tokens_V = np.bincount(tokens_T, minlength=len(vocabulary))
-    kinds_V = np.array([KINDS.index(token.kind) for token in vocabulary.tokens])
-    return np.bincount(kinds_V, tokens_V, minlength=len(KINDS)).astype(np.int64).tolist()
+    return np.bincount(vocabulary.kind_V, tokens_V, minlength=len(KINDS)).astype(np.int64).tolist()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,6 +152,20 @@ class Concept:
     parts: tuple[str, ...]
     rule: int
 
+    @functools.cached_property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells concepts apart in counts: name, kind, role, and the parts as lines."""
+        return self.name, self.kind, self.role, "\n".join(self.parts)
+
+    @functools.cached_property
+    def forms(self) -> tuple["Concept", ...]:
+        """The concept, then its ever shorter codes: DIAGNOSIS//ICD10CM//E1165, ...E116, ...E11."""
+        if len(self.parts) == 1:
+            return (self,)
+        last = self.parts[-1].split("//", 2)[2]
+        shorter = dataclasses.replace(self, name=self.name[: -len(last)], parts=self.parts[:-1])
+        return (self, *shorter.forms)
+
 
 @dataclasses.dataclass(frozen=True)
 class CodeMap:

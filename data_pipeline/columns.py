@@ -1,7 +1,6 @@
 """MEDS events as numpy columns: the one form that counting and tokenizing both start from."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from data_pipeline.code_maps import ROLES, CodeMap, Concept
 NO_TIME = np.iinfo(np.int64).min
 # Roles of codes that say who the subject is, rather than what happened.
 SEX, RACE, BIRTH, DROP = "sex", "race", "birth", "drop"
+_ROLE_NUMBERS = {role: number for number, role in enumerate(ROLES)}
 ROLES_WITHOUT_EVENT = (SEX, RACE, BIRTH, DROP)
 
 
@@ -28,6 +28,7 @@ class Columns:
         value_E: float32, NaN where there is none.
         codes: the distinct MEDS codes, sorted; some may have no row.
         concepts: what each of them means.
+        role_C: their roles, as indices into code_maps.ROLES.
         text_E: index into texts, -1 where the row has a number or no text; None if texts were not read.
         texts: the distinct short texts, normalised and sorted.
     """
@@ -39,6 +40,7 @@ class Columns:
     value_E: np.ndarray
     codes: Sequence[str]
     concepts: Sequence[Concept]
+    role_C: np.ndarray
     text_E: np.ndarray | None = None
     texts: Sequence[str] = ()
 
@@ -47,7 +49,7 @@ class Columns:
 
     def has_role(self, *roles: str) -> np.ndarray:
         """bool [E]: is the row's code one of these roles?"""
-        return np.isin(self._role_C, [ROLES.index(role) for role in roles])[self.code_E]
+        return np.isin(self.role_C, [ROLES.index(role) for role in roles])[self.code_E]
 
     def makes_event(self) -> np.ndarray:
         """bool [E]: does the row stand in the timeline (it has a time and is no birth, sex, race or dropped code)?"""
@@ -76,10 +78,6 @@ class Columns:
             text_E=None if self.text_E is None else self.text_E[chosen_E],
         )
 
-    @functools.cached_property
-    def _role_C(self) -> np.ndarray:
-        return per_code([ROLES.index(concept.role) for concept in self.concepts], np.int8)
-
 
 def to_columns(events: pl.DataFrame, code_map: CodeMap) -> Columns:
     """Split validated events (meds.read_shard) into columns; the map is asked once per distinct code.
@@ -89,6 +87,7 @@ def to_columns(events: pl.DataFrame, code_map: CodeMap) -> Columns:
     subjects = events["subject_id"].to_numpy()
     starts = np.flatnonzero(changes(subjects))
     codes, code_E = _number_codes(events["code"])
+    concepts = code_map.map_codes(codes)
     texts, text_E = _number_texts(events) if "text_value" in events.columns else ([], None)
     return Columns(
         subject_ids_S=subjects[starts],
@@ -97,7 +96,8 @@ def to_columns(events: pl.DataFrame, code_map: CodeMap) -> Columns:
         code_E=code_E,
         value_E=events["numeric_value"].cast(pl.Float32).fill_null(np.nan).to_numpy(),
         codes=codes,
-        concepts=code_map.map_codes(codes),
+        concepts=concepts,
+        role_C=per_code([_ROLE_NUMBERS[concept.role] for concept in concepts], np.int8),
         text_E=text_E,
         texts=texts,
     )
@@ -113,17 +113,6 @@ def changes(values: np.ndarray) -> np.ndarray:
 def per_code(values: Sequence[object], dtype: type) -> np.ndarray:
     """A lookup table with one entry per code, of the right type even when there is no code at all."""
     return np.array(values, dtype).reshape(len(values))
-
-
-@functools.cache
-def ancestors(concept: Concept) -> tuple[Concept, ...]:
-    """The concept, then its ever shorter codes: DIAGNOSIS//ICD10CM//E1165, ...E116, ...E11."""
-    chain = [concept]
-    while len(chain[-1].parts) > 1:
-        longer = chain[-1]
-        last = longer.parts[-1].split("//", 2)[2]
-        chain.append(dataclasses.replace(longer, name=longer.name[: -len(last)], parts=longer.parts[:-1]))
-    return tuple(chain)
 
 
 def _number_codes(code_E: pl.Series) -> tuple[list[str], np.ndarray]:

@@ -101,9 +101,11 @@ def first_time(columns: Columns, role: str) -> np.ndarray:
 def _static_tokens(columns: Columns, role: str, vocabulary: Vocabulary) -> np.ndarray:
     """[S] sex or race token: of several different ones the first by code, so that row order does not matter."""
     unknown = vocabulary.ids[f"{role.upper()}//UNKNOWN"]
-    token_C = np.array([vocabulary.ids.get(concept.parts[0], unknown) for concept in columns.concepts], np.int64)
     rows = np.flatnonzero(columns.has_role(role))
     rows = rows[np.argsort(-columns.code_E[rows].astype(np.int64), kind="stable")]
+    # Few codes say who a subject is: only theirs are looked up.
+    codes, code_r = np.unique(columns.code_E[rows], return_inverse=True)
+    tokens = [vocabulary.ids.get(columns.concepts[code].parts[0], unknown) for code in codes.tolist()]
     tokens_S = np.full(len(columns.subject_ids_S), unknown, np.int64)
-    tokens_S[columns.subject_E[rows]] = token_C[columns.code_E[rows]]
+    tokens_S[columns.subject_E[rows]] = np.array(tokens, np.int64)[code_r]
     return tokens_S

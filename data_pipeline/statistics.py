@@ -1,7 +1,6 @@
 """What the vocabulary is made from: exact, mergeable counts over the training subjects of each MEDS shard."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ import polars as pl
 
 from data_pipeline import static_prefix, text_values
 from data_pipeline.code_maps import Concept
-from data_pipeline.columns import RACE, SEX, Columns, ancestors, changes
+from data_pipeline.columns import RACE, SEX, Columns, changes
 
 CONCEPT_KEYS = ("concept", "kind", "role", "parts")
 
@@ -77,23 +76,17 @@ class _Forms:
 
     @classmethod
     def of(cls, concepts: Sequence[Concept]) -> "_Forms":
-        chains = [ancestors(concept) for concept in concepts]
-        by_key = {_key(form): form for chain in chains for form in chain}
+        keys_C = [[form.key for form in concept.forms] for concept in concepts]
+        by_key = {form.key: form for concept in concepts for form in concept.forms}
         keys = sorted(by_key)
         number = {key: index for index, key in enumerate(keys)}
-        form_Cx3 = np.full((len(concepts), 3), -1)
-        for code, chain in enumerate(chains):
-            form_Cx3[code, : len(chain)] = [number[_key(form)] for form in chain]
+        numbers = [[*(number[key] for key in own), -1, -1][:3] for own in keys_C]
+        form_Cx3 = np.array(numbers, np.int64).reshape(-1, 3)
         return cls([by_key[key] for key in keys], form_Cx3[:, 0], form_Cx3)
 
     def names(self, indices: np.ndarray) -> pl.Series:
         """The names of some forms."""
         return pl.Series([form.name for form in self.concepts], dtype=pl.String).gather(indices)
-
-
-@functools.cache
-def _key(form: Concept) -> tuple[str, str, str, str]:
-    return form.name, form.kind, form.role, "\n".join(form.parts)
 
 
 def _count_concepts(subject_n: np.ndarray, code_n: np.ndarray, forms: _Forms) -> pl.DataFrame:
@@ -109,7 +102,7 @@ def _count_concepts(subject_n: np.ndarray, code_n: np.ndarray, forms: _Forms) ->
     events_F = np.zeros(num_forms, np.int64)
     np.add.at(events_F, forms.form_Cx3[has_form], np.repeat(events_C, has_form.sum(axis=1)))
     seen = np.flatnonzero(events_F).tolist()
-    keys = [_key(forms.concepts[form]) for form in seen]
+    keys = [forms.concepts[form].key for form in seen]
     columns = {name: pl.Series(name, [key[i] for key in keys], pl.String) for i, name in enumerate(CONCEPT_KEYS)}
     return pl.DataFrame(
         [*columns.values(), pl.Series("subjects", subjects_F[seen]), pl.Series("events", events_F[seen])]

@@ -14,13 +14,14 @@ import polars as pl
 
 from data_pipeline import static_prefix
 from data_pipeline.code_maps import Concept
-from data_pipeline.columns import BIRTH, DROP, NO_TIME, RACE, SEX, Columns, ancestors, changes, per_code, to_columns
+from data_pipeline.columns import BIRTH, DROP, NO_TIME, RACE, SEX, Columns, changes, per_code, to_columns
 from data_pipeline.corpus import SubjectRecord
 from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, TIMELINE_END, Vocabulary
 
 _US_PER_SECOND = 1_000_000
 # What becomes of a row that makes an event, in the order in which `CodeTable.fate_L` numbers it.
 _EVENT_FATES = ("kept", "shortened_code", "unknown_code", "missing_value")
+_RANKS = {kind: rank for rank, kind in enumerate(KINDS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +108,16 @@ def tokenize_columns(
 
 def instant_rank(concept: Concept) -> int:
     """Rank of a concept's kind within one instant: an encounter's start before all it holds, its end after."""
-    return KINDS.index("VALUE") if concept.role == "end" else KINDS.index(concept.kind)
+    return _RANKS["VALUE" if concept.role == "end" else concept.kind]
 
 
 def find_event(concept: Concept, vocabulary: Vocabulary) -> int:
     """Vocabulary event of a concept: itself, else a shorter code, else UNKNOWN//<kind>; -1 if it makes no event."""
     if concept.role in (SEX, RACE, BIRTH, DROP):
         return -1
-    for ancestor in ancestors(concept):
-        if ancestor.name in vocabulary.event_of_concept:
-            return vocabulary.event_of_concept[ancestor.name]
+    for form in concept.forms:
+        if form.name in vocabulary.event_of_concept:
+            return vocabulary.event_of_concept[form.name]
     return vocabulary.unknown_event(concept.kind)
 
 
@@ -138,8 +139,9 @@ class CodeTable:
     def build(cls, concepts: Sequence[Concept], vocabulary: Vocabulary) -> "CodeTable":
         """The table of a shard's codes, whose concepts these are."""
         spelling = vocabulary.spelling
-        order = {key: place for place, key in enumerate(sorted({_order(concept) for concept in concepts}))}
-        place_C = per_code([order[_order(concept)] for concept in concepts], np.int64)
+        keys = [(instant_rank(concept), concept.name) for concept in concepts]
+        order = {key: place for place, key in enumerate(sorted(set(keys)))}
+        place_C = per_code([order[key] for key in keys], np.int64)
         event_C = per_code([find_event(concept, vocabulary) for concept in concepts], np.int64)
         whole_C = per_code([concept.name in vocabulary.event_of_concept for concept in concepts], bool)
         # Codes of one concept agree on all of this, so whichever writes last is right; those without event have no row.
@@ -157,10 +159,6 @@ class CodeTable:
         fate_P = np.select([is_unknown_P, ~whole_P], [2, 1], 0)
         fate_PxW = np.where(lacks_PxW, 3, fate_P[:, None])
         return cls(event_C, place_C, row_PxW.ravel(), spelling.length_R[row_PxW.ravel()], fate_PxW.ravel())
-
-
-def _order(concept: Concept) -> tuple[int, str]:
-    return instant_rank(concept), concept.name
 
 
 @dataclasses.dataclass(frozen=True)

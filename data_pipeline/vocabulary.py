@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from data_pipeline import code_maps, intervals, spelling
 from data_pipeline.errors import UserError
 
@@ -131,6 +133,12 @@ class Vocabulary:
         return {token.text: index for index, token in enumerate(self.tokens)}
 
     @functools.cached_property
+    def kind_V(self) -> np.ndarray:
+        """The kind of each token, as its place in KINDS."""
+        place = {kind: index for index, kind in enumerate(KINDS)}
+        return np.array([place[token.kind] for token in self.tokens])
+
+    @functools.cached_property
     def event_of_concept(self) -> Mapping[str, int]:
         """Concept → index into `events`."""
         return {event.concept: index for index, event in enumerate(self.events)}
@@ -211,14 +219,18 @@ class Vocabulary:
 
     def to_json(self) -> str:
         """The canonical JSON text: keys sorted, one line per token and event."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
         lines = [
             f'"format_version": {FORMAT_VERSION}',
             f'"code_map": {_dump(self.code_map.to_dict())}',
             f'"interval_preset": {_dump(dataclasses.asdict(self.interval_preset))}',
             f'"interval_seconds": {_dump(self.interval_seconds)}',
             f'"value_encoding": {_dump(self.value_encoding)}',
-            '"tokens": [\n' + ",\n".join(_dump(dataclasses.asdict(token)) for token in self.tokens) + "\n]",
-            '"events": [\n' + ",\n".join(_dump(dataclasses.asdict(event)) for event in self.events) + "\n]",
+            '"tokens": [\n' + ",\n".join(_dump(vars(token)) for token in self.tokens) + "\n]",
+            '"events": [\n' + ",\n".join(_dump(vars(event)) for event in self.events) + "\n]",
         ]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 

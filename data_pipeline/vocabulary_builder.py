@@ -76,7 +76,7 @@ def build_vocabulary(
                 role=row["role"],
                 tokens=tuple(ids[text] for text in row["parts"]),
                 description=descriptions.get(concept, ""),
-                **dataclasses.asdict(values.get(concept, _Values())),
+                **vars(values.get(concept, _NO_VALUES)),
             )
         )
     means = _preset_means(policy.preset)
@@ -129,7 +129,7 @@ def _value_tokens(kept: pl.DataFrame, values: Mapping[str, "_Values"], policy: V
     if policy.value_encoding == "split":
         for decile in range(1, DECILES + 1):
             yield Token(f"VALUE//{decile}", "VALUE", "value")
-        for text in sorted({text for concept in kept["concept"] for text in values.get(concept, _Values()).texts}):
+        for text in sorted({text for concept in kept["concept"] for text in values.get(concept, _NO_VALUES).texts}):
             yield Token(f"TEXT//{text}", "VALUE", "value")
     yield Token(DEATH, DEATH, "first", "Death")
     for kind in EVENT_KINDS:
@@ -154,7 +154,7 @@ def _event_tokens(
                 ),
             )
         if policy.value_encoding == "fused":
-            for value in values.get(row["concept"], _Values()).names():
+            for value in values.get(row["concept"], _NO_VALUES).names():
                 _add_token(
                     tokens, Token(fused_text(texts[-1], value), row["kind"], "part" if len(texts) > 1 else "first")
                 )
@@ -186,6 +186,9 @@ class _Values:
         """The texts of their value tokens."""
         deciles = [f"VALUE//{decile}" for decile in range(1, DECILES + 1)] if self.edges else []
         return deciles + [f"TEXT//{text}" for text in self.texts]
+
+
+_NO_VALUES = _Values()
 
 
 def _choose_values(statistics: Statistics, policy: VocabularyPolicy) -> dict[str, _Values]:
