@@ -1,18 +1,19 @@
 """A corpus's manifest, and the arrays beside its shards: made from the pieces, once all are written."""
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
-import polars as pl
 
-from data_pipeline import corpus, meds, pieces, statistics
+from data_pipeline import corpus, coverage, meds, pieces, statistics
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_shards import TokenizedSplit
 from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, Vocabulary
+
+# Beside a split's shards, each with one entry a record.
+_ARRAYS = {"lengths": np.uint32, "subject_ids": np.int64}
 
 
 def read_splits(paths: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, TokenizedSplit]]:
@@ -35,7 +36,7 @@ def write_manifest(
         name: _finish_split(folder, name, [(path, split) for path, split in written if split.split == name])
         for name in names
     }
-    rules = totals.rules.group_by("rule").agg(pl.col("events").sum()).sort("rule")
+    files = [corpus.VOCABULARY, *(f"{name}/{array}.npy" for name in names for array in _ARRAYS)]
     manifest = {
         "format_version": corpus.FORMAT_VERSION,
         "fingerprint": corpus.fingerprint(vocabulary.fingerprint, splits),
@@ -50,11 +51,13 @@ def write_manifest(
             "notes": list(dataset.notes),
         },
         "config": config.to_dict(),
-        "training_events_by_rule": {str(rule): events for rule, events in rules.iter_rows()},
+        "training_coverage": coverage.coverage(totals, vocabulary, config.min_subjects_per_code),
+        # Those of the shards stand with them.
+        "files": [{"file": file, "sha256": corpus.file_sha256(folder.corpus / file)} for file in files],
         "splits": splits,
     }
     temporary = folder.temporary()
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    temporary.write_bytes(corpus.encode_manifest(manifest))
     pieces.install(temporary, folder.corpus / corpus.MANIFEST)
 
 
@@ -71,7 +74,7 @@ def _finish_split(
 ) -> dict[str, Any]:
     splits = [split for _, split in written]
     records = sum(split.records for split in splits)
-    for array, dtype in (("lengths", np.uint32), ("subject_ids", np.int64)):
+    for array, dtype in _ARRAYS.items():
         parts = (pieces.read(path, [f"{name}.{array}"])[f"{name}.{array}"] for path, _ in written)
         _write_array(folder, folder.corpus / name / f"{array}.npy", np.dtype(dtype), records, parts)
     by_kind = np.sum([split.tokens_by_kind for split in splits], axis=0)

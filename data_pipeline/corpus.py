@@ -1,7 +1,8 @@
 """A corpus on disk: one ArrayRecord record per subject, a vocabulary, and a manifest that is written last.
 
 corpus/
-  corpus.json                     format version, fingerprint, source, config, counts per split and kind, shards
+  corpus.json                     its own checksum, format version, fingerprint, source, config, counts per split and
+                                  kind, code-map coverage, every other file with its checksum
   vocabulary.json                 see data_pipeline.vocabulary
   <split>/NNNNN.array_record      group size 1, so that a record is one random read
   <split>/lengths.npy             uint32, tokens of each record, records numbered through the shards in order
@@ -13,6 +14,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,9 +26,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.locations import require_local
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "corpus.json"
 VOCABULARY = "vocabulary.json"
+# How a manifest begins: the SHA-256 of all that follows.
+_CHECKSUM = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
 # subject id, tokens, static prefixes
 _HEADER = struct.Struct("<qII")
 
@@ -178,7 +182,8 @@ class Corpus:
                 fix="build one with python -m data_pipeline.build",
             )
         try:
-            manifest = json.loads(path.read_text())
+            content = path.read_bytes()
+            manifest = json.loads(content)
             version = manifest["format_version"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError("not a readable manifest", where=str(path), fix="rebuild the corpus") from error
@@ -188,6 +193,9 @@ class Corpus:
                 where=str(path),
                 fix="rebuild the corpus",
             )
+        head = _CHECKSUM.match(content)
+        if head is None or hashlib.sha256(content[head.end() :]).hexdigest() != head[1].decode():
+            raise UserError("damaged: not what its checksum says", where=str(path), fix="rebuild the corpus")
         return cls(root, manifest)
 
     @property
@@ -214,6 +222,12 @@ class Corpus:
         if name not in splits:
             raise UserError(f"no split {name!r}", where=str(self.root / MANIFEST), fix=f"it has {', '.join(splits)}")
         return SplitReader(self.root, name, splits[name]["shards"])
+
+
+def encode_manifest(content: Mapping[str, Any]) -> bytes:
+    """corpus.json's bytes; the checksum before all the rest covers every one of them."""
+    rest = json.dumps(content, indent=1).removeprefix("{\n").encode() + b"\n"
+    return b'{\n "sha256": "%s",\n%s' % (hashlib.sha256(rest).hexdigest().encode(), rest)
 
 
 def fingerprint(vocabulary_fingerprint: str, splits: Mapping[str, Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from data_pipeline import build_config, grammar
 from data_pipeline.build import build_corpus
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
-from data_pipeline.show import overview
+from data_pipeline.show_tables import overview
 
 DAY = datetime.datetime(2020, 1, 1)
 
