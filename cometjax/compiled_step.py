@@ -55,7 +55,12 @@ def make_compiled_steps(
         init=jax.jit(init, out_shardings=state),
         train=jax.jit(
             make_train_step(
-                model, tables, optimizer, learning_rate_schedule(config), spike_threshold=config.train.spike_threshold
+                model,
+                tables,
+                optimizer,
+                learning_rate_schedule(config),
+                spike_threshold=config.train.spike_threshold,
+                microbatches=config.train.microbatches,
             ),
             in_shardings=(state, batch),
             out_shardings=(state, replicated),

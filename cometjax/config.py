@@ -74,6 +74,7 @@ def _train() -> ml_collections.ConfigDict:
     train = ml_collections.ConfigDict()
     train.steps = 1000
     train.batch_rows = 16  # global, over all hosts
+    train.microbatches = 1  # parts in which a step computes its batch, one after another: less memory, same result
     train.row_length = 1024  # tokens in a packed row
     train.log_every = 10  # steps between lines of training metrics
     train.eval_every = 250  # steps between evaluations on the tuning split
@@ -98,6 +99,7 @@ def _loader() -> ml_collections.ConfigDict:
 
 def _mesh() -> ml_collections.ConfigDict:
     mesh = ml_collections.ConfigDict()  # devices along each axis; at most one may be -1 = what remains
+    mesh.slices = 1  # TPU slices (or GPU nodes) that `data` spans; the other axes stay within one
     mesh.data = 1  # replicas, across slices
     mesh.fsdp = -1  # parameters and batch sharded
     mesh.tensor = 1  # heads, mlp and vocabulary sharded
@@ -169,7 +171,15 @@ def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_train(config: ml_collections.ConfigDict) -> None:
-    positive = ("steps", "batch_rows", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+    positive = (
+        "steps",
+        "batch_rows",
+        "microbatches",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    )
     _at_least(config, 1, *(f"train.{key}" for key in positive), "train.max_skipped_steps", "loader.prefetch")
     _at_least(
         config,
@@ -182,6 +192,7 @@ def _validate_train(config: ml_collections.ConfigDict) -> None:
     )
     _one_of(config, "train.on_checkpoint_error", ON_CHECKPOINT_ERROR)
     _at_least(config, 8, "train.row_length")  # the static prefix and something after it
+    _at_least(config, 1, "mesh.slices")
     for axis in ("data", "fsdp", "tensor"):
         if config.mesh[axis] != -1 and config.mesh[axis] < 1:
             _refuse(config, f"mesh.{axis}", "use a number of devices, or -1 for what remains")

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cometjax import attention, parameterization
+from cometjax.sharding import constrain
 from data_pipeline.errors import UserError
 
 # As transformers' Qwen2Config.initializer_range: all matrices and the embedding alike (under "mup" the layers' matrices
@@ -172,7 +173,7 @@ class Decoder(nnx.Module):
         layer's cache is copied to stack it: a third of the time of a scanned decoding step on CPU.
         """
         rotation_BxLxC = _rotation(positions_BxL, self.config)
-        x_BxLxD = self.embedding[tokens_BxL].astype(self.config.compute_dtype)
+        x_BxLxD = constrain(self.embedding[tokens_BxL].astype(self.config.compute_dtype), "BLD")
 
         def layer(x_BxLxD: jax.Array, weights_and_cache: tuple[LayerWeights, Any]) -> tuple[jax.Array, Any]:
             weights, cache = weights_and_cache
@@ -193,7 +194,8 @@ class Decoder(nnx.Module):
         """float32 logits [..., V] of hidden states [..., D]."""
         head_VxD = self.embedding[...] if self.config.tied_embeddings else self.lm_head[...]
         head_VxD = head_VxD.astype(self.config.compute_dtype)
-        return jnp.einsum("...d,vd->...v", x, head_VxD, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", x, head_VxD, preferred_element_type=jnp.float32)
+        return constrain(logits, "BLV") if logits.ndim == 3 else logits
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
@@ -248,14 +250,16 @@ def _layer(
         k_BxLxKxC += weights["key_bias"]
         v_BxLxKxC += weights["value_bias"]
     q_BxLxHxC, k_BxLxKxC = _rotate(q_BxLxHxC, rotation_BxLxC), _rotate(k_BxLxKxC, rotation_BxLxC)
+    q_BxLxHxC = constrain(q_BxLxHxC, "BLHC")
+    k_BxLxKxC, v_BxLxKxC = constrain(k_BxLxKxC, "BLKC"), constrain(v_BxLxKxC, "BLKC")
     out_BxLxHxC, cache = attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, cache)
-    x_BxLxD += _project(out_BxLxHxC, weights["attention_out"], inputs=2)
+    x_BxLxD = constrain(x_BxLxD + _project(out_BxLxHxC, weights["attention_out"], inputs=2), "BLD")
 
     h_BxLxD = _rms_norm(x_BxLxD, weights["mlp_norm"], config.norm_eps)
     gate_BxLxF = _project(h_BxLxD, weights["mlp_gate"])
     up_BxLxF = _project(h_BxLxD, weights["mlp_up"])
-    x_BxLxD += _project(jax.nn.silu(gate_BxLxF) * up_BxLxF, weights["mlp_down"])
-    return x_BxLxD, cache
+    hidden_BxLxF = constrain(jax.nn.silu(gate_BxLxF) * up_BxLxF, "BLF")
+    return constrain(x_BxLxD + _project(hidden_BxLxF, weights["mlp_down"]), "BLD"), cache
 
 
 def _project(x: jax.Array, weight: jax.Array, inputs: int = 1) -> jax.Array:

@@ -11,16 +11,12 @@ import ml_collections
 import optax
 
 from cometjax import parameterization
+from cometjax.sharding import path_name
 from data_pipeline.errors import UserError
 
 # Embeddings are left out too: a rare code's row gets a gradient in few steps but would shrink in every one
 # (OLMo 2, arXiv 2501.00656, section 3.4).
 _UNDECAYED = re.compile(r"norm|bias|embed")
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as `a/b/c`: the name by which optimizer, sharding rules and messages call a parameter."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def decayed(params: Any) -> Any:

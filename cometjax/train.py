@@ -14,10 +14,12 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -86,7 +88,7 @@ def _train(
     learning_rate_schedule(config)
     attention.require(model.attention)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch_rows(mesh, config.train.batch_rows)
+    sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
     # What a run goes on from, in order of precedence:
     # 1. result.json: the run is finished, and nothing is computed.
     # 2. The newest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
@@ -123,6 +125,7 @@ class _Run:
         self._config, self._model, self._mesh = config, model, mesh
         self._workdir, self._corpus = workdir, corpus
         self._preempted, self._leaving = preempted, False
+        self._part, self._parts = sharding.share_of(mesh.devices, jax.process_index())
         tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
         self._steps = make_compiled_steps(config, model, tables, mesh)
         keep = KeepPolicy(config.train.keep_checkpoints, every=config.train.keep_every, best=config.train.keep_best)
@@ -197,15 +200,15 @@ class _Run:
             self._corpus.split("train"),
             self._loader_config,
             start_step=self._step,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            host=self._part,
+            hosts=self._parts,
         )
         in_flight: StepMetrics | None = None
         cause = "compile"  # the first call
         with contextlib.closing(batches):
             while self._step < steps:
                 with self._clock.measure("input"):
-                    batch = sharding.put_batch(self._mesh, next(batches))
+                    batch = self._put(next(batches))
                 with self._clock.measure(cause):
                     self._state, dispatched = self._steps.train(self._state, batch)
                 cause = "step"
@@ -324,12 +327,12 @@ class _Run:
             self._loader_config,
             max_batches=max_batches,
             plan=plan,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            host=self._part,
+            hosts=self._parts,
         )
         with self._clock.measure("evaluation"), contextlib.closing(batches):
             for batch in batches:
-                dispatched = self._steps.evaluate(self._state.params, sharding.put_batch(self._mesh, batch))
+                dispatched = self._steps.evaluate(self._state.params, self._put(batch))
                 if in_flight is not None:
                     totals.add(jax.device_get(in_flight))
                 in_flight = dispatched
@@ -366,6 +369,9 @@ class _Run:
             done = self._checkpoints.failure() or f"saved at step {self._step}"
             self._progress.say(f"SIGTERM: {done}; start again with the same workdir to resume")
             sys.exit(preemption.EXIT_CODE)
+
+    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return sharding.put_batch(self._mesh, batch, self._config.train.batch_rows)
 
     @property
     def _loader_config(self) -> LoaderConfig:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from cometjax.microbatches import value_and_gradient
 from cometjax.model import Decoder, ModelConfig
 from cometjax.step_guard import GuardState, Verdict, init_guard, judge
 from data_pipeline.vocabulary import KINDS, Vocabulary
@@ -104,10 +105,6 @@ def loss_sums(model: Decoder, batch: Batch, tables: TokenTables) -> LossSums:
     )
 
 
-def _mean_loss(sums: LossSums) -> jax.Array:
-    return jnp.sum(sums.nats_K) / jnp.maximum(sums.weight, 1.0)
-
-
 def init_state(model: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step, a function of the seed alone."""
     params = nnx.to_pure_dict(nnx.state(Decoder(model, rngs=nnx.Rngs(seed)), nnx.Param))
@@ -126,20 +123,21 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     spike_threshold: float = 0.0,
+    microbatches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """A pure function (state, batch) → (state, metrics).
+    """A pure function (state, batch) → (state, metrics); the batch is computed in `microbatches` parts.
 
     A loss or gradient that is not finite, or a spike by `cometjax.step_guard` (never with a threshold of 0), leaves
     parameters and optimizer as they were; only the counters move.
     """
     graph = model_graph(model)
 
-    def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, LossSums]:
+    def sums_of(params: Any, batch: Batch, weight: jax.Array) -> tuple[jax.Array, LossSums]:
         sums = loss_sums(nnx.merge(graph, params), batch, tables)
-        return _mean_loss(sums), sums
+        return jnp.sum(sums.nats_K) / weight, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch)
+        (loss, sums), gradients = value_and_gradient(sums_of, state.params, batch, microbatches)
         gradient_norm = optax.tree.norm(gradients)
         directions, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         learning_rate = schedule(state.step)

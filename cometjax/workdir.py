@@ -44,6 +44,7 @@ FREE_KEYS = (
     "train.keep_every",
     "train.log_every",
     "train.max_skipped_steps",
+    "train.microbatches",
     "train.on_checkpoint_error",
     "train.verify_checkpoints",
     # An intervention: after a stop for spikes, the same run may go on with another threshold.

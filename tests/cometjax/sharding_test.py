@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from cometjax.config import default_config
 from cometjax.model import Decoder, ModelConfig
 from data_pipeline.errors import UserError
 
-# Run in a process of its own: the number of virtual devices is fixed when jax starts. Losses of a few steps for every
-# mesh, and for one device alone.
+# Run in a process of its own: the number of virtual devices is fixed when jax starts. Losses of twenty steps for every
+# mesh of eight devices, with and without microbatches, and for one device alone.
 EIGHT_DEVICES = """
-import json, sys
+import itertools, json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from cometjax import sharding
@@ -24,37 +25,47 @@ from cometjax.config import default_config
 from cometjax.model import ModelConfig
 from cometjax.train_step import TokenTables
 
-V, B, L = 24, 8, 16
+V, B, L = 24, 16, 16
 config = default_config()
-config.train.steps = 100
+config.train.update(steps=100, batch_rows=B, row_length=L)
 config.optimizer.update(warmup_steps=2, learning_rate=1e-2)
-# 3 key/value heads do not divide by 2: that dimension stays whole.
-model = ModelConfig(vocab_size=V, layers=1, width=16, heads=6, kv_heads=3, head_dim=4, mlp_width=32)
+# 2 key/value heads do not divide by 4 or 8: that dimension stays whole.
+model = ModelConfig(vocab_size=V, layers=1, width=16, heads=8, kv_heads=2, head_dim=4, mlp_width=32)
 tables = TokenTables(np.arange(V, dtype=np.int32) % 13, np.ones(V, bool))
 
 def batch(step):
-    tokens = np.random.default_rng(step).integers(1, V, (B, L + 1)).astype(np.int32)
+    random = np.random.default_rng(step)
+    tokens = random.integers(1, V, (B, L + 1)).astype(np.int32)
     ones = np.ones((B, L), np.int32)
+    # Rows and microbatches have unequal weights.
+    weights = (random.random((B, L)) < np.linspace(0, 1, B)[:, None]).astype(np.float32)
     return {"tokens_BxL": tokens[:, :-1], "targets_BxL": tokens[:, 1:], "segment_ids_BxL": ones,
-            "positions_BxL": ones * np.arange(L, dtype=np.int32), "loss_weights_BxL": ones.astype(np.float32)}
+            "positions_BxL": ones * np.arange(L, dtype=np.int32), "loss_weights_BxL": weights}
 
-def losses(mesh):
+def losses(shape, microbatches, start):
+    sizes = dict(zip(sharding.AXES, shape), slices=1)
+    config.mesh.update(sizes)
+    config.train.microbatches = microbatches
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: int(np.prod(shape))])
     with jax.set_mesh(mesh):
         steps = make_compiled_steps(config, model, tables, mesh)
-        state = steps.init()
+        places = jax.tree.map(lambda leaf: leaf.sharding, steps.abstract_state)
+        state = steps.init() if start is None else jax.device_put(start, places)
+        start = jax.device_get(state)
         found = []
-        for number in range(4):
+        for number in range(20):
             state, metrics = steps.train(state, sharding.put_batch(mesh, batch(number)))
             found.append(float(metrics.loss))
-        query = state.params["layers"]["query"]
-        return {"losses": found, "query_shard": query.addressable_shards[0].data.shape, "query": query.shape,
-                "kv_shard": state.optimizer[1].mu["layers"]["key"].addressable_shards[0].data.shape}
+        query, key = state.params["layers"]["query"], state.optimizer[1].mu["layers"]["key"]
+        return start, {"losses": found, "query": query.shape, "query_shard": query.addressable_shards[0].data.shape,
+                       "kv_shard": key.addressable_shards[0].data.shape}
 
-results = {}
-for shape in ((1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1)):
-    devices = jax.devices()[: int(np.prod(shape))]
-    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
-    results["x".join(map(str, shape))] = losses(mesh)
+start, one = losses((1, 1, 1), 1, None)
+results = {"1x1x1": one}
+for shape in [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]:
+    results["x".join(map(str, shape))] = losses(shape, 1, start)[1]
+for shape in ((1, 8, 1), (2, 2, 2)):
+    results["x".join(map(str, shape)) + " in 2"] = losses(shape, 2, start)[1]
 print(json.dumps(results))
 """
 
@@ -66,18 +77,20 @@ def results():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["2x2x2", "8x1x1", "1x8x1"])
-def test_every_mesh_gives_the_losses_of_one_device(results, mesh):
-    np.testing.assert_allclose(results[mesh]["losses"], results["1x1x1"]["losses"], rtol=0, atol=1e-5)
-    assert len(set(results["1x1x1"]["losses"])) == 4
+def test_every_mesh_and_every_split_in_microbatches_gives_the_losses_of_one_device(results):
+    assert len(results) == 1 + 10 + 2
+    for mesh, found in results.items():
+        np.testing.assert_allclose(found["losses"], results["1x1x1"]["losses"], rtol=0, atol=1e-5, err_msg=mesh)
+    assert len(set(results["1x1x1"]["losses"])) == 20
 
 
 def test_parameters_and_moments_lie_as_the_rules_say(results):
-    assert results["1x1x1"]["query"] == [1, 16, 6, 4]
-    assert results["2x2x2"]["query_shard"] == [1, 8, 3, 4]
-    assert results["1x8x1"]["query_shard"] == [1, 2, 6, 4]
-    assert results["8x1x1"]["query_shard"] == [1, 16, 6, 4]
-    assert results["2x2x2"]["kv_shard"] == [1, 8, 3, 4]
+    assert results["1x1x1"]["query"] == [1, 16, 8, 4]
+    assert results["2x2x2"]["query_shard"] == [1, 8, 4, 4]
+    assert results["1x8x1"]["query_shard"] == [1, 2, 8, 4]
+    assert results["8x1x1"]["query_shard"] == [1, 16, 8, 4]
+    assert results["2x2x2"]["kv_shard"] == [1, 8, 1, 4]
+    assert results["1x1x8"]["kv_shard"] == [1, 16, 2, 4]
 
 
 def test_every_parameter_of_the_model_has_a_rule():
@@ -103,3 +116,73 @@ def test_rows_that_do_not_split_are_refused():
     with pytest.raises(UserError, match=r"batch_rows: 8 rows cannot be split over 6 devices"):
         sharding.check_batch_rows(mesh, 8)
     sharding.check_batch_rows(mesh, 12)
+    with pytest.raises(UserError, match=r"12 rows cannot be split over 6 devices .* in 4 microbatches; .* of 24"):
+        sharding.check_batch_rows(mesh, 12, microbatches=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What mesh construction asks of a device."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "fake"
+
+
+def devices_of(slices, per_slice, per_process):
+    numbers = np.random.default_rng(0).permutation(slices * per_slice)
+    return [FakeDevice(int(i), int(i) // per_process, int(i) // per_slice) for i in numbers]
+
+
+def hybrid(devices, **sizes):
+    config = default_config()
+    config.mesh.update(sizes)
+    sharding.check_slices(config.mesh.slices, config.mesh.data, devices)
+    return sharding.order_devices(config.mesh.slices, [config.mesh[axis] for axis in sharding.AXES], devices)
+
+
+def test_only_the_data_axis_crosses_slices():
+    devices = devices_of(slices=4, per_slice=8, per_process=4)
+    order = hybrid(devices, slices=4, data=8, fsdp=2, tensor=2)
+    assert order.shape == (8, 2, 2)
+    for data in range(8):
+        assert {device.slice_index for device in order[data].ravel()} == {data // 2}
+    assert len({device.id for device in order.ravel()}) == 32
+
+
+def test_where_no_device_tells_its_slice_each_process_is_one():
+    devices = [dataclasses.replace(device, slice_index=0) for device in devices_of(1, 8, per_process=4)]
+    order = hybrid(devices, slices=2, data=2, fsdp=4, tensor=1)
+    assert [{device.process_index for device in part.ravel()} for part in order] == [{0}, {1}]
+
+
+@pytest.mark.parametrize(
+    ("slices", "data", "platform", "message"),
+    [
+        (2, 3, "gpu", r"mesh\.slices: 2 slices cannot split data 3; set config\.mesh\.data to a multiple of 2"),
+        (3, 3, "gpu", r"mesh\.slices: 3, and the devices form 2; set it to 2"),
+        (1, 1, "tpu", r"mesh\.slices: 1, and the devices form 2; set it to 2"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(slices, data, platform, message):
+    devices = [dataclasses.replace(device, platform=platform) for device in devices_of(2, 4, per_process=4)]
+    with pytest.raises(UserError, match=message):
+        sharding.check_slices(slices, data, devices)
+
+
+def process_of_rows(shape, processes):
+    """Shares of processes whose devices come one after another in a mesh of this shape."""
+    count = int(np.prod(shape))
+    devices = np.array([FakeDevice(i, i * processes // count, 0) for i in range(count)]).reshape(shape)
+    return [sharding.share_of(devices, process) for process in range(processes)]
+
+
+def test_processes_read_consecutive_parts_and_those_along_tensor_the_same_one():
+    assert process_of_rows((1, 8, 1), 4) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert process_of_rows((2, 2, 2), 2) == [(0, 2), (1, 2)]
+    assert process_of_rows((1, 2, 4), 4) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert process_of_rows((1, 1, 8), 2) == [(0, 1), (0, 1)]
+    with pytest.raises(UserError, match="some rows together and others alone"):
+        process_of_rows((1, 4, 3), 6)  # two devices each

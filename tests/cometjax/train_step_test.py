@@ -118,6 +118,22 @@ def test_a_step_with_a_nonfinite_gradient_changes_nothing_but_the_counters(step_
     assert not np.array_equal(healed.params["embedding"], again.params["embedding"])
 
 
+def test_a_step_in_microbatches_is_the_step_of_the_whole_batch():
+    config = default_config()
+    config.optimizer.update(warmup_steps=1, learning_rate=1e-2)
+    optimizer = make_optimizer(config)
+    state, batch = init_state(MODEL, optimizer, seed=0), batch_of(0)
+    batch["loss_weights_BxL"][0, 3:] = 0  # rows, and with them microbatches, of unequal weight
+    whole, parts = (
+        jax.jit(make_train_step(MODEL, TABLES, optimizer, learning_rate_schedule(config), microbatches=microbatches))(
+            state, batch
+        )
+        for microbatches in (1, 4)
+    )
+    for expected, found in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_evaluation_step_gives_the_training_loss(step_and_state):
     step, state = step_and_state
     _, reported = step(state, batch_of(0))
