@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -22,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cometjax import hosts
 
 # 128 + SIGTERM, what a shell reports of a program that the signal ended.
 EXIT_CODE = 143
@@ -63,7 +64,7 @@ class Preemption:
         if not self._unsaved:
             print("SIGTERM: nothing to save; start again with the same workdir to go on", flush=True)
             self._left.set()
-            sys.exit(EXIT_CODE)
+            raise hosts.LeaveAlone(EXIT_CODE)
 
     def _leave_for_a_busy_main_thread(self) -> None:
         """Runs in the thread that reads signals."""
@@ -114,7 +115,8 @@ def _any_process(flag: bool) -> jax.Array:
     """A global scalar, not yet computed: whether `flag` is set in any process."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     everywhere = NamedSharding(mesh, PartitionSpec("devices"))
-    flags_D = jax.make_array_from_process_local_data(everywhere, np.full(jax.local_device_count(), flag))
+    with jax.transfer_guard_host_to_device("allow"):
+        flags_D = jax.make_array_from_process_local_data(everywhere, np.full(jax.local_device_count(), flag))
     return _any(mesh)(flags_D)
 
 

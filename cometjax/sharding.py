@@ -4,6 +4,7 @@ Mesh axes: `data` (replicas, across slices), `fsdp` (parameters, optimizer and b
 vocabulary split).
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -197,10 +198,17 @@ def share_of(devices: np.ndarray, process: int) -> tuple[int, int]:
     return parts.index(tuple(sorted(held[process]))), len(parts)
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], rows: int | None = None) -> dict[str, jax.Array]:
-    """This process's rows, on the devices, as its part of a global batch of `rows` (None: all are here)."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, part, (rows or part.shape[0], *part.shape[1:]))
-        for name, part in batch.items()
-    }
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's part of the rows (`share_of`), on its devices, as its part of the global batch."""
+    sharding, parts = batch_sharding(mesh), _parts(mesh)
+    # Meant, but not by jax.device_put, which the guard of the training loop would let pass.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, part, (parts * part.shape[0], *part.shape[1:]))
+            for name, part in batch.items()
+        }
+
+
+@functools.lru_cache(maxsize=1)
+def _parts(mesh: Mesh) -> int:
+    return share_of(mesh.devices, jax.process_index())[1]

@@ -7,6 +7,9 @@ Shows the loss (nats per token) and the speed while it runs: a bar on a terminal
 holds checkpoints/, metrics.jsonl, tensorboard/ and, last, result.json with the loss over the whole tuning split.
 Started again with the same workdir it goes on from the latest checkpoint, with the losses of a run that was never
 interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143 (`cometjax.preemption`).
+
+On several hosts the same command is started on each, by Slurm, GKE or flags (`cometjax.hosts`); the workdir and the
+corpus are folders that all of them see.
 """
 
 import contextlib
@@ -14,17 +17,15 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from cometjax import attention, chips, flops, metrics, preemption, sharding, step_guard
+from cometjax import agreement, attention, chips, flops, hosts, metrics, preemption, sharding, step_guard
 from cometjax import config as configs
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy
@@ -78,26 +79,19 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, progress:
 def _train(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, preempted: preemption.Preemption, progress: bool
 ) -> TrainResult:
-    configs.validate(config)
-    require_local(workdir, "--workdir")
-    if not config.corpus:
-        raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
-    corpus = open_corpus(config.corpus)
-    # All that can be refused is, before anything is written.
-    model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
-    learning_rate_schedule(config)
-    attention.require(model.attention)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
+    agreement.refuse_difference("configuration", config.to_dict())
+    corpus, model, mesh = agreement.together(lambda: _prepare(config, workdir))
+    agreement.refuse_difference("corpus", [corpus.fingerprint, corpus.vocabulary.fingerprint])
     # What a run goes on from, in order of precedence:
     # 1. result.json: the run is finished, and nothing is computed.
     # 2. The newest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
     # 3. Nothing: parameters from config.seed, and step 0.
     # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given now
     # counts), and so must corpus and vocabulary.
-    workdirs.open_workdir(workdir, config, corpus)
-    if (workdir / workdirs.RESULT).exists():
-        result = TrainResult(**workdirs.read_json(workdir / workdirs.RESULT))
+    finished = agreement.from_first(lambda: _open_workdir(workdir, config, corpus))
+    progress = progress and jax.process_index() == 0
+    if finished is not None:
+        result = TrainResult(**finished)
         if progress:
             print(f"{workdir}: already finished, {result.step} steps, tuning loss {result.tuning_loss:.4f}", flush=True)
         return result
@@ -107,6 +101,31 @@ def _train(
             return run.to_the_end()
         finally:
             run.close()
+
+
+def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[Corpus | Mixture, ModelConfig, Mesh]:
+    """All that can be refused before anything is written."""
+    configs.validate(config)
+    require_local(workdir, "--workdir")
+    if not config.corpus:
+        raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
+    corpus = open_corpus(config.corpus)
+    model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
+    learning_rate_schedule(config)
+    attention.require(model.attention)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
+    sharding.share_of(mesh.devices, jax.process_index())
+    return corpus, model, mesh
+
+
+def _open_workdir(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture
+) -> dict[str, Any] | None:
+    """The workdir's result, if its run is finished."""
+    workdirs.open_workdir(workdir, config, corpus)
+    result = workdir / workdirs.RESULT
+    return workdirs.read_json(result) if result.exists() else None
 
 
 class _Run:
@@ -132,9 +151,9 @@ class _Run:
         self._checkpoints = Checkpoints(workdir, keep)
         self._restore()
         start = self._step
-        losses = {line["step"]: line["loss"] for line in metrics.read(workdir) if line["split"] == "tuning"}
+        losses = dict(agreement.from_first(lambda: _tuning_losses(workdir)))
         self._evaluated_step = start if start in losses else 0
-        for step in [step for step, loss in losses.items() if step <= start and loss is not None]:
+        for step in [step for step in losses if step <= start]:
             self._checkpoints.note_tuning_loss(step, losses[step])
         self._writer = metrics.MetricsWriter(workdir, resumed_step=start, enabled=jax.process_index() == 0)
         self._progress = metrics.Progress(start=start, steps=config.train.steps, enabled=progress)
@@ -208,7 +227,7 @@ class _Run:
         with contextlib.closing(batches):
             while self._step < steps:
                 with self._clock.measure("input"):
-                    batch = self._put(next(batches))
+                    batch = sharding.put_batch(self._mesh, next(batches))
                 with self._clock.measure(cause):
                     self._state, dispatched = self._steps.train(self._state, batch)
                 cause = "step"
@@ -332,7 +351,7 @@ class _Run:
         )
         with self._clock.measure("evaluation"), contextlib.closing(batches):
             for batch in batches:
-                dispatched = self._steps.evaluate(self._state.params, self._put(batch))
+                dispatched = self._steps.evaluate(self._state.params, sharding.put_batch(self._mesh, batch))
                 if in_flight is not None:
                     totals.add(jax.device_get(in_flight))
                 in_flight = dispatched
@@ -370,9 +389,6 @@ class _Run:
             self._progress.say(f"SIGTERM: {done}; start again with the same workdir to resume")
             sys.exit(preemption.EXIT_CODE)
 
-    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        return sharding.put_batch(self._mesh, batch, self._config.train.batch_rows)
-
     @property
     def _loader_config(self) -> LoaderConfig:
         config = self._config
@@ -385,17 +401,29 @@ class _Run:
         )
 
 
+def _tuning_losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
+    """(step, loss) of each evaluation so far whose loss was finite."""
+    lines = [line for line in metrics.read(workdir) if line["split"] == "tuning"]
+    return [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
+
+
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run in it is resumed", required=True)
     config_flags.DEFINE_config_file(
         "config", None, "Python file with get_config(); single keys are overridden by --config.key=value"
     )
     flags.mark_flag_as_required("config")
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first of several processes; auto = ask JAX")
+    flags.DEFINE_integer("num_processes", None, "how many processes the run has")
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0")
 
 
 def main() -> None:
     """Train as the flags say."""
-    train(flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir))
+    values = flags.FLAGS
+    configs.validate(values.config)
+    with hosts.joined(hosts.find_cluster(values.coordinator_address, values.num_processes, values.process_id)):
+        train(values.config, pathlib.Path(values.workdir))
 
 
 if __name__ == "__main__":
