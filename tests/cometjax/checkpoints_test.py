@@ -16,7 +16,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Token, Vocabulary
 
 VOCABULARY = Vocabulary(
-    tokens=(Token("PAD", "SPECIAL", "pad"), *(Token(f"LAB//{i}", "LAB", "first") for i in range(7))),
+    tokens=(
+        Token("PAD", "SPECIAL", "pad"),
+        *(Token(f"LAB//{i}", "LAB", "first") for i in range(7)),
+        *(Token(f"INTERVAL//{name}", "INTERVAL", "interval") for name in intervals.COMET13.names),
+    ),
     events=(),
     interval_preset=intervals.COMET13,
     interval_seconds=(60.0,) * 13,

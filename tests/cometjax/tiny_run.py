@@ -35,7 +35,7 @@ def write_corpus(root, *, seed=0, interval_seconds=60.0):
     tokens = [Token("PAD", "SPECIAL", "pad"), Token("TIMELINE_END", "SPECIAL", "end")]
     tokens += [Token(f"SEX//{i}", "DEMOGRAPHIC", "static") for i in range(4)]
     tokens += [Token(text, "LAB", "first") for text in LABS]
-    tokens += [Token("INTERVAL//1m-5m", "INTERVAL", "interval")]
+    tokens += [Token(f"INTERVAL//{name}", "INTERVAL", "interval") for name in intervals.COMET13.names]
     vocabulary = Vocabulary(tuple(tokens), (), intervals.COMET13, (interval_seconds,) * 13, code_maps.named("generic"))
     root.mkdir(parents=True)
     vocabulary.save(root / corpus.VOCABULARY)

@@ -78,7 +78,7 @@ def test_the_tiny_run_learns_what_a_unigram_model_cannot(folder, finished):
     assert entropy > 1.9
     assert result.tuning_loss < entropy - 0.8
     first, *_, last = [line["loss"] for line in metrics.read(workdir) if line["split"] == "train"]
-    assert first == pytest.approx(np.log(19), abs=0.2)
+    assert first == pytest.approx(np.log(31), abs=0.2)
     assert last < first - 1.5
 
 
