@@ -1,6 +1,5 @@
 """A run of seconds on a corpus made by hand, and ways to start, disturb and compare it: for tests of training."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -50,7 +49,7 @@ def write_corpus(root, *, seed=0, interval_seconds=60.0):
         "source": "hand-made",
         "splits": splits,
     }
-    (root / corpus.MANIFEST).write_text(json.dumps(manifest))
+    (root / corpus.MANIFEST).write_bytes(corpus.encode_manifest(manifest))
     return root
 
 

@@ -1,6 +1,5 @@
 """Training on a mixture of corpora: runs, resumes bitwise, and refuses another mixture."""
 
-import json
 import os
 import shutil
 import signal
@@ -33,7 +32,7 @@ def write_part(source, root, place):
         splits[split] = {"shards": [shard]}
     shutil.copy(source.root / corpus.VOCABULARY, root)
     changed = {"fingerprint": corpus.fingerprint(source.vocabulary.fingerprint, splits), "splits": splits}
-    (root / corpus.MANIFEST).write_text(json.dumps(dict(source.manifest) | changed))
+    (root / corpus.MANIFEST).write_bytes(corpus.encode_manifest(dict(source.manifest) | changed))
 
 
 @pytest.fixture(scope="module")
