@@ -23,7 +23,7 @@ done; \
 echo 'no python3 found; install Python 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)' >&2; exit 2
 endef
 
-.PHONY: force help setup demo test test-slow test-parity lint format bench lock clean
+.PHONY: force help setup demo test test-slow test-cluster test-parity lint format bench lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,10 @@ test: setup  ## all tests but the slow ones (ARGS='tests/cometjax -k resume' to 
 
 test-slow: setup  ## the tests that take minutes
 	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m slow --timeout=1800 --ignore=tests/parity $(ARGS)
+
+test-cluster: setup  ## a preempted job on a real Slurm (installs Debian's slurm-wlm and munge where missing; needs root)
+	@command -v slurmctld munged >/dev/null || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge; }
+	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m slow tests/experiments/launch/slurm_test.py $(ARGS)
 
 test-parity: $(PARITY_VENV)/installed  ## compare the model with Hugging Face's (installs torch into .venv-parity)
 	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python $(PYTEST) tests/parity $(ARGS)
