@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cometjax.report_figures import BLUE, GREY, INK, ORANGE, PALE, SERIES, STYLE, WIDTH, to_svg
 from cometjax.report_story import Story
+from data_pipeline.svg import BLUE, GREY, INK, ORANGE, PALE, SERIES, STYLE, WIDTH, to_svg
 
 
 def fan(story: Story, title: str) -> str:

@@ -1,11 +1,5 @@
-"""The report's figures: plain data in, inline SVG out.
+"""The report's figures: plain data in, inline SVG out (data_pipeline.svg says how they look)."""
 
-Every series differs by line style or marker as well as by colour, so that figures survive a greyscale printer. Text
-stays text (searchable, read aloud); the page's style sheet gives it the page's font.
-"""
-
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,36 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, BLUE, ORANGE, GREY, PALE = "#1a1a1a", "#1f4e79", "#d9822b", "#767676", "#d4d4d4"
-# (colour, line style, marker) of the first, second, ... series.
-SERIES = (
-    (BLUE, "-", "o"),
-    (ORANGE, "--", "s"),
-    (INK, ":", "^"),
-    (GREY, "-.", "D"),
-    (BLUE, (0, (5, 1, 1, 1)), "v"),
-    (ORANGE, (0, (1, 1)), "P"),
-)
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": True,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "figure.constrained_layout.use": True,
-}
-WIDTH = 9.0
+from data_pipeline.svg import BLUE, GREY, INK, PALE, SERIES, STYLE, WIDTH, to_svg
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], references: Mapping[str, float], title: str) -> str:
@@ -244,18 +209,3 @@ def with_interval(entry: Mapping[str, Any]) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and np.isfinite(value)
-
-
-def to_svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element: no XML prologue, no metadata, no ids but those it refers to itself."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return re.sub(
-        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escaped}">', text, count=1
-    )

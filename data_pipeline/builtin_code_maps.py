@@ -32,6 +32,17 @@ _EMAR_ACTION = (
     r"(?:Delayed |Partial )?(?P<p2>(?:Not )?(?:Administered|Given|Flushed|Started|Restarted|Stopped|Confirmed|Applied|"
     r"Removed|Assessed)|Hold Dose|Infusion Reconciliation|Rate Change|Read)(?:[ ,].*)?"
 )
+# One drug is written in several ways: MetRONIDAZOLE (FLagyl), Metronidazole. Brand, form and strength in brackets are
+# the last part.
+_DRUG = r"(?P<p1>[^(]+?) *(?:\((?P<p3>.+?)\)?)? *"
+# Of one that nothing is done to: a last part needs one before it.
+_DRUG_ALONE = r"(?P<p1>[^(]+?) *(?:\(.+)?"
+
+
+def _drug(pattern: str) -> Rule:
+    return Rule(pattern, "MEDICATION", "MIMIC_DRUG", case="lower")
+
+
 # MIMIC-IV as MEDS_transforms writes it (its `MIMIC-IV_Example` event configuration).
 MIMIC = CodeMap(
     "mimic",
@@ -46,16 +57,15 @@ MIMIC = CodeMap(
         Rule(r"SUBJECT_FLUID_OUTPUT//(?P<p1>.+)", "LAB", "FLUID_OUTPUT"),
         Rule(r"SUBJECT_WEIGHT_AT_INFUSION//(?P<p1>.+)", "LAB", "WEIGHT_AT_INFUSION"),
         # The outpatient record (omr): results are text.
-        Rule(
-            r"(?P<p1>(?:Blood Pressure|Weight|Height|BMI|eGFR)(?: .+)?)",
-            "LAB",
-            "OMR",
-        ),
+        Rule(r"(?P<p1>Blood Pressure)(?: (?P<p2>.+))?", "LAB", "OMR"),
+        Rule(r"(?P<p1>(?:Weight|Height|BMI|eGFR)(?: .+)?)", "LAB", "OMR"),
         # Orders start and stop; doses are given or not. Both name the drug first, so that they share its token.
-        Rule(r"MEDICATION//(?P<p2>START|STOP)//(?P<p1>.+)", "MEDICATION", "MIMIC_DRUG"),
-        Rule(rf"MEDICATION//(?P<p1>.+)//{_EMAR_ACTION}", "MEDICATION", "MIMIC_DRUG"),
-        Rule(r"MEDICATION//(?P<p1>.+)//(?:UNK|Delayed|in Other Location|\s)*", "MEDICATION", "MIMIC_DRUG"),
-        Rule(r"MEDICATION//(?P<p1>.+)//(?P<p2>.+)", "MEDICATION", "MIMIC_DRUG"),
+        _drug(rf"MEDICATION//(?P<p2>START|STOP)//{_DRUG}"),
+        _drug(r"MEDICATION//(?P<p2>START|STOP)//(?P<p1>.+)"),
+        _drug(rf"MEDICATION//{_DRUG}//{_EMAR_ACTION}"),
+        _drug(rf"MEDICATION//{_DRUG_ALONE}//(?:UNK|Delayed|in Other Location|\s)*"),
+        _drug(rf"MEDICATION//{_DRUG}//(?P<p2>.+)"),
+        _drug(r"MEDICATION//(?P<p1>.+)"),
         Rule(r"INFUSION_(?P<p2>START|END)//(?P<p1>\d+)", "MEDICATION", "MIMIC_INFUSION"),
         Rule(rf"DIAGNOSIS//ICD//10//{ICD10CM}", "DIAGNOSIS", "ICD10CM"),
         Rule(rf"DIAGNOSIS//ICD//9//{ICD9CM}", "DIAGNOSIS", "ICD9CM"),
@@ -63,7 +73,8 @@ MIMIC = CodeMap(
         Rule(rf"PROCEDURE//ICD//9//{ICD9PROC}", "PROCEDURE", "ICD9PROC"),
         Rule(r"PROCEDURE//(?P<p2>START|END)//(?P<p1>\d+)", "PROCEDURE", "MIMIC_PROCEDURE"),
         Rule(r"HCPCS//(?P<p1>.+)", "PROCEDURE", "HCPCS"),
-        Rule(r"DRG//(?P<p1>[^/]+//\d+//.+)", "OTHER", "DRG"),
+        # The description differs between years.
+        Rule(r"DRG//(?P<p1>[^/]+//\d+)//.+", "OTHER", "DRG"),
         Rule(
             r"HOSPITAL_ADMISSION//(?P<p2>.+?)//(?P<p3>.+)", "ENCOUNTER", "ENCOUNTER_START", "start", first="INPATIENT"
         ),

@@ -72,6 +72,8 @@ class Rule:
         role: one of ROLES.
         first: constant text that stands as first part, in place of p1 (an encounter's type, say, where the code only
             implies it).
+        case: "lower" to write the parts in small letters, where the data spells one thing in several ways (the tall-man
+            letters of drug names); left out, they stay as they are.
 
     Raises:
         UserError: the pattern is no regular expression, or a kind, role, system or group is not allowed.
@@ -82,6 +84,7 @@ class Rule:
     system: str
     role: str = ""
     first: str = ""
+    case: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -91,6 +94,8 @@ class Rule:
             raise UserError(f"unknown kind {self.kind!r}", fix=f"the kinds are {', '.join(EVENT_KINDS)}")
         if self.role not in ROLES:
             raise UserError(f"unknown role {self.role!r}", fix=f'the roles are "", {", ".join(ROLES[1:])}')
+        if self.case not in ("", "lower"):
+            raise UserError(f"unknown case {self.case!r}", fix='it is "lower" or left out')
         if not self.system or "//" in self.system or len(self.system.split()) != 1:
             raise UserError(f'system {self.system!r} must be one word without "//"')
         kind, system = _ROLE_NEEDS.get(self.role, (None, None))
@@ -131,6 +136,8 @@ class Rule:
             found = match.groupdict()
             texts = [self.first or found["p1"], found.get("p2"), found.get("p3")]
         parts = tuple(" ".join((text or "").split()) for text in texts)
+        if self.case == "lower":
+            parts = tuple(part.lower() for part in parts)
         kept = parts[: parts.index("")] if "" in parts else parts
         return kept or None
 
@@ -310,7 +317,8 @@ def _rule_from_dict(content: Any, where: str) -> Rule:
     fields = {field.name for field in dataclasses.fields(Rule)}
     if not isinstance(content, dict) or not {"pattern", "kind", "system"} <= set(content) <= fields:
         raise UserError(
-            "a rule holds 'pattern', 'kind', 'system' and maybe 'role' and 'first', and nothing else", where=where
+            "a rule holds 'pattern', 'kind', 'system' and maybe 'role', 'first' and 'case', and nothing else",
+            where=where,
         )
     try:
         return Rule(**content)

@@ -2,16 +2,14 @@
 
     python -m data_pipeline.show --corpus CORPUS
     python -m data_pipeline.show --corpus CORPUS --verify
-    python -m data_pipeline.show --corpus CORPUS --html FILE
     python -m data_pipeline.show --corpus CORPUS --subject 10000032
     python -m data_pipeline.show --corpus CORPUS --meds DIR --unknown 20
 
 The first prints tables: subjects, tokens and lengths of each split, tokens and vocabulary by kind, which rule of the
 code map took which share of the training events, and which codes were lost. The second reads every byte and names each
-file that is damaged, missing or strange; it exits with code 2 if there is one. The third writes one page with figures
-and five timelines without subject ids and dates. The fourth prints a timeline as a clinician would read it, the fifth
-the most frequent codes of a MEDS data set that this corpus's vocabulary does not know, however few subjects have them:
-these two print clinical content, as nothing else does here. Use them where that may be seen.
+file that is damaged, missing or strange; it exits with code 2 if there is one. The third prints a timeline as a
+clinician would read it, the fourth the most frequent codes of a MEDS data set that this corpus's vocabulary does not
+know, however few subjects have them: these two print clinical content. Use them where that may be seen.
 """
 
 import os
@@ -22,9 +20,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import flags
 
-from data_pipeline import command_line, show_tables, show_timeline
+from data_pipeline import command_line, meds, show_tables, show_timeline
 from data_pipeline.corpus import Corpus, SubjectRecord
 from data_pipeline.errors import UserError
+from data_pipeline.unknown_codes import unknown_codes
 from data_pipeline.verify import checksums, verify
 
 
@@ -56,10 +55,23 @@ def _verified(corpus: Corpus) -> list[str]:
     return [f"{corpus.root}: {len(checksums(corpus)) + 1} files, all as written"]
 
 
+def _unknown(corpus: Corpus, root: str, most: int) -> list[str]:
+    """The most frequent codes of a MEDS data set that the corpus's vocabulary lacks."""
+    lost, total = unknown_codes(meds.open_dataset(root), corpus.vocabulary)
+    events = int(lost["events"].sum())
+    title = (
+        f"{len(lost):,} codes of {root} are unknown, in {events:,} of {total:,} events ({events / max(1, total):.2%})"
+    )
+    rows = [[code, kind, f"{subjects:,}", f"{count:,}"] for code, kind, subjects, count in lost.head(most).iter_rows()]
+    return show_tables.table(["the most frequent", "kind", "subjects", "events"], rows, left=2, title=title)
+
+
 def _define_flags() -> None:
     flags.DEFINE_string("corpus", None, "folder of the corpus", required=True)
     flags.DEFINE_boolean("verify", False, "hash every file and name those that are damaged, missing or strange")
     flags.DEFINE_integer("subject", None, "print this subject's timeline: clinical content, readable")
+    flags.DEFINE_integer("unknown", None, "print so many of --meds' codes that are unknown: clinical content", 1)
+    flags.DEFINE_string("meds", None, "folder of the MEDS data set that --unknown reads")
     flags.DEFINE_string("split", None, "only this split (default: all)")
 
 
@@ -71,8 +83,15 @@ def _lines() -> Iterable[str]:
     if values.split is not None:
         corpus.split(values.split)
         splits = [values.split]
+    if (values.unknown is None) != (values.meds is None):
+        raise UserError("--unknown and --meds go together")
+    modes = [name for name in ("verify", "subject", "unknown") if getattr(values, name) not in (None, False)]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]} are two things to do", fix="give one of them")
     if values.verify:
         return _verified(corpus)
+    if values.unknown is not None:
+        return _unknown(corpus, values.meds, values.unknown)
     if values.subject is not None:
         return show_timeline.timeline(find_subject(corpus, splits, values.subject), corpus.vocabulary)
     return show_tables.overview(corpus, splits)

@@ -1,11 +1,12 @@
 """The tables that data_pipeline.show prints: what is in a corpus, and what its code map made of the data."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipeline import build_config
 from data_pipeline.code_maps import NO_RULE
 from data_pipeline.corpus import Corpus
 from data_pipeline.vocabulary import KINDS
@@ -24,7 +25,7 @@ def overview(corpus: Corpus, splits: Sequence[str]) -> list[str]:
         f"{corpus.root}: {_join(source.get('name'), source.get('version'))}, MEDS {source.get('meds_version') or '?'}, "
         f"{source['shards']} shards",
         f"fingerprint {corpus.fingerprint}",
-        "configuration: " + ", ".join(f"{key} {value}" for key, value in config.items()),
+        "configuration: " + ", ".join(f"{key} {value}" for key, value in settings(config).items()),
         "",
         *_splits_table(corpus, splits),
         "",
@@ -35,6 +36,24 @@ def overview(corpus: Corpus, splits: Sequence[str]) -> list[str]:
         *_rules_table(corpus),
         *_lost_codes(corpus),
     ]
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A build's settings by flag (cohort.min_age): those that differ from the defaults, and the main ones."""
+    default = dict(_flat(build_config.get_config().to_dict()))
+    return {
+        key: value
+        for key, value in _flat(config)
+        if key in ("code_map", "min_subjects_per_code") or value != default.get(key)
+    }
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _splits_table(corpus: Corpus, splits: Sequence[str]) -> list[str]:

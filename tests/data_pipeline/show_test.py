@@ -190,12 +190,35 @@ def test_the_command_prints_tables_or_a_timeline(corpus) -> None:
 
 @pytest.mark.parametrize(
     ("args", "complaint"),
-    [(["--subject", "77"], "no subject 77"), (["--split", "dev"], "no split 'dev'"), (["--subject", "x"], "--subject")],
+    [
+        (["--subject", "77"], "no subject 77"),
+        (["--split", "dev"], "no split 'dev'"),
+        (["--subject", "x"], "--subject"),
+        (["--unknown", "3"], "--unknown and --meds go together"),
+        (["--subject", "1", "--verify"], "--verify and --subject are two things"),
+    ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(corpus, args: list[str], complaint: str) -> None:
     done = run("--corpus", str(corpus.root), *args)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and complaint in done.stderr
+
+
+def test_the_settings_shown_are_those_that_were_chosen(corpus) -> None:
+    (line,) = [line for line in show_tables.overview(corpus, ["train"]) if line.startswith("configuration")]
+    assert line == "configuration: code_map world, min_subjects_per_code 1, min_values_per_code 2"
+
+
+def test_the_codes_that_are_unknown_are_told_to_who_has_the_data(corpus, tmp_path) -> None:
+    done = run("--corpus", str(corpus.root), "--meds", str(tmp_path / "meds"), "--unknown", "2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # SEX//F has no time and MEDS_BIRTH no event: 9 of subject 1's rows and 3 of subject 2's are events.
+    assert lines[0].startswith("3 codes of") and "in 3 of 12 events (25.00%)" in lines[0]
+    assert [line.split() for line in lines[3:]] == [
+        ["CPT//99213", "PROCEDURE", "1", "1"],
+        ["ICD10CM//I10", "DIAGNOSIS", "1", "1"],
+    ]
 
 
 def test_a_reader_that_stops_reading_is_no_error(corpus) -> None:
