@@ -7,10 +7,11 @@ demographics), from which the vocabulary is made; the second writes every subjec
 is whole. Ends with a line that says how many subjects and tokens there are, and what became of the input's rows.
 """
 
-import os
 import pathlib
 import sys
 import time
+from collections.abc import Collection
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -20,8 +21,11 @@ from data_pipeline import build_config, build_folder, build_job, code_maps, comm
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_run import BuildRun
 from data_pipeline.errors import UserError
+from data_pipeline.frozen_vocabulary import FrozenVocabulary
 from data_pipeline.locations import require_local
 from data_pipeline.split_table import SplitTable
+
+ON_ERROR = ("refuse", "quarantine")
 
 
 def build_corpus(
@@ -30,34 +34,59 @@ def build_corpus(
     config: ml_collections.ConfigDict,
     *,
     workers: int | None = None,
+    on_error: str = "refuse",
+    vocabulary: pathlib.Path | None = None,
+    explicit: Collection[str] = (),
 ) -> corpus.Corpus:
-    """Read a MEDS data set and write a corpus; the bytes do not depend on `workers` (default: one per core).
+    """Read a MEDS data set and write a corpus; its bytes are a function of the data, `config` and `vocabulary`.
 
     What a run that was stopped has finished, in CORPUS.partial, is taken up and not done again.
+
+    Args:
+        meds_root: the data set.
+        out: the corpus to be.
+        config: build_config's.
+        workers: processes; default: one per core. 1 is this process itself.
+        on_error: "refuse": data that cannot be used is a UserError; "quarantine": it is set aside in
+            OUT/quarantine.parquet and counted.
+        vocabulary: a corpus whose vocabulary is taken as it is, instead of making one.
+        explicit: keys of `config` that the user named, so that `vocabulary` must not differ in them.
 
     Raises UserError for data that cannot be used, for an `out` that already holds something or cannot be written, and
     for one that another build is writing; nothing is at `out` then.
     """
+    frozen = FrozenVocabulary.of(corpus.Corpus.open(vocabulary)) if vocabulary else None
+    if frozen:
+        config = frozen.adopt(config, explicit)
     build_config.check(config)
-    dataset = meds.open_dataset(meds_root)
+    lenient = on_error == "quarantine"
+    dataset = meds.open_dataset(meds_root, lenient=lenient)
     for note in dataset.notes:
         print(f"{meds_root}: {note}", file=sys.stderr)
-    code_map = code_maps.named(config.code_map)
+    code_map = frozen.vocabulary.code_map if frozen else code_maps.named(config.code_map)
     splits = SplitTable.of(dataset.splits, dataset.root)
-    settings = {
-        **{f"config.{name}": value for name, value in config.to_dict().items()},
-        "the code map": code_map.to_dict(),
-    }
-    job = build_job.describe(dataset, settings, splits.names, splits.key)
+    job = build_job.describe(dataset, _settings(config, code_map, frozen), splits.names, splits.key)
     with build_folder.opened(out, job) as folder:
         if folder is not None:
-            with engines.local(min(workers or _cores(), len(dataset.shards))) as engine:
+            with engines.local(workers, len(dataset.shards)) as engine:
+                run = BuildRun(dataset, config, code_map, job, folder, engine, lenient, frozen)
                 try:
-                    BuildRun(dataset, config, code_map, job, folder, engine).write(splits)
+                    run.write(splits)
                 except UserError as error:
                     raise _with_what_is_kept(error, folder) from error
             build_folder.finish(folder, out)
     return corpus.Corpus.open(out)
+
+
+def _settings(
+    config: ml_collections.ConfigDict, code_map: code_maps.CodeMap, frozen: FrozenVocabulary | None
+) -> dict[str, Any]:
+    """Everything but the events that decides a corpus, by the names that a user knows it by."""
+    return {
+        **{f"config.{name}": value for name, value in config.to_dict().items()},
+        "the code map": code_map.to_dict(),
+        "the vocabulary": frozen.vocabulary.fingerprint if frozen else "",
+    }
 
 
 def _with_what_is_kept(error: UserError, folder: BuildFolder) -> UserError:
@@ -67,15 +96,20 @@ def _with_what_is_kept(error: UserError, folder: BuildFolder) -> UserError:
     return UserError(f"{error}; finished shards are kept in {folder.root}")
 
 
-def _cores() -> int:
-    """Cores that this process may use, which a batch system may have made fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _define_flags() -> None:
     flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
     flags.DEFINE_string("out", None, "folder of the corpus to write; must not exist", required=True)
     flags.DEFINE_integer("workers", None, "processes (default: one per core)", lower_bound=1)
+    flags.DEFINE_enum(
+        "on_error",
+        "refuse",
+        ON_ERROR,
+        "what becomes of subjects and files that cannot be used: refuse the data set, or set them aside in "
+        "CORPUS/quarantine.parquet",
+    )
+    flags.DEFINE_string(
+        "vocabulary", None, "a corpus whose vocabulary to use as it is; codes that it lacks are counted as unknown"
+    )
     config_flags.DEFINE_config_file(
         "config", build_config.__file__, "corpus configuration file; single keys by --config.KEY=VALUE"
     )
@@ -88,7 +122,15 @@ def main() -> None:
     require_local(values.out, "--out")
     out = pathlib.Path(values.out)
     try:
-        built = build_corpus(pathlib.Path(values.meds), out, values.config, workers=values.workers)
+        built = build_corpus(
+            pathlib.Path(values.meds),
+            out,
+            values.config,
+            workers=values.workers,
+            on_error=values.on_error,
+            vocabulary=pathlib.Path(values.vocabulary) if values.vocabulary else None,
+            explicit=config_flags.get_override_values(values["config"]),
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{out}.partial keeps the shards that are finished: the same command goes on from there"
@@ -100,6 +142,12 @@ def main() -> None:
         f"{built.root}: {sum(split['subjects'] for split in splits):,} subjects, "
         f"{sum(split['tokens'] for split in splits):,} tokens, vocabulary {len(built.vocabulary):,}, {seconds:.1f} s"
     )
+    aside = built.manifest["quarantine"]
+    if aside["rows"] or aside["files"]:
+        print(
+            f"set aside: {aside['subjects']:,} subjects and {aside['files']:,} files, {aside['rows']:,} rows; "
+            f"see {built.root / corpus.QUARANTINE}"
+        )
     print("input rows: " + ", ".join(f"{count:,} {reason}" for reason, count in rows.items() if count))
 
 

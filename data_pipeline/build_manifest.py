@@ -1,15 +1,19 @@
 """A corpus's manifest, and the arrays beside its shards: made from the pieces, once all are written."""
 
+import dataclasses
+import io
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
+import polars as pl
 
 from data_pipeline import corpus, coverage, meds, pieces, statistics
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_shards import TokenizedSplit
+from data_pipeline.frozen_vocabulary import FrozenVocabulary
 from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, Vocabulary
 
 # Beside a split's shards, each with one entry a record.
@@ -21,15 +25,35 @@ def read_splits(paths: Iterable[pathlib.Path]) -> list[tuple[pathlib.Path, Token
     return [(path, TokenizedSplit(**split)) for path in paths for split in pieces.read(path, ["splits"])["splits"]]
 
 
+@dataclasses.dataclass(frozen=True)
+class BuildFacts:
+    """What the manifest says of a corpus as a whole."""
+
+    dataset: meds.MedsDataset
+    config: ml_collections.ConfigDict
+    totals: statistics.Statistics
+    vocabulary: Vocabulary
+    frozen: FrozenVocabulary | None
+
+
 def write_manifest(
     folder: BuildFolder,
-    dataset: meds.MedsDataset,
-    config: ml_collections.ConfigDict,
-    vocabulary: Vocabulary,
-    totals: statistics.Statistics,
+    facts: BuildFacts,
     written: Sequence[tuple[pathlib.Path, TokenizedSplit]],
-) -> None:
-    """Write the arrays of every split, and corpus.json last: a folder without it is no corpus."""
+    counted: Sequence[tuple[str, pathlib.Path]],
+) -> dict[str, Any]:
+    """Write the arrays of every split, and corpus.json last: a folder without it is no corpus.
+
+    Args:
+        folder: the build's.
+        facts: about the corpus.
+        written: the shards' parts of splits, each with its piece.
+        counted: each input file, by its path below the data set, with the piece of its counts.
+
+    Returns:
+        The manifest.
+    """
+    dataset, vocabulary = facts.dataset, facts.vocabulary
     there = {split.split for _, split in written}
     names = [split for split in meds.SPLITS if split in there] + sorted(there - set(meds.SPLITS))
     splits = {
@@ -37,6 +61,8 @@ def write_manifest(
         for name in names
     }
     files = [corpus.VOCABULARY, *(f"{name}/{array}.npy" for name in names for array in _ARRAYS)]
+    quarantine = _write_quarantine(folder, counted)
+    files += [corpus.QUARANTINE] if (folder.corpus / corpus.QUARANTINE).exists() else []
     manifest = {
         "format_version": corpus.FORMAT_VERSION,
         "fingerprint": corpus.fingerprint(vocabulary.fingerprint, splits),
@@ -48,17 +74,21 @@ def write_manifest(
             "version": dataset.version,
             "meds_version": dataset.meds_version,
             "shards": len(dataset.shards),
+            "rows": sum(pieces.read(piece, ["rows"])["rows"] for _, piece in counted),
             "notes": list(dataset.notes),
         },
-        "config": config.to_dict(),
-        "training_coverage": coverage.coverage(totals, vocabulary, config.min_subjects_per_code),
+        "vocabulary_source": dict(facts.frozen.source) if facts.frozen else None,
+        "config": facts.config.to_dict(),
+        "training_coverage": coverage.coverage(facts.totals, vocabulary, facts.config.min_subjects_per_code),
         # Those of the shards stand with them.
         "files": [{"file": file, "sha256": corpus.file_sha256(folder.corpus / file)} for file in files],
+        "quarantine": quarantine,
         "splits": splits,
     }
     temporary = folder.temporary()
     temporary.write_bytes(corpus.encode_manifest(manifest))
     pieces.install(temporary, folder.corpus / corpus.MANIFEST)
+    return manifest
 
 
 def remove_strays(folder: BuildFolder, manifest: Mapping[str, Any]) -> None:
@@ -67,6 +97,30 @@ def remove_strays(folder: BuildFolder, manifest: Mapping[str, Any]) -> None:
     for path in folder.corpus.rglob("*.array_record"):
         if path.relative_to(folder.corpus).as_posix() not in named:
             path.unlink()
+
+
+def _write_quarantine(folder: BuildFolder, counted: Sequence[tuple[str, pathlib.Path]]) -> dict[str, Any]:
+    """Write what was set aside to quarantine.parquet, if anything was; returns its counts."""
+    tables = [
+        pieces.read(piece, ["aside"])["aside"].select(pl.lit(file).alias("file"), pl.all()).sort("row", "subject_id")
+        for file, piece in counted
+    ]
+    aside = pl.concat(tables)
+    if len(aside):
+        temporary = folder.temporary()
+        buffer = io.BytesIO()
+        aside.write_parquet(buffer)
+        temporary.write_bytes(buffer.getvalue())
+        pieces.install(temporary, folder.corpus / corpus.QUARANTINE)
+    by_reason = aside.group_by("reason").agg(pl.col("rows").sum()).sort("reason")
+    is_file = pl.col("subject_id").is_null() & pl.col("row").is_null()
+    return {
+        "files": len(aside.filter(is_file)),
+        "files_of_unknown_length": len(aside.filter(is_file & pl.col("rows").is_null())),
+        "subjects": aside["subject_id"].drop_nulls().n_unique(),
+        "rows": int(aside["rows"].sum()),
+        "rows_by_reason": dict(by_reason.iter_rows()),
+    }
 
 
 def _finish_split(

@@ -3,7 +3,8 @@
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -22,11 +23,26 @@ from data_pipeline import (
     vocabulary_builder,
 )
 from data_pipeline.build_folder import BuildFolder
+from data_pipeline.build_shards import Reading, TokenizedSplit
 from data_pipeline.errors import UserError
-from data_pipeline.split_table import SplitTable
+from data_pipeline.frozen_vocabulary import FrozenVocabulary
+from data_pipeline.split_table import SplitTable, save_array
 from data_pipeline.vocabulary import Vocabulary
 
 _MERGED_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """A shard whose piece of counts is there: its path below the data set, the piece, and how it was read."""
+
+    file: str
+    piece: pathlib.Path
+    reading: Reading
+
+    def subject_ids(self) -> np.ndarray:
+        """Ids of all subjects in the file."""
+        return pieces.read(self.piece, ["subject_ids"])["subject_ids"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,48 +55,64 @@ class BuildRun:
     job: build_job.BuildJob
     folder: BuildFolder
     engine: engines.Engine
+    lenient: bool = False
+    frozen: FrozenVocabulary | None = None
 
     def write(self, splits: SplitTable) -> None:
         """Write the corpus into the build's folder."""
         splits.save(self.folder)
         counted = self._count()
-        totals = self._merge(counted)
+        totals = self._merge([shard.piece for shard in counted])
+        vocabulary = self.frozen.vocabulary if self.frozen else self._make_vocabulary(totals)
+        written = build_manifest.read_splits(self._tokenize(counted, vocabulary))
+        if not written:
+            raise UserError("no subject is left", where=str(self.dataset.root), fix="see why with --on_error=refuse")
+        if not self.frozen:
+            vocabulary = _with_measured_intervals(vocabulary, [split for _, split in written])
+        self._save(vocabulary, self.folder.corpus / corpus.VOCABULARY)
+        facts = build_manifest.BuildFacts(self.dataset, self.config, totals, vocabulary, self.frozen)
+        manifest = build_manifest.write_manifest(
+            self.folder, facts, written, [(shard.file, shard.piece) for shard in counted]
+        )
+        build_manifest.remove_strays(self.folder, manifest)
+
+    def _make_vocabulary(self, totals: statistics.Statistics) -> Vocabulary:
         if not totals.subjects:
             raise UserError(
                 "no subject of the cohort in the train split",
                 where=str(self.dataset.root),
                 fix="the vocabulary is made from these: check metadata/subject_splits.parquet and config.cohort",
             )
-        vocabulary = vocabulary_builder.build_vocabulary(
-            totals,
-            self.code_map,
-            self.dataset.descriptions,
-            build_config.vocabulary_policy(self.config),
+        return vocabulary_builder.build_vocabulary(
+            totals, self.code_map, self.dataset.descriptions, build_config.vocabulary_policy(self.config)
         )
-        written = build_manifest.read_splits(self._tokenize(vocabulary))
-        training = [split for _, split in written if split.split == "train"]
-        seconds = vocabulary_builder.measured_intervals(
-            vocabulary.interval_preset,
-            np.sum([split.interval_us for split in training], axis=0),
-            np.sum([split.interval_tokens for split in training], axis=0),
-        )
-        vocabulary = dataclasses.replace(vocabulary, interval_seconds=seconds)
-        self._save(vocabulary, self.folder.corpus / corpus.VOCABULARY)
-        build_manifest.write_manifest(self.folder, self.dataset, self.config, vocabulary, totals, written)
 
-    def _count(self) -> list[pathlib.Path]:
-        keys = [self.job.counted_key(index, "") for index in range(len(self.job.shards))]
-        counted = [self.folder.counted(key) for key in keys]
-        jobs = [
-            self._job(build_shards.count_shard, index, "") for index in self._unfinished("counted", counted, _is_whole)
+    def _count(self) -> list[_Counted]:
+        counted = self._count_shards([Reading(self.lenient)] * len(self.job.shards))
+        twice = subjects_in_two_files([shard.subject_ids() for shard in counted])
+        if not len(twice):
+            return counted
+        if not self.lenient:
+            meds.check_subjects_once({self.dataset.root / shard.file: shard.subject_ids() for shard in counted})
+        # Their rows are in the counts of several shards: those are counted again, without them.
+        excluded = build_job.array_key(twice)
+        save_array(self.folder, self.folder.subjects("excluded", excluded), twice)
+        return self._count_shards(
+            [Reading(True, excluded if np.isin(shard.subject_ids(), twice).any() else "") for shard in counted]
+        )
+
+    def _count_shards(self, readings: Sequence[Reading]) -> list[_Counted]:
+        shards = [
+            _Counted(shard.file, self.folder.counted(self.job.counted_key(index, reading.excluded)), reading)
+            for index, (shard, reading) in enumerate(zip(self.job.shards, readings, strict=True))
         ]
-        self.engine.run("counting", jobs)
-        ids = {
-            path: pieces.read(piece, ["subject_ids"])["subject_ids"]
-            for path, piece in zip(self.dataset.shards, counted, strict=True)
-        }
-        meds.check_subjects_once(ids)
-        return counted
+        left = self._unfinished("counted", [shard.piece for shard in shards], self._is_counted)
+        self.engine.run("counting", [self._job(build_shards.count_shard, index, readings[index]) for index in left])
+        return shards
+
+    def _is_counted(self, piece: pathlib.Path) -> bool:
+        # What an earlier run has set aside is refused where that is asked for, by reading it again.
+        return _is_whole(piece) and (self.lenient or not len(pieces.read(piece, ["aside"])["aside"]))
 
     def _merge(self, parts: list[pathlib.Path]) -> statistics.Statistics:
         """The sum of all counts, added up in groups of groups, so that no process holds more than one group's."""
@@ -105,14 +137,14 @@ class BuildRun:
             parts = [self.folder.merged(key) for key in keys]
         return build_shards.read_counts(parts)
 
-    def _tokenize(self, vocabulary: Vocabulary) -> list[pathlib.Path]:
+    def _tokenize(self, counted: Sequence[_Counted], vocabulary: Vocabulary) -> list[pathlib.Path]:
         """Paths of the pieces of all tokenized shards."""
         self._save(vocabulary, self.folder.vocabulary)
-        fingerprint = vocabulary.fingerprint
-        keys = [self.job.tokenized_key(index, "", fingerprint) for index in range(len(self.job.shards))]
+        fingerprint, readings = vocabulary.fingerprint, [shard.reading for shard in counted]
+        keys = [self.job.tokenized_key(index, reading.excluded, fingerprint) for index, reading in enumerate(readings)]
         tokenized = [self.folder.tokenized(key) for key in keys]
         jobs = [
-            self._job(build_shards.tokenize_shard, index, "", fingerprint)
+            self._job(build_shards.tokenize_shard, index, readings[index], fingerprint)
             for index in self._unfinished("tokenized", tokenized, self._has_its_files)
         ]
         self.engine.run("tokenizing", jobs)
@@ -136,7 +168,7 @@ class BuildRun:
         files = {self.folder.corpus / split.file: split.bytes for _, split in build_manifest.read_splits([path])}
         return all(file.is_file() and file.stat().st_size == size for file, size in files.items())
 
-    def _job(self, function: Callable[..., None], index: int, *arguments: str) -> engines.Job:
+    def _job(self, function: Callable[..., None], index: int, *arguments: Any) -> engines.Job:
         return engines.Job(
             str(self.job.path(index)), function, (str(self.folder.root), self.job.key, index, *arguments)
         )
@@ -145,6 +177,22 @@ class BuildRun:
         temporary = self.folder.temporary()
         vocabulary.save(temporary)
         pieces.install(temporary, path)
+
+
+def subjects_in_two_files(ids_of_files: Iterable[np.ndarray]) -> np.ndarray:
+    """The ids, rising, that more than one of the arrays of distinct ids holds."""
+    ids = np.sort(np.concatenate([np.zeros(0, np.int64), *ids_of_files]))
+    return np.unique(ids[1:][ids[1:] == ids[:-1]])
+
+
+def _with_measured_intervals(vocabulary: Vocabulary, splits: Sequence[TokenizedSplit]) -> Vocabulary:
+    training = [split for split in splits if split.split == "train"]
+    seconds = vocabulary_builder.measured_intervals(
+        vocabulary.interval_preset,
+        np.sum([split.interval_us for split in training], axis=0),
+        np.sum([split.interval_tokens for split in training], axis=0),
+    )
+    return dataclasses.replace(vocabulary, interval_seconds=seconds)
 
 
 def _is_whole(path: pathlib.Path) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec
 
 import numpy as np
+import polars as pl
 
 from data_pipeline import (
     build_folder,
@@ -19,6 +20,7 @@ from data_pipeline import (
     code_maps,
     cohort,
     corpus,
+    event_faults,
     meds,
     pieces,
     split_table,
@@ -63,6 +65,19 @@ class TokenizedSplit:
     interval_tokens: list[int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a shard is read.
+
+    Attributes:
+        lenient: whether subjects with rows that cannot be used are set aside; otherwise they are refused.
+        excluded: key of a list of subjects that are set aside because they lie in several files; "" for none.
+    """
+
+    lenient: bool = False
+    excluded: str = ""
+
+
 def _reports_full_disks(job: Callable[_P, None]) -> Callable[_P, None]:
     """A job whose OSErrors are the user's: what is read is guarded where it is read, so these are of writing."""
 
@@ -77,28 +92,30 @@ def _reports_full_disks(job: Callable[_P, None]) -> Callable[_P, None]:
 
 
 @_reports_full_disks
-def count_shard(root: str, job_key: str, index: int, excluded: str) -> None:
-    """Write the piece with a shard's subjects and the counts of those in training.
+def count_shard(root: str, job_key: str, index: int, reading: Reading) -> None:
+    """Write the piece with a shard's subjects, the counts of those in training, and what is set aside.
 
     Args:
         root: the build's folder.
         job_key: of the job that is described there.
         index: which shard.
-        excluded: key of the list of subjects that are left out; "" for none.
+        reading: how it is read.
     """
     folder, context = BuildFolder(pathlib.Path(root)), _context(root, job_key)
     job = context.job
     job.check_unchanged(index)
-    columns, split_S = _read_columns(folder, context, index, excluded)
-    training = columns.of_subjects(split_S == job.split_names.index("train"))
+    shard = _read(folder, context, index, reading)
+    columns = shard.columns
+    training = columns.of_subjects(shard.split_S == job.split_names.index("train"))
     counts = statistics.count(cohort.select(training, context.cohort).columns)
     content = {
-        "rows": len(columns),
-        "subject_ids": columns.subject_ids_S,
+        "rows": len(columns) + int(shard.aside["rows"].sum()),
+        "subject_ids": np.union1d(columns.subject_ids_S, shard.aside["subject_id"].drop_nulls().to_numpy()),
+        "aside": shard.aside,
         **{f"statistics.{name}": value for name, value in vars(counts).items()},
     }
     job.check_unchanged(index)
-    pieces.write(folder.counted(job.counted_key(index, excluded)), content, folder.temporary())
+    pieces.write(folder.counted(job.counted_key(index, reading.excluded)), content, folder.temporary())
 
 
 @_reports_full_disks
@@ -123,16 +140,17 @@ def read_counts(paths: Iterable[pathlib.Path]) -> statistics.Statistics:
 
 
 @_reports_full_disks
-def tokenize_shard(root: str, job_key: str, index: int, excluded: str, vocabulary_fingerprint: str) -> None:
+def tokenize_shard(root: str, job_key: str, index: int, reading: Reading, vocabulary_fingerprint: str) -> None:
     """Write one ArrayRecord file for each split that the shard has subjects of, then the piece about them."""
     folder, context = BuildFolder(pathlib.Path(root)), _context(root, job_key)
     job, vocabulary = context.job, _vocabulary(folder.vocabulary, vocabulary_fingerprint)
     job.check_unchanged(index)
-    columns, split_S = _read_columns(folder, context, index, excluded)
+    shard = _read(folder, context, index, reading)
+    columns = shard.columns
     codes = tokenizer.CodeTable.build(columns.concepts, vocabulary)
     content: dict[str, Any] = {"splits": []}
     for number, split in enumerate(job.split_names):
-        chosen_S = split_S == number
+        chosen_S = shard.split_S == number
         if chosen_S.any():
             selection = cohort.select(columns.of_subjects(chosen_S), context.cohort)
             tokenized = tokenizer.tokenize_columns(selection.columns, codes, vocabulary)
@@ -141,9 +159,8 @@ def tokenize_shard(root: str, job_key: str, index: int, excluded: str, vocabular
             content[f"{split}.subject_ids"] = tokenized.subject_ids_S
             content[f"{split}.lengths"] = np.diff(tokenized.offsets_S1).astype(np.uint32)
     job.check_unchanged(index)
-    pieces.write(
-        folder.tokenized(job.tokenized_key(index, excluded, vocabulary_fingerprint)), content, folder.temporary()
-    )
+    key = job.tokenized_key(index, reading.excluded, vocabulary_fingerprint)
+    pieces.write(folder.tokenized(key), content, folder.temporary())
 
 
 def _write_split(
@@ -215,17 +232,42 @@ def _vocabulary(path: pathlib.Path, fingerprint: str) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _read_columns(folder: BuildFolder, context: _Context, index: int, excluded: str) -> tuple[Columns, np.ndarray]:
-    """(a shard's rows, the split of each of its subjects as its place in the job's split_names)."""
+@dataclasses.dataclass(frozen=True)
+class _ReadShard:
+    columns: Columns
+    split_S: np.ndarray  # index into the job's split_names
+    aside: pl.DataFrame
+
+
+def _read(folder: BuildFolder, context: _Context, index: int, reading: Reading) -> _ReadShard:
     job, path = context.job, context.job.path(index)
-    events = meds.read_shard(path, text_values=job.settings["config.text_values"])
+    text_values = job.settings["config.text_values"]
+    aside = pl.DataFrame(schema=event_faults.SET_ASIDE_SCHEMA)
+    if reading.lenient:
+        events, aside = meds.read_usable(path, text_values=text_values)
+    else:
+        events = meds.read_shard(path, text_values=text_values, categories=True)
     columns = to_columns(events, context.code_map)
-    split_S = split_table.look_up(folder, job.settings["the subjects' splits"], columns.subject_ids_S)
-    unassigned = np.isin(columns.subject_E, np.flatnonzero(split_S == NO_SPLIT)).sum()
-    if unassigned:
+    ids_S = columns.subject_ids_S
+    split_S = split_table.look_up(folder, job.settings["the subjects' splits"], ids_S)
+    nowhere_S = split_S == NO_SPLIT
+    if nowhere_S.any() and not reading.lenient:
+        rows = np.isin(columns.subject_E, np.flatnonzero(nowhere_S)).sum()
         raise UserError(
-            f"{unassigned} rows belong to subjects that are in no split",
+            f"{rows} rows belong to subjects that are in no split",
             where=str(path),
             fix="list every subject in metadata/subject_splits.parquet",
         )
-    return columns, split_S
+    twice_S = np.zeros(len(ids_S), bool)
+    if reading.excluded:
+        twice_S = np.isin(ids_S, np.load(folder.subjects("excluded", reading.excluded)))
+    gone_S = twice_S | nowhere_S
+    if not gone_S.any():
+        return _ReadShard(columns, split_S, aside)
+    rows_S = np.bincount(columns.subject_E, minlength=len(ids_S))
+    nowhere_S &= ~twice_S
+    more = [
+        event_faults.set_subjects_aside(ids_S[twice_S], rows_S[twice_S], "the subject has rows in several files"),
+        event_faults.set_subjects_aside(ids_S[nowhere_S], rows_S[nowhere_S], "the subject is in no split"),
+    ]
+    return _ReadShard(columns.of_subjects(~gone_S), split_S[~gone_S], pl.concat([aside, *more]))

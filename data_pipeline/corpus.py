@@ -4,6 +4,7 @@ corpus/
   corpus.json                     its own checksum, format version, fingerprint, source, config, counts per split and
                                   kind, code-map coverage, every other file with its checksum
   vocabulary.json                 see data_pipeline.vocabulary
+  quarantine.parquet              subjects and files that were set aside, if any: see data_pipeline.event_faults
   <split>/NNNNN.array_record      group size 1, so that a record is one random read
   <split>/lengths.npy             uint32, tokens of each record, records numbered through the shards in order
   <split>/subject_ids.npy         int64, likewise
@@ -31,6 +32,7 @@ MANIFEST = "corpus.json"
 VOCABULARY = "vocabulary.json"
 # How a manifest begins: the SHA-256 of all that follows.
 _CHECKSUM = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
+QUARANTINE = "quarantine.parquet"
 # subject id, tokens, static prefixes
 _HEADER = struct.Struct("<qII")
 

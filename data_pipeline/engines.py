@@ -168,17 +168,23 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def local(workers: int) -> Iterator[Engine]:
-    """An engine of processes on this machine, or of this process alone if `workers` is 1."""
+def local(workers: int | None, shards: int) -> Iterator[Engine]:
+    """An engine of processes on this machine, no more than shards; one per core by default, of none if asked for 1."""
     if workers == 1:
         yield InProcess()
         return
-    # Spawned and not forked: polars and Arrow hold threads.
-    pool = ProcessPool(workers)
+    # Spawned and not forked: polars and Arrow hold threads. One for one shard too: a library that aborts on a damaged
+    # file then ends in an error that names the file.
+    pool = ProcessPool(min(workers or cores(), shards))
     try:
         yield pool
     finally:
         pool.kill()
+
+
+def cores() -> int:
+    """Cores that this process may use, which a batch system may have made fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Progress:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import polars as pl
 
-from data_pipeline import parquet_tables
+from data_pipeline import event_faults, parquet_tables
 from data_pipeline.errors import UserError
 from data_pipeline.locations import require_local
 from data_pipeline.parquet_tables import BOOLEAN, FLOAT32, FLOAT64, INTEGER, TEXT, TIMESTAMP, Column
@@ -43,7 +43,6 @@ _LABEL_COLUMNS = (
     Column("float_value", FLOAT64, nullable=True, required=False),
     Column("categorical_value", TEXT, nullable=True, required=False),
 )
-_NO_TIME = np.iinfo(np.int64).min
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +69,11 @@ class MedsDataset:
     notes: tuple[str, ...] = ()
 
 
-def open_dataset(root: str | pathlib.Path) -> MedsDataset:
-    """Find a data set's files and check its metadata; raises UserError when it is not MEDS, or has no events."""
+def open_dataset(root: str | pathlib.Path, *, lenient: bool = False) -> MedsDataset:
+    """Find a data set's files and check its metadata; raises UserError when it is not MEDS, or has no events.
+
+    With `lenient`, event files that cannot be read pass, and rows that cannot be used; metadata must be right.
+    """
     require_local(root, "data set")
     root = pathlib.Path(root)
     if not root.is_dir():
@@ -81,10 +83,10 @@ def open_dataset(root: str | pathlib.Path) -> MedsDataset:
     shards = tuple(_parquet_files(root / "data"))
     if not shards:
         raise UserError("no parquet file in it, so an empty data set", where=str(root / "data"))
-    if not any(parquet_tables.count_rows(shard) for shard in shards):
+    if not any(_has_rows(shard, lenient) for shard in shards):
         raise UserError(f"no rows in its {len(shards)} parquet files, so an empty data set", where=str(root / "data"))
     about, about_notes = _read_about(root)
-    splits, split_notes = _read_splits(root, shards)
+    splits, split_notes = _read_splits(root, shards, lenient)
     descriptions, description_notes = _read_descriptions(root)
     return MedsDataset(
         root=root,
@@ -98,12 +100,13 @@ def open_dataset(root: str | pathlib.Path) -> MedsDataset:
     )
 
 
-def read_shard(path: pathlib.Path, *, text_values: bool = False) -> pl.DataFrame:
+def read_shard(path: pathlib.Path, *, text_values: bool = False, categories: bool = False) -> pl.DataFrame:
     """The events of one file, as they lie: subjects contiguous, rows without time first, then by time.
 
     Args:
         path: a parquet file of the data set.
         text_values: whether to read text_value too, which may hold whole notes.
+        categories: whether the text columns are Categorical and not String, which is read in less time.
 
     Returns:
         [subject_id Int64, time Datetime("us") or null, code String, numeric_value Float32 or null, and text_value
@@ -113,12 +116,28 @@ def read_shard(path: pathlib.Path, *, text_values: bool = False) -> pl.DataFrame
         UserError: a column is missing or of the wrong type; a subject or code is null; a numeric value is not finite;
             a subject's rows are not sorted by time or not together.
     """
-    events = parquet_tables.read(path, _event_columns(text_values))
-    fault = _find_fault(events)
-    if fault:
-        row, column, what, fix = fault
-        raise UserError(what, where=parquet_tables.place(path, row, column), fix=fix)
+    events = parquet_tables.read(path, _event_columns(text_values), categories=categories)
+    for fault in event_faults.find_faults(events):
+        raise UserError(fault.what, where=parquet_tables.place(path, int(fault.rows[0]), fault.column), fix=fault.fix)
     return events
+
+
+def read_usable(path: pathlib.Path, *, text_values: bool = False) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(`read_shard`'s events of the subjects that can be used, the others as event_faults.SET_ASIDE_SCHEMA).
+
+    Texts are Categorical. A file that cannot be read has no events, and is set aside whole.
+    """
+    columns = _event_columns(text_values)
+    try:
+        events, lost = parquet_tables.read_with_losses(path, columns, categories=True)
+    except UserError as error:
+        try:
+            rows = parquet_tables.count_rows(path)
+        except UserError:
+            rows = None
+        empty = pl.DataFrame(schema={column.name: column.type.dtype for column in columns})
+        return empty, event_faults.set_file_aside(error.what, rows)
+    return event_faults.set_aside(events, lost)
 
 
 def read_subjects(
@@ -134,7 +153,7 @@ def read_subjects(
     frames: dict[pathlib.Path, pl.DataFrame] = {}
     for shard in dataset.shards:
         events = parquet_tables.read(shard, columns, only=("subject_id", wanted))
-        if _find_fault(events):
+        if any(event_faults.find_faults(events)):
             read_shard(shard)  # The whole file has the fault as well, and knows its row.
         if len(events):
             frames[shard] = events
@@ -226,10 +245,19 @@ def _read_about(root: pathlib.Path) -> tuple[dict[str, object], list[str]]:
     return about, []
 
 
-def _read_splits(root: pathlib.Path, shards: tuple[pathlib.Path, ...]) -> tuple[pl.DataFrame, list[str]]:
+def _has_rows(shard: pathlib.Path, lenient: bool) -> bool:
+    try:
+        return parquet_tables.count_rows(shard) > 0
+    except UserError:
+        if lenient:
+            return False
+        raise
+
+
+def _read_splits(root: pathlib.Path, shards: tuple[pathlib.Path, ...], lenient: bool) -> tuple[pl.DataFrame, list[str]]:
     path = root / "metadata" / "subject_splits.parquet"
     if not path.is_file():
-        return _splits_of_folders(root, shards, path)
+        return _splits_of_folders(root, shards, path, lenient)
     splits = parquet_tables.read(path, _SPLIT_COLUMNS)
     if not len(splits):
         raise UserError("no rows in it", where=str(path), fix="list each subject with its split")
@@ -245,7 +273,7 @@ def _read_splits(root: pathlib.Path, shards: tuple[pathlib.Path, ...]) -> tuple[
 
 
 def _splits_of_folders(
-    root: pathlib.Path, shards: tuple[pathlib.Path, ...], path: pathlib.Path
+    root: pathlib.Path, shards: tuple[pathlib.Path, ...], path: pathlib.Path, lenient: bool
 ) -> tuple[pl.DataFrame, list[str]]:
     folders = [shard.relative_to(root / "data").parts[0] for shard in shards]
     if not set(folders) <= set(SPLITS):
@@ -254,17 +282,28 @@ def _splits_of_folders(
             where=str(path),
             fix=f"write it (columns subject_id, split), or put the shards into data/{{{','.join(SPLITS)}}}/",
         )
-    subjects: dict[pathlib.Path, pl.Series] = {}
-    for shard in shards:
-        ids = parquet_tables.read(shard, _SPLIT_COLUMNS[:1])
-        _check_no_nulls(ids, shard, _SPLIT_COLUMNS[:1])
-        subjects[shard] = ids["subject_id"].unique(maintain_order=True)
-    check_subjects_once(subjects)
+    subjects = [_subjects_of(shard, lenient) for shard in shards]
+    if not lenient:
+        check_subjects_once(dict(zip(shards, subjects, strict=True)))
     frames = [
         pl.DataFrame({"subject_id": ids, "split": pl.Series([folder] * len(ids), dtype=pl.String)})
-        for folder, ids in zip(folders, subjects.values(), strict=True)
+        for folder, ids in zip(folders, subjects, strict=True)
     ]
-    return pl.concat(frames), ["no metadata/subject_splits.parquet: the folders under data/ are the splits"]
+    splits = pl.concat(frames).unique("subject_id", keep="first", maintain_order=True)
+    return splits, ["no metadata/subject_splits.parquet: the folders under data/ are the splits"]
+
+
+def _subjects_of(shard: pathlib.Path, lenient: bool) -> pl.Series:
+    column = _SPLIT_COLUMNS[0]
+    try:
+        ids = parquet_tables.read_with_losses(shard, [column])[0] if lenient else parquet_tables.read(shard, [column])
+    except UserError:
+        if lenient:
+            return pl.Series("subject_id", [], dtype=pl.Int64)
+        raise
+    if not lenient:
+        _check_no_nulls(ids, shard, [column])
+    return ids["subject_id"].drop_nulls().unique(maintain_order=True)
 
 
 def _read_descriptions(root: pathlib.Path) -> tuple[dict[str, str], list[str]]:
@@ -280,30 +319,6 @@ def _read_descriptions(root: pathlib.Path) -> tuple[dict[str, str], list[str]]:
 
 def _event_columns(text_values: bool) -> tuple[Column, ...]:
     return (*_EVENT_COLUMNS, _TEXT_COLUMN) if text_values else _EVENT_COLUMNS
-
-
-def _find_fault(events: pl.DataFrame) -> tuple[int, str, str, str] | None:
-    """(row, column, what, fix) of the first fault of a table of events; None if it has none."""
-    for name in ("subject_id", "code"):
-        row = _first(events[name].is_null())
-        if row is not None:
-            return row, name, "null", "every event needs a subject and a code"
-    row = _first(~events["numeric_value"].is_finite())
-    if row is not None:
-        return row, "numeric_value", "not a finite 32-bit number", "write null where there is no value"
-    subject_E = events["subject_id"].to_numpy()
-    new_E = subject_E[1:] != subject_E[:-1]
-    first_rows = np.concatenate(([0], np.flatnonzero(new_E) + 1)) if len(subject_E) else np.zeros(0, np.int64)
-    again = np.setdiff1d(np.arange(len(first_rows)), np.unique(subject_E[first_rows], return_index=True)[1])
-    if len(again):
-        fix = "sort each file by subject_id and time"
-        return int(first_rows[again[0]]), "subject_id", "rows of a subject whose other rows stand further up", fix
-    time_E = events["time"].dt.epoch("us").fill_null(_NO_TIME).to_numpy()
-    back = np.flatnonzero((time_E[1:] < time_E[:-1]) & ~new_E)
-    if len(back):
-        fix = "sort each file by subject_id and time, rows without time first"
-        return int(back[0]) + 1, "time", "earlier than the row before it, of the same subject", fix
-    return None
 
 
 def _check_no_nulls(table: pl.DataFrame, path: pathlib.Path, columns: Iterable[Column]) -> None:

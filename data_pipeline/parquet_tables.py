@@ -73,6 +73,7 @@ def read(
     *,
     only: tuple[str, pl.Series] | None = None,
     fill_missing: bool = True,
+    categories: bool = False,
 ) -> pl.DataFrame:
     """Read some columns of a parquet file, in this order and as their types.
 
@@ -81,11 +82,12 @@ def read(
         columns: what it should hold; its other columns are not read.
         only: (column, values): read the rows in which the column has one of the values, and no row group without.
         fill_missing: whether a column that is not required and missing is returned as nulls, or left out.
+        categories: whether text columns are Categorical: a table whose texts recur is read in two thirds of the time.
 
     Raises:
         UserError: no readable parquet file; a column missing or of another type; a number that does not fit.
     """
-    table, lost = read_with_losses(path, columns, only=only, fill_missing=fill_missing)
+    table, lost = read_with_losses(path, columns, only=only, fill_missing=fill_missing, categories=categories)
     for cells in lost:
         raise UserError(cells.what, where=place(path, int(cells.mask.arg_max() or 0), cells.column))
     return table
@@ -99,10 +101,7 @@ def read_with_losses(
     fill_missing: bool = True,
     categories: bool = False,
 ) -> tuple[pl.DataFrame, list[Lost]]:
-    """`read`, but cells that do not fit are told and not refused.
-
-    With `categories` the text columns are Categorical: a table whose texts recur is read in two thirds of the time.
-    """
+    """`read`, but cells that do not fit are told and not refused."""
     table, types = _guard(path, lambda: _read_arrow(path, columns, only))
     frame, lost = {}, []
     for column in columns:

@@ -56,6 +56,8 @@ def look_up(folder: BuildFolder, key: str, subject_ids_S: np.ndarray) -> np.ndar
     """uint8 [S]: index into the table's names of each subject's split; NO_SPLIT where it has none."""
     ids_N = np.load(folder.subjects("splits", key), mmap_mode="r")
     split_N = np.load(folder.subjects("splits", key, "splits"), mmap_mode="r")
+    if not len(ids_N):
+        return np.full(len(subject_ids_S), NO_SPLIT)
     place_S = np.minimum(np.searchsorted(ids_N, subject_ids_S), len(ids_N) - 1)
     return np.where(ids_N[place_S] == subject_ids_S, split_N[place_S], NO_SPLIT)
 
