@@ -82,7 +82,11 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[cause] = self.seconds.get(cause, 0.0) + time.perf_counter() - start
+            self.add(cause, time.perf_counter() - start)
+
+    def add(self, cause: str, seconds: float) -> None:
+        """Count seconds under `cause`."""
+        self.seconds[cause] = self.seconds.get(cause, 0.0) + seconds
 
     @property
     def wall(self) -> float:

@@ -17,6 +17,8 @@ import dataclasses
 import functools
 import pathlib
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,7 +39,7 @@ from cometjax.train_step import LossSums, StepMetrics, TokenTables, TrainState
 from data_pipeline import command_line
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
-from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
+from data_pipeline.loader import Batch, LoaderConfig, evaluation_batches, evaluation_plan, train_batches
 from data_pipeline.locations import require_local
 from data_pipeline.mixture import Mixture, open_corpus
 from data_pipeline.packing import PackingPlan
@@ -226,8 +228,7 @@ class _Run:
         cause = "compile"  # the first call
         with contextlib.closing(batches):
             while self._step < steps:
-                with self._clock.measure("input"):
-                    batch = sharding.put_batch(self._mesh, next(batches))
+                batch = self._next_batch(batches, in_flight)
                 with self._clock.measure(cause):
                     self._state, dispatched = self._steps.train(self._state, batch)
                 cause = "step"
@@ -244,6 +245,15 @@ class _Run:
                     in_flight = None
                     self._save_if_due()
                     self._evaluate_if_due()
+
+    def _next_batch(self, batches: Iterator[Batch], in_flight: StepMetrics | None) -> dict[str, jax.Array]:
+        """The next batch, on the devices. The time counts as waiting for input when the devices ran dry meanwhile."""
+        start = time.perf_counter()
+        batch = sharding.put_batch(self._mesh, next(batches))
+        loss: Any = None if in_flight is None else in_flight.loss  # Any: jax's type for arrays leaves is_ready out
+        still_busy = loss is not None and not loss.is_ready()
+        self._clock.add("step" if still_busy else "input", time.perf_counter() - start)
+        return batch
 
     def _must_pause(self) -> bool:
         config = self._config.train
