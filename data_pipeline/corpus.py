@@ -185,20 +185,9 @@ class Corpus:
             )
         try:
             content = path.read_bytes()
-            manifest = json.loads(content)
-            version = manifest["format_version"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError("not a readable manifest", where=str(path), fix="rebuild the corpus") from error
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"format version {version}, this program reads {FORMAT_VERSION}",
-                where=str(path),
-                fix="rebuild the corpus",
-            )
-        head = _CHECKSUM.match(content)
-        if head is None or hashlib.sha256(content[head.end() :]).hexdigest() != head[1].decode():
-            raise UserError("damaged: not what its checksum says", where=str(path), fix="rebuild the corpus")
-        return cls(root, manifest)
+        except OSError as error:
+            raise UserError("cannot be read", where=str(path), fix="rebuild the corpus") from error
+        return cls(root, decode_manifest(content, str(path)))
 
     @property
     def fingerprint(self) -> str:
@@ -232,6 +221,29 @@ def encode_manifest(content: Mapping[str, Any]) -> bytes:
     return b'{\n "sha256": "%s",\n%s' % (hashlib.sha256(rest).hexdigest().encode(), rest)
 
 
+def decode_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Inverse of `encode_manifest`; raises UserError when the bytes are damaged, or of another format version."""
+    try:
+        manifest = json.loads(content)
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError("not a readable manifest", where=where, fix="rebuild the corpus") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"format version {version}, this program reads {FORMAT_VERSION}", where=where, fix="rebuild the corpus"
+        )
+    head = _CHECKSUM.match(content)
+    if head is None or hashlib.sha256(content[head.end() :]).hexdigest() != head[1].decode():
+        raise UserError("damaged: not what its checksum says", where=where, fix="rebuild the corpus")
+    return dict(manifest)
+
+
+def manifest_checksums(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file of a corpus but corpus.json, by its path below the corpus."""
+    entries = [*manifest["files"], *(shard for split in manifest["splits"].values() for shard in split["shards"])]
+    return {entry["file"]: entry["sha256"] for entry in entries}
+
+
 def fingerprint(vocabulary_fingerprint: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
     """SHA-256 over the vocabulary's fingerprint and every shard's checksum, in order of split and shard."""
     digest = hashlib.sha256(vocabulary_fingerprint.encode())
@@ -258,4 +270,5 @@ def _load_array(path: pathlib.Path, dtype: type, length: int) -> np.ndarray:
             where=str(path),
             fix="rebuild the corpus",
         )
-    return array
+    # A memmap's elements cost several times a plain array's: keep the mapping, drop the subclass.
+    return array.view(np.ndarray)

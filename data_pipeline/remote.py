@@ -11,17 +11,16 @@ Where a host's disk cannot hold the corpus, mount the bucket (gcsfuse, mountpoin
 
 import fcntl
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline import cache
-from data_pipeline.corpus import MANIFEST, VOCABULARY
+from data_pipeline import corpus as corpora
+from data_pipeline.corpus import MANIFEST
 from data_pipeline.errors import UserError
 
 FOLDER = "corpora"
-_ARRAYS = ("lengths.npy", "subject_ids.npy")
 _BLOCK_BYTES = 1 << 24
 
 
@@ -38,37 +37,22 @@ def local_copy(url: str) -> pathlib.Path:
     except (ImportError, ValueError) as error:
         raise UserError(str(error), where=url, fix="gs:// and s3:// want pip install 'cometjax[remote]'") from error
     content = b"".join(_blocks(files, root, MANIFEST, url))
-    try:
-        manifest = json.loads(content)
-        fingerprint, wanted = manifest["fingerprint"], list(_files(manifest))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError("not a readable manifest", where=f"{url}/{MANIFEST}", fix="rebuild the corpus") from error
-    target = cache.folder(FOLDER) / hashlib.sha256(str(fingerprint).encode()).hexdigest()[:32]
+    manifest = corpora.decode_manifest(content, f"{url}/{MANIFEST}")
+    target = cache.folder(FOLDER) / corpora.fingerprint(manifest["vocabulary_fingerprint"], manifest["splits"])
     with cache.refusing_unusable(target):
         target.mkdir(exist_ok=True)
-        with (target / "lock").open("a") as lock:
+        with target.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (target / MANIFEST).is_file() and (target / MANIFEST).read_bytes() == content:
                 return target
-            for name, sha256 in wanted:
+            for name, sha256 in corpora.manifest_checksums(manifest).items():
                 _fetch(files, url, root, target, name, sha256)
             (target / f"{MANIFEST}.tmp").write_bytes(content)
             (target / f"{MANIFEST}.tmp").rename(target / MANIFEST)
     return target
 
 
-def _files(manifest: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Files of a corpus with their SHA-256, where the manifest has it."""
-    checksums = manifest.get("files", {})
-    yield VOCABULARY, checksums.get(VOCABULARY)
-    for split, content in manifest["splits"].items():
-        for array in _ARRAYS:
-            yield f"{split}/{array}", checksums.get(f"{split}/{array}")
-        for shard in content["shards"]:
-            yield shard["file"], shard["sha256"]
-
-
-def _fetch(files: Any, url: str, root: str, target: pathlib.Path, name: str, sha256: str | None) -> None:
+def _fetch(files: Any, url: str, root: str, target: pathlib.Path, name: str, sha256: str) -> None:
     if pathlib.PurePosixPath(name).is_absolute() or ".." in pathlib.PurePosixPath(name).parts:
         raise UserError(f"names {name!r}, outside the corpus", where=f"{url}/{MANIFEST}", fix="rebuild the corpus")
     path = target / name
@@ -81,7 +65,7 @@ def _fetch(files: Any, url: str, root: str, target: pathlib.Path, name: str, sha
         for block in _blocks(files, root, name, url):
             digest.update(block)
             out.write(block)
-    if sha256 is not None and digest.hexdigest() != sha256:
+    if digest.hexdigest() != sha256:
         temporary.unlink()
         raise UserError("is not what corpus.json says (SHA-256)", where=f"{url}/{name}", fix="upload the corpus anew")
     temporary.rename(path)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from data_pipeline.corpus import MANIFEST, Corpus
+from data_pipeline.corpus import MANIFEST, Corpus, manifest_checksums
 
 _CHUNK_BYTES = 8 << 20
 
@@ -47,9 +47,7 @@ def verify(corpus: Corpus, *, threads: int | None = None) -> list[Fault]:
 
 def checksums(corpus: Corpus) -> dict[str, str]:
     """Path within the corpus → SHA-256, of every file but the manifest."""
-    manifest = corpus.manifest
-    entries = [*manifest["files"], *(shard for split in manifest["splits"].values() for shard in split["shards"])]
-    return {entry["file"]: entry["sha256"] for entry in entries}
+    return manifest_checksums(corpus.manifest)
 
 
 def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:

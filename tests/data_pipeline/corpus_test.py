@@ -82,3 +82,62 @@ def test_an_unknown_split_and_version_are_refused(world_corpus, tmp_path) -> Non
 def test_a_vocabulary_survives_its_json(world_corpus) -> None:
     vocabulary = Corpus.open(world_corpus).vocabulary
     assert type(vocabulary).from_json(vocabulary.to_json()) == vocabulary
+
+
+@pytest.fixture(scope="module")
+def small_shard(tmp_path_factory):
+    """(shard file, its bytes, its records), of a split with one shard."""
+    root = tmp_path_factory.mktemp("shard")
+    random = np.random.default_rng(0)
+    tokens = [random.integers(0, 500, random.integers(5, 3000)).astype(np.uint16) for _ in range(40)]
+    records = [
+        SubjectRecord(number, tokens_T, np.zeros(1, np.uint32), tokens_T[None, :4])
+        for number, tokens_T in enumerate(tokens)
+    ]
+    (root / "train").mkdir()
+    np.save(root / "train/lengths.npy", np.array([len(tokens_T) for tokens_T in tokens], np.uint32))
+    path = root / "train/0.array_record"
+    corpus.write_shard(path, records)
+    return path, path.read_bytes(), records
+
+
+def reads_right(path, records):
+    """Whether every record comes back as it was; raises UserError where damage is seen."""
+    shards = [{"file": "train/0.array_record", "records": len(records)}]
+    back = corpus.SplitReader(path.parents[1], "train", shards).records(range(len(records)))
+    return all(
+        found.subject_id == record.subject_id and np.array_equal(found.tokens_T, record.tokens_T)
+        for found, record in zip(back, records, strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_byte_flipped_anywhere_is_found_at_read_or_changes_no_record(small_shard, seed):
+    # Padding and parts of the headers, which no reader looks at, are for `show --verify`.
+    path, content, records = small_shard
+    random = np.random.default_rng(seed)
+    place = int(random.integers(len(content)))
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1 << random.integers(8)]) + content[place + 1 :])
+    try:
+        assert reads_right(path, records)
+    except UserError as error:
+        assert "0.array_record: damaged or incomplete" in str(error)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_shard_cut_short_anywhere_is_found_at_read(small_shard, seed):
+    path, content, records = small_shard
+    path.write_bytes(content[: np.random.default_rng(seed).integers(len(content))])
+    with pytest.raises(UserError, match=r"0\.array_record: damaged or incomplete"):
+        reads_right(path, records)
+
+
+def test_lengths_that_are_not_the_records_are_found_at_read(small_shard, tmp_path):
+    _, content, records = small_shard
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/0.array_record").write_bytes(content)
+    lengths_R = np.array([len(record.tokens_T) for record in records], np.uint32)
+    lengths_R[7] += 1
+    np.save(tmp_path / "train/lengths.npy", lengths_R)
+    with pytest.raises(UserError, match=rf"record 7 has {lengths_R[7] - 1} tokens, lengths.npy says {lengths_R[7]}"):
+        reads_right(tmp_path / "train/0.array_record", records)
