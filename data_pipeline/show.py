@@ -2,14 +2,16 @@
 
     python -m data_pipeline.show --corpus CORPUS
     python -m data_pipeline.show --corpus CORPUS --verify
+    python -m data_pipeline.show --corpus CORPUS --html FILE
     python -m data_pipeline.show --corpus CORPUS --subject 10000032
     python -m data_pipeline.show --corpus CORPUS --meds DIR --unknown 20
 
 The first prints tables: subjects, tokens and lengths of each split, tokens and vocabulary by kind, which rule of the
 code map took which share of the training events, and which codes were lost. The second reads every byte and names each
-file that is damaged, missing or strange; it exits with code 2 if there is one. The third prints a timeline as a
-clinician would read it, the fourth the most frequent codes of a MEDS data set that this corpus's vocabulary does not
-know, however few subjects have them: these two print clinical content. Use them where that may be seen.
+file that is damaged, missing or strange; it exits with code 2 if there is one. The third writes one page with figures
+and five timelines without subject ids and dates, which works offline. The fourth prints a timeline as a clinician would
+read it, the fifth the most frequent codes of a MEDS data set that this corpus's vocabulary does not know, however few
+subjects have them. The last three hold clinical content: use them where that may be seen.
 """
 
 import os
@@ -20,7 +22,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import flags
 
-from data_pipeline import command_line, meds, show_tables, show_timeline
+from data_pipeline import command_line, meds, show_html, show_tables, show_timeline
 from data_pipeline.corpus import Corpus, SubjectRecord
 from data_pipeline.errors import UserError
 from data_pipeline.unknown_codes import unknown_codes
@@ -66,9 +68,24 @@ def _unknown(corpus: Corpus, root: str, most: int) -> list[str]:
     return show_tables.table(["the most frequent", "kind", "subjects", "events"], rows, left=2, title=title)
 
 
+def _written(corpus: Corpus, splits: Sequence[str], path: pathlib.Path, timelines: int) -> list[str]:
+    """Write the HTML page; one line that says so."""
+    page = show_html.render(corpus, splits, timelines)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot be written ({error.strerror})", where=str(path)) from error
+    return [f"{path}: written, {len(page) / 1e6:.1f} MB"]
+
+
 def _define_flags() -> None:
     flags.DEFINE_string("corpus", None, "folder of the corpus", required=True)
     flags.DEFINE_boolean("verify", False, "hash every file and name those that are damaged, missing or strange")
+    flags.DEFINE_string("html", None, "write one page that works offline to this file")
+    flags.DEFINE_integer("timelines", 5, "timelines on that page, without subject ids and dates", lower_bound=0)
     flags.DEFINE_integer("subject", None, "print this subject's timeline: clinical content, readable")
     flags.DEFINE_integer("unknown", None, "print so many of --meds' codes that are unknown: clinical content", 1)
     flags.DEFINE_string("meds", None, "folder of the MEDS data set that --unknown reads")
@@ -85,11 +102,13 @@ def _lines() -> Iterable[str]:
         splits = [values.split]
     if (values.unknown is None) != (values.meds is None):
         raise UserError("--unknown and --meds go together")
-    modes = [name for name in ("verify", "subject", "unknown") if getattr(values, name) not in (None, False)]
+    modes = [name for name in ("verify", "html", "subject", "unknown") if getattr(values, name) not in (None, False)]
     if len(modes) > 1:
         raise UserError(f"--{modes[0]} and --{modes[1]} are two things to do", fix="give one of them")
     if values.verify:
         return _verified(corpus)
+    if values.html is not None:
+        return _written(corpus, splits, pathlib.Path(values.html), values.timelines)
     if values.unknown is not None:
         return _unknown(corpus, values.meds, values.unknown)
     if values.subject is not None:

@@ -11,7 +11,7 @@ from data_pipeline.code_maps import NO_RULE
 from data_pipeline.corpus import Corpus
 from data_pipeline.vocabulary import KINDS
 
-_QUANTILES = {"shortest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "longest": 1.0}
+QUANTILES = {"shortest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "longest": 1.0}
 # What becomes of rows that stand in a timeline, in the order of the manifest; the others do not.
 _EVENT_ROWS = ("kept", "shortened_code", "unknown_code", "missing_value")
 _NOBODY = ["-", "OTHER", "(no rule took it)", ""]
@@ -62,11 +62,11 @@ def _splits_table(corpus: Corpus, splits: Sequence[str]) -> list[str]:
         about, lengths_R = corpus.manifest["splits"][name], corpus.split(name).lengths_R
         # A cohort may leave a split without subjects.
         quantiles = [
-            f"{np.quantile(lengths_R, q, method='lower'):,}" if len(lengths_R) else "" for q in _QUANTILES.values()
+            f"{np.quantile(lengths_R, q, method='lower'):,}" if len(lengths_R) else "" for q in QUANTILES.values()
         ]
         rows.append([name, f"{about['subjects']:,}", f"{about['tokens']:,}", *quantiles])
     return table(
-        ["split", "subjects", "tokens", *_QUANTILES], rows, title="Splits; from 'shortest' on, tokens per subject"
+        ["split", "subjects", "tokens", *QUANTILES], rows, title="Splits; from 'shortest' on, tokens per subject"
     )
 
 

@@ -1,6 +1,7 @@
 """One subject's timeline in words, from the tokens alone: encounters as blocks, values as deciles, times from gaps."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +23,24 @@ def timeline(record: SubjectRecord, vocabulary: Vocabulary) -> Iterator[str]:
     yield "Left: time since the first event, or · since the outermost open encounter began; then, since the line above."
     yield "Times are about right: an interval token stands for its mean in the training data."
     yield ""
+    yield from events(record, vocabulary)
+
+
+def deidentified(record: SubjectRecord, vocabulary: Vocabulary, oldest_age: int) -> Iterator[str]:
+    """As `timeline`, without subject id, calendar period and race; ages from `oldest_age` on are one group."""
+    sex, _, age, _ = (text.split("//", 1)[1] for text in _prefix_texts(record.prefix_at(0), vocabulary))
+    yield f"Sex {sex.lower() if sex == 'UNKNOWN' else sex}, age at first {_oldest_as_one(age, oldest_age).lower()}"
+    for line in events(record, vocabulary):
+        yield re.sub(r"\(age ([\d+-]+)\)$", lambda match: f"(age {_oldest_as_one(match[1], oldest_age)})", line)
+
+
+def _oldest_as_one(age: str, oldest_age: int) -> str:
+    first = re.match(r"\d+", age)
+    return f"{oldest_age}+" if first and int(first[0]) >= oldest_age else age
+
+
+def events(record: SubjectRecord, vocabulary: Vocabulary) -> Iterator[str]:
+    """The lines of a timeline's events, each with its time."""
     clock: float | None = None
     for (now, stay, text), repeats in itertools.groupby(_entries(record, vocabulary)):
         times = sum(1 for _ in repeats)
