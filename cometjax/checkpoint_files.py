@@ -17,6 +17,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"
@@ -62,11 +63,11 @@ def partial_path(folder: pathlib.Path, step: int) -> pathlib.Path:
 def commit(folder: pathlib.Path, step: int) -> None:
     """Give a written checkpoint its checksums, and then its name. Raises OSError."""
     partial = partial_path(folder, step)
-    files = _files(partial)
-    sums = dict(zip(files, _each(_sync_and_hash, [partial / name for name in files]), strict=True))
-    path = partial / CHECKSUMS
-    with path.open("w") as file:
-        json.dump({name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in sums.items()}, file, indent=1)
+    names = _files(partial)
+    sums = _each(_sync_and_hash, [partial / name for name in names])
+    files = {name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in zip(names, sums, strict=True)}
+    with (partial / CHECKSUMS).open("w") as file:
+        json.dump({"sha256_of_files": _hash_json(files), "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(folder / str(step))
@@ -76,10 +77,10 @@ def commit(folder: pathlib.Path, step: int) -> None:
 def problem(checkpoint: pathlib.Path) -> str | None:
     """What is wrong with a checkpoint, naming the file: missing, truncated, altered. None when it is as written."""
     try:
-        expected = {
-            str(name): (entry["bytes"], entry["sha256"])
-            for name, entry in json.loads((checkpoint / CHECKSUMS).read_text()).items()
-        }
+        content = json.loads((checkpoint / CHECKSUMS).read_text())
+        if _hash_json(content["files"]) != content["sha256_of_files"]:
+            return f"{CHECKSUMS} was altered: its SHA-256 is not the one that it was written with"
+        expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
     except FileNotFoundError:
         return f"{CHECKSUMS} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,10 +116,13 @@ def delete(checkpoint: pathlib.Path) -> None:
 
 
 def remove_leftovers(folder: pathlib.Path) -> list[str]:
-    """Remove what kills and failed saves left half written or half deleted; returns the names of the former."""
+    """Remove what kills and failed saves left half written or half deleted; returns the names of the former.
+
+    Of a failed save some threads may still be writing, and then something stays until the next call.
+    """
     partial = sorted(folder.glob(f"*{_PARTIAL}*"))
     for path in [*partial, *folder.glob(f"*{_DELETED}")]:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     return [path.name for path in partial]
 
 
@@ -129,6 +133,10 @@ def _files(folder: pathlib.Path) -> list[str]:
 def _each(function: Callable[[pathlib.Path], tuple[int, str]], paths: list[pathlib.Path]) -> list[tuple[int, str]]:
     with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
         return list(pool.map(function, paths))
+
+
+def _hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(path: pathlib.Path) -> tuple[int, str]:

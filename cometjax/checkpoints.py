@@ -7,7 +7,9 @@ thread: training waits only until its state has left the devices.
 import concurrent.futures
 import dataclasses
 import logging as standard_logging
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +34,7 @@ from data_pipeline.vocabulary import Vocabulary
 # The parameters are an item of their own: inference reads them and leaves the optimizer's moments on disk.
 _PARAMS, _PROGRESS, _METADATA = "params", "progress", "metadata"
 _NONE, _ALL_DAMAGED = -1, -2
+_LOGGERS = (logging.get_absl_logger(), standard_logging.getLogger("asyncio"))
 
 
 class Checkpoints:
@@ -54,8 +57,10 @@ class Checkpoints:
         self._checkpointer = ocp.AsyncCheckpointer(_handler())
         self._committing: concurrent.futures.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        # Orbax logs a traceback of what `failure` says in a line.
-        logging.get_absl_logger().addFilter(_is_not_told_elsewhere)
+        # Orbax logs tracebacks of what `failure` says in a line, and asyncio those of Orbax's other threads at any time
+        # later. Added twice, a filter is there once.
+        for logger in _LOGGERS:
+            logger.addFilter(_is_not_told_elsewhere)
 
     def newest(self, *, verify: bool = True) -> int | None:
         """The step of the newest checkpoint that is as it was written, or None where none was ever written.
@@ -111,18 +116,16 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if self._primary:
                 checkpoint_files.commit(self._folder, step)
-                self._delete_superfluous()
+                self._tidy()
         except Exception as error:  # as above; the loop asks for it
             self._fail(step, error)
 
     def _fail(self, step: int, error: Exception) -> None:
-        text = " ".join(str(error).split()) or type(error).__name__
-        self._failure = f"step {step} could not be saved: {text[:400]}"
+        self._failure = f"step {step} could not be saved: {_reason(error)}"
+        # After an error it keeps raising it, close included.
+        self._checkpointer = ocp.AsyncCheckpointer(_handler())
         if self._primary:
-            try:
-                checkpoint_files.remove_leftovers(self._folder)
-            except OSError as left:
-                logging.warning("%s: cannot be cleaned (%s)", self._folder, left.strerror)
+            checkpoint_files.remove_leftovers(self._folder)
 
     def failure(self) -> str | None:
         """What went wrong with a save since last asked, in a line; the checkpoints before it are whole."""
@@ -135,7 +138,9 @@ class Checkpoints:
         """Say how good the checkpoint of `step` is."""
         self._tuning_losses = self._tuning_losses | {step: loss}
 
-    def _delete_superfluous(self) -> None:
+    def _tidy(self) -> None:
+        """Leave what the policy keeps, and nothing else; runs while no save does."""
+        checkpoint_files.remove_leftovers(self._folder)
         steps = checkpoint_files.whole_steps(self._folder)
         for step in sorted(set(steps) - self._keep.kept(steps, self._tuning_losses)):
             checkpoint_files.delete(self._folder / str(step))
@@ -172,10 +177,9 @@ class Checkpoints:
         """Wait for the save under way, if any, and free what the checkpoints hold."""
         self.wait()
         if self._primary:
-            self._delete_superfluous()
+            self._tidy()
         self._thread.shutdown()
         self._checkpointer.close()
-        logging.get_absl_logger().removeFilter(_is_not_told_elsewhere)
 
 
 def load_for_inference(
@@ -254,7 +258,17 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _is_not_told_elsewhere(record: standard_logging.LogRecord) -> bool:
-    return record.module != "async_checkpointer" or record.levelno < standard_logging.ERROR
+    of_orbax = "/orbax/checkpoint/" in record.pathname or "/orbax/checkpoint/" in record.getMessage()
+    return not of_orbax or record.levelno < standard_logging.ERROR
+
+
+def _reason(error: Exception) -> str:
+    """An error in a line: tensorstore's hold a page of specification, and the system's error as a number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    code = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(code[1])) if code else text.split("[tensorstore_spec")[0][:400]
 
 
 def _progress(state: TrainState) -> dict[str, Any]:

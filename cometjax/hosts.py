@@ -46,10 +46,6 @@ _AUTO = "auto"
 _LOST_PEER = re.compile(r"gloo|nccl|connection|heartbeat|coordination|unavailable|barrier", re.IGNORECASE)
 
 
-class LeaveAlone(SystemExit):
-    """This process ends, and nothing of it is worth the others' waiting."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """Where the processes of a run meet, and which one this is; no field set: JAX finds out.
@@ -143,8 +139,6 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
     _join(cluster)
     try:
         yield
-    except LeaveAlone as error:
-        _leave(int(str(error.code)))
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
     except UserError as error:

@@ -1,7 +1,7 @@
 """SIGTERM: save at the next step and leave with code 143, whatever the run is doing.
 
 - Between steps, in an evaluation, during a save: the loop polls, saves its step, waits for that save, and leaves.
-- Before the first step (reading, restoring, compiling) nothing is unsaved: the process leaves within seconds. The main
+- Before the first step (reading, restoring, compiling) nothing is unsaved, and the process ends at once. The main
   thread may be inside the compiler for minutes, where Python handles no signals, so another thread reads them.
 - On several processes, whoever gets the signal tells the others, and all save the same step.
 - More SIGTERMs change nothing: schedulers send several, to the batch shell and to the step. SIGKILL ends at once, at
@@ -22,12 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cometjax import hosts
-
 # 128 + SIGTERM, what a shell reports of a program that the signal ended.
 EXIT_CODE = 143
-# How long the main thread may take to leave by itself when nothing is unsaved.
-_GRACE_SECONDS = 3.0
 
 
 class Preemption:
@@ -36,7 +32,6 @@ class Preemption:
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._unsaved = False
-        self._left = threading.Event()
         self._answer: jax.Array | None = None
 
     def request(self) -> None:
@@ -58,31 +53,24 @@ class Preemption:
         before, self._answer = self._answer, _any_process(self._requested.is_set())
         return before is not None and bool(jax.device_get(before))
 
-    def _leave_if_nothing_is_unsaved(self) -> None:
-        """Runs in the main thread, as soon as it executes Python."""
-        self.request()
-        if not self._unsaved:
-            print("SIGTERM: nothing to save; start again with the same workdir to go on", flush=True)
-            self._left.set()
-            raise hosts.LeaveAlone(EXIT_CODE)
-
-    def _leave_for_a_busy_main_thread(self) -> None:
+    def _signalled(self) -> None:
         """Runs in the thread that reads signals."""
         self.request()
-        if self._unsaved or self._left.wait(_GRACE_SECONDS) or self._unsaved:
+        if self._unsaved:
             return
-        print("SIGTERM: nothing to save; start again with the same workdir to go on", flush=True)
+        # Past Python's buffers: the main thread may hold their lock.
+        os.write(1, b"SIGTERM: nothing to save; start again with the same workdir to go on\n")
         for child in multiprocessing.active_children():  # they outlive a process that ends without cleaning up
             child.kill()
+        # Not SystemExit in the main thread: raised in a callback of the compiler's it is ignored, and elsewhere
+        # the interpreter takes apart, and crashes in, what the compiler's threads still use. Every file is written
+        # so that a kill may come at any time, and this is one.
         os._exit(EXIT_CODE)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Preemption]:
-    """A Preemption that SIGTERM requests, for as long as the block lasts.
-
-    Raises SystemExit with EXIT_CODE out of the block when the signal comes before `work_begins`.
-    """
+    """A Preemption that SIGTERM requests, for as long as the block lasts; before `work_begins`, it ends the process."""
     preemption = Preemption()
     # Only the main thread may listen; a caller that trains in another one handles signals itself.
     if threading.current_thread() is not threading.main_thread():
@@ -90,7 +78,7 @@ def listening() -> Iterator[Preemption]:
         return
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    handler = signal.signal(signal.SIGTERM, lambda *_: preemption._leave_if_nothing_is_unsaved())
+    handler = signal.signal(signal.SIGTERM, lambda *_: preemption.request())
     # The interpreter's own C handler writes each signal's number there, without waiting for the main thread.
     descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_read_signals, args=(ours, preemption), name="signals", daemon=True)
@@ -108,7 +96,7 @@ def listening() -> Iterator[Preemption]:
 def _read_signals(ours: socket.socket, preemption: Preemption) -> None:
     while numbers := ours.recv(1024):
         if signal.SIGTERM in numbers:
-            preemption._leave_for_a_busy_main_thread()
+            preemption._signalled()
 
 
 def _any_process(flag: bool) -> jax.Array:

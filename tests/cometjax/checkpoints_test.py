@@ -1,9 +1,15 @@
+import contextlib
+import dataclasses
+import shutil
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from cometjax import checkpoint_files
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy
 from cometjax.checkpoints import Checkpoints, load_for_inference
@@ -75,6 +81,135 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path, caplog):
     assert "half written" in caplog.text
 
 
+def every_file(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def alter(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+HARM = {
+    "deleted": lambda path: path.unlink(),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "altered": alter,
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_whichever_file_is_harmed_the_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, caplog, harm):
+    save(tmp_path / "good", [1, 2])
+    names = [path.relative_to(tmp_path / "good") for path in every_file(tmp_path / "good" / FOLDER / "2")]
+    assert len(names) > 20
+    for number, name in enumerate(names):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", workdir)
+        HARM[harm](workdir / name)
+        caplog.clear()
+        checkpoints = Checkpoints(workdir, KeepPolicy(2))
+        assert checkpoints.newest() == 1, name
+        checkpoints.close()
+        assert name.name in caplog.text and "set aside as 2.damaged" in caplog.text
+        assert sorted(path.name for path in (workdir / FOLDER).iterdir()) == ["1", "2.damaged"]
+
+
+def test_a_workdir_whose_checkpoints_are_all_damaged_is_refused_at_every_start(tmp_path):
+    save(tmp_path, [1, 2])
+    for step in "12":
+        alter(every_file(tmp_path / FOLDER / step)[-1])
+    for _ in range(2):
+        checkpoints = Checkpoints(tmp_path, KeepPolicy(2))
+        with pytest.raises(UserError, match="every checkpoint is damaged; put whole ones back"):
+            checkpoints.newest()
+        checkpoints.close()
+
+
+def test_without_verification_files_are_not_looked_into(tmp_path):
+    save(tmp_path, [1, 2])
+    (tmp_path / FOLDER / "2" / "commit_success.txt").unlink()
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(2))
+    assert checkpoints.newest(verify=False) == 2
+    assert checkpoints.newest() == 1
+    checkpoints.close()
+
+
+def test_the_best_and_every_kth_outlive_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(1, every=4, best=2))
+    for step, loss in zip(range(1, 8), (0.5, 0.2, 0.9, 0.8, 0.3, 0.6, 0.7), strict=True):
+        checkpoints.save(step, state_of(0), {})
+        checkpoints.note_tuning_loss(step, loss)
+    checkpoints.close()
+    assert checkpoint_files.whole_steps(tmp_path / FOLDER) == [2, 4, 5, 7]
+
+
+@pytest.mark.parametrize(("before", "after"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_restore_in_another_precision_is_said_and_rounds_to_nearest(tmp_path, caplog, before, after):
+    def cast(state, dtype):
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+
+    state = cast(state_of(1), before)
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(1))
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    restored = checkpoints.restore(1, abstract(cast(state, after)))
+    checkpoints.close()
+    assert f"saved in {before}, restored in {after}" in caplog.text
+    exactly = (cast(tree, "float32") for tree in (restored, cast(state, after)))
+    jax.tree.map(np.testing.assert_array_equal, *exactly)
+    assert restored.params["embedding"].dtype == after
+
+
+def test_arrays_of_another_model_or_optimizer_are_refused_with_both_shapes(tmp_path):
+    save(tmp_path, [1])
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(1))
+    state = state_of(1)
+    wider = dataclasses.replace(state, params=state.params | {"final_norm": jnp.ones(9)})
+    with pytest.raises(UserError, match=r"params/final_norm is float32\[9\] but was saved as float32\[8\]; give"):
+        checkpoints.restore(1, abstract(wider))
+    other = dataclasses.replace(state, optimizer=optax.trace(0.9).init(state.params))
+    with pytest.raises(UserError, match=r"optimizer/count is absent but was saved as int32\[\].* and \d+ more"):
+        checkpoints.restore(1, abstract(other))
+    checkpoints.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 512 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"SKIPPED FOR LACK OF RIGHTS: cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_once_and_leaves_what_was_there_and_a_later_save_has_room(small_disk, caplog):
+    checkpoints = Checkpoints(small_disk, KeepPolicy(1))
+    checkpoints.save(1, state_of(1), {"at": 1})
+    checkpoints.wait()
+    assert checkpoints.failure() is None
+    ballast = small_disk / "ballast"
+    with contextlib.suppress(OSError):
+        ballast.write_bytes(bytes(1 << 20))
+    checkpoints.save(2, state_of(2), {"at": 2})
+    checkpoints.wait()
+    failure = checkpoints.failure()
+    assert failure.startswith("step 2 could not be saved: ") and "No space left on device" in failure
+    assert "\n" not in failure and checkpoints.failure() is None
+    assert "Traceback" not in caplog.text
+    assert checkpoints.newest() == 1
+    assert checkpoints.metadata(1) == {"at": 1}
+
+    ballast.unlink()
+    checkpoints.save(3, state_of(3), {"at": 3})
+    checkpoints.close()
+    assert checkpoints.failure() is None
+    assert [path.name for path in (small_disk / FOLDER).iterdir()] == ["3"]
+
+
 def test_a_model_loads_for_inference_with_its_own_parameters(tmp_path):
     save(tmp_path, [4])
     VOCABULARY.save(tmp_path / workdirs.VOCABULARY)
@@ -83,6 +218,21 @@ def test_a_model_loads_for_inference_with_its_own_parameters(tmp_path):
     np.testing.assert_array_equal(model.embedding[...], state_of(4).params["embedding"])
     ones = jnp.ones((1, 3), jnp.int32)
     assert model(ones, ones, jnp.arange(3)[None]).shape == (1, 3, len(VOCABULARY))
+
+
+def test_inference_takes_the_step_asked_for_or_the_newest_undamaged_and_changes_nothing(tmp_path, caplog):
+    save(tmp_path, [1, 2, 3], keep=3)
+    VOCABULARY.save(tmp_path / workdirs.VOCABULARY)
+    alter(every_file(tmp_path / FOLDER / "3" / "params")[-1])
+    before = sorted(tmp_path.rglob("*"))
+    assert load_for_inference(tmp_path)[3] == 2
+    assert f"{tmp_path / FOLDER / '3'}: skipped, params/" in caplog.text
+    assert load_for_inference(tmp_path, step=1)[3] == 1
+    with pytest.raises(UserError, match=r"3: params/.* altered.*; take another step"):
+        load_for_inference(tmp_path, step=3)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[1, 2, 3\]"):
+        load_for_inference(tmp_path, step=7)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_inference_without_a_checkpoint_or_with_another_vocabulary_is_refused(tmp_path):

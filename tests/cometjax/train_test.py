@@ -13,7 +13,6 @@ from cometjax.train import train
 from data_pipeline import corpus, loader
 from data_pipeline.errors import UserError
 from tests.cometjax.tiny_run import (
-    CHECKPOINT_EVERY,
     CONFIG,
     STEPS,
     config_of,
@@ -38,24 +37,6 @@ def finished(folder):
     """An uninterrupted run in this process: (workdir, result)."""
     workdir = folder / "finished"
     return workdir, train(config_of(folder), workdir, progress=False)
-
-
-def test_a_killed_run_resumes_bitwise(folder, finished):
-    workdir = folder / "killed"
-    # The kill comes in the middle of the steps, with later lines on disk than the last checkpoint.
-    process = start(folder, workdir)
-    signal_at_step(process, workdir, 2 * CHECKPOINT_EVERY + 3, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (workdir / "result.json").exists()
-    cut_at = metrics.read(workdir)[-1]["step"]
-    assert cut_at < STEPS
-
-    resumed = run(folder, workdir)
-    assert resumed.returncode == 0, resumed.stderr
-    (step,) = [int(line.split()[-1]) for line in resumed.stdout.splitlines() if line.startswith("resumed at step")]
-    assert step % CHECKPOINT_EVERY == 0 and CHECKPOINT_EVERY <= step <= cut_at
-    assert losses(workdir) == losses(finished[0])
-    assert len([key for key in losses(workdir) if key[1] == "train"]) == STEPS
 
 
 def test_sigterm_saves_the_step_and_the_run_resumes_bitwise(folder, finished):

@@ -1,0 +1,202 @@
+"""What may befall a run between two steps, and that it goes on as if nothing had."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+
+import jax
+import pytest
+
+from cometjax import checkpoint_files, metrics, preemption
+from cometjax.checkpoint_files import FOLDER
+from cometjax.train import train
+from data_pipeline.errors import UserError
+from tests.cometjax.tiny_run import CONFIG, config_of, losses, write_corpus
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    write_corpus(folder / "corpus")
+    (folder / "config.py").write_text(CONFIG)
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    # The same steps over and over: compiled once.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def config(folder, **train_keys):
+    """24 steps, an evaluation of some batches at 12, a checkpoint every fourth."""
+    keys = {"steps": STEPS, "eval_every": 12, "eval_batches": 0, "checkpoint_every": 4} | train_keys
+    return config_of(folder, **keys)
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    workdir = folder / "finished"
+    train(config(folder), workdir, progress=False)
+    return workdir
+
+
+def copy_unfinished(finished, place):
+    """The finished run as if it had been killed before it wrote its result."""
+    shutil.copytree(finished, place)
+    (place / "result.json").unlink()
+    return place
+
+
+def names(workdir):
+    return sorted(path.name for path in (workdir / FOLDER).iterdir())
+
+
+def test_from_a_damaged_checkpoint_the_run_falls_back_to_the_one_before_and_ends_the_same(
+    folder, finished, tmp_path, caplog
+):
+    workdir = copy_unfinished(finished, tmp_path / "run")
+    assert names(workdir) == ["20", "24"]
+    path = max((workdir / FOLDER / "24" / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-100])
+    train(config(folder), workdir, progress=False)
+    assert f"24: skipped, {path.relative_to(workdir / FOLDER / '24')} has " in caplog.text
+    assert names(workdir) == ["20", "24", "24.damaged"]
+    assert losses(workdir) == losses(finished)
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_both_values(folder, finished, tmp_path):
+    workdir = copy_unfinished(finished, tmp_path / "run")
+    other = config(folder)
+    other.optimizer.b2 = 0.5
+    (workdir / "config.json").write_text(json.dumps(other.to_dict()))
+    with pytest.raises(UserError, match=r"checkpoints/24: was started with .*optimizer\.b2 is 0\.5 but was 0\.95"):
+        train(other, workdir, progress=False)
+
+
+def test_another_precision_of_parameters_may_be_asked_for_on_a_resume(folder, tmp_path, caplog):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(preemption.Preemption, "poll", lambda self: True)
+        train(config(folder), tmp_path / "run", progress=False)
+    other = config(folder, steps=24)
+    other.model.param_dtype = "bfloat16"
+    result = train(other, tmp_path / "run", progress=False)
+    assert "checkpoints/1: saved in float32, restored in bfloat16" in caplog.text
+    assert result.step == STEPS
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["param_dtype"] == "bfloat16"
+
+
+def test_training_goes_on_while_a_slow_save_is_written(folder, finished, tmp_path, monkeypatch):
+    """A save may end only once eight more steps have been taken, which none would be if the loop waited."""
+    taken, commit, write = threading.Event(), checkpoint_files.commit, metrics.MetricsWriter.write
+
+    def slow_commit(place, step):
+        assert taken.wait(60), "training waits for the save"
+        commit(place, step)
+
+    def count(self, step, split, values):
+        write(self, step, split, values)
+        if step >= 12 + 8:
+            taken.set()
+
+    monkeypatch.setattr(checkpoint_files, "commit", slow_commit)
+    monkeypatch.setattr(metrics.MetricsWriter, "write", count)
+    workdir = tmp_path / "run"
+    train(config(folder, checkpoint_every=12), workdir, progress=False)
+    assert losses(workdir) == losses(finished)
+    assert names(workdir) == ["12", "24"]
+
+
+def test_sigterm_in_an_evaluation_saves_and_leaves_there(folder, finished, tmp_path, monkeypatch):
+    from cometjax import train as module
+
+    batches = module.evaluation_batches
+
+    def interrupted(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+        raise AssertionError("evaluated to the end")
+
+    workdir = tmp_path / "run"
+    # No checkpoint is due at the evaluation.
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(module, "evaluation_batches", interrupted)
+        train(config(folder, checkpoint_every=1000), workdir, progress=False)
+    assert left.value.code == preemption.EXIT_CODE == 143
+    assert names(workdir) == ["12"]
+    train(config(folder), workdir, progress=False)
+    assert losses(workdir) == losses(finished)
+
+
+def test_sigterm_during_a_save_ends_that_save_and_makes_another(folder, finished, tmp_path, monkeypatch, capsys):
+    commit = checkpoint_files.commit
+
+    def signalled(place, step):
+        # Twice: schedulers signal the batch shell and the step.
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        commit(place, step)
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(checkpoint_files, "commit", signalled)
+        train(config(folder, checkpoint_every=2, keep_checkpoints=9), workdir)
+    assert left.value.code == preemption.EXIT_CODE
+    steps = checkpoint_files.whole_steps(workdir / FOLDER)
+    assert steps[0] == 2 and f"SIGTERM: saved at step {steps[-1]}; start again" in capsys.readouterr().out
+    train(config(folder), workdir, progress=False)
+    assert losses(workdir) == losses(finished)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A workdir whose checkpoints lie on a file system of 640 KiB, full but for a file that can be removed."""
+    place = tmp_path / "run" / FOLDER
+    place.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=640k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"SKIPPED FOR LACK OF RIGHTS: cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    yield place.parent
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(workdir):
+    with contextlib.suppress(OSError):
+        (workdir / FOLDER / "ballast").write_bytes(bytes(1 << 20))
+
+
+def test_on_a_full_disk_training_says_so_and_goes_on_and_saves_once_there_is_room(
+    folder, finished, small_disk, monkeypatch, caplog
+):
+    write = metrics.MetricsWriter.write
+
+    def with_room_later(self, step, split, values):
+        write(self, step, split, values)
+        if (step, split) == (10, "train"):
+            (small_disk / FOLDER / "ballast").unlink()
+
+    fill(small_disk)
+    monkeypatch.setattr(metrics.MetricsWriter, "write", with_room_later)
+    train(config(folder, checkpoint_every=8, keep_checkpoints=1), small_disk, progress=False)
+    said = "step 8 could not be saved: No space left on device; training goes on (config.train.on_checkpoint_error)"
+    assert said in caplog.text and caplog.text.count("could not be saved") == 1
+    assert losses(small_disk) == losses(finished)
+    assert names(small_disk) == ["24"]
+
+
+@pytest.mark.parametrize("choice", ["stop", "continue"])
+def test_on_a_full_disk_training_stops_in_a_line_where_told_to_and_at_the_end_always(folder, small_disk, choice):
+    fill(small_disk)
+    with pytest.raises(
+        UserError, match=r"checkpoints: step \d+ could not be saved: No space left on device; mend"
+    ) as told:
+        train(config(folder, checkpoint_every=8, on_checkpoint_error=choice), small_disk, progress=False)
+    assert f"step {8 if choice == 'stop' else 24} " in str(told.value)
+    assert not (small_disk / "result.json").exists()

@@ -1,0 +1,106 @@
+"""SIGKILL at random moments: the run always resumes, from its last complete save, and ends as if undisturbed."""
+
+import collections
+import random
+import re
+import time
+
+import pytest
+
+from cometjax import checkpoint_files, metrics
+from cometjax.checkpoint_files import FOLDER
+from cometjax.train import train
+from tests.cometjax.tiny_run import CONFIG, config_of, losses, start, write_corpus
+
+CHECKPOINT_EVERY = 3
+MOMENTS = ("in the steps", "in a save", "while starting")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torture")
+    write_corpus(folder / "corpus")
+    (folder / "config.py").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        # Starts are most of the time: what was compiled once is read.
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield folder
+
+
+def partials(workdir):
+    return {path.stat().st_ino for path in (workdir / FOLDER).glob("*.partial*") if path.exists()}
+
+
+def kill_at(moment, process, workdir, dice):
+    """Kill the process at a random instant of that kind; False when it had ended before."""
+    before, lines = partials(workdir), len(metrics.read(workdir))
+    arrived = {
+        "while starting": lambda: True,
+        "in the steps": lambda: len(metrics.read(workdir)) not in (0, lines),
+        "in a save": lambda: bool(partials(workdir) - before),
+    }[moment]
+    while not arrived():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    time.sleep(dice.uniform(0, {"while starting": 4.0, "in the steps": 0.7, "in a save": 0.05}[moment]))
+    process.kill()
+    return True
+
+
+def torture(folder, workdir, moments, *, steps, seed):
+    """Kill a run at each of the moments, let it end, and return how many kills left a save half written."""
+    dice, whole, half_written = random.Random(seed), 0, 0
+    overrides = [f"--config.train.{key}" for key in (f"steps={steps}", f"checkpoint_every={CHECKPOINT_EVERY}")]
+    for moment in [*moments, None]:
+        process = start(folder, workdir, *overrides)
+        killed = moment is not None and kill_at(moment, process, workdir, dice)
+        out, err = process.communicate(timeout=300)
+        resumed = re.search(r"resumed at step (\d+)", out)
+        # Nothing of the last complete save is lost, and nothing later is taken for one.
+        assert resumed is None or int(resumed[1]) == whole, (moment, out, err)
+        if not killed:
+            assert process.returncode == 0, err
+            assert resumed is not None or whole == 0
+            break
+        found = checkpoint_files.whole_steps(workdir / FOLDER)
+        assert all(checkpoint_files.problem(workdir / FOLDER / str(step)) is None for step in found)
+        assert max(found, default=0) >= whole
+        whole = max(found, default=0)
+        lines = metrics.read(workdir)
+        # Saves wait for one another, and so the last complete one is at most two intervals back.
+        assert not lines or lines[-1]["step"] <= whole + 2 * CHECKPOINT_EVERY
+        half_written += bool(partials(workdir))
+    else:
+        raise AssertionError("never ended")
+    return half_written
+
+
+def names(workdir):
+    """What lies in a workdir, but for the number of TensorBoard's files."""
+    return sorted(path.relative_to(workdir).parts[:2] for path in workdir.glob("*/*") if path.parent.name == FOLDER) + [
+        path.name for path in sorted(workdir.iterdir())
+    ]
+
+
+def assert_as_if_undisturbed(folder, workdir, *, steps):
+    undisturbed = folder / f"undisturbed-{steps}"
+    train(config_of(folder, steps=steps, checkpoint_every=CHECKPOINT_EVERY), undisturbed, progress=False)
+    assert losses(workdir) == losses(undisturbed)
+    assert len([key for key in losses(workdir) if key[1] == "train"]) == steps
+    assert names(workdir) == names(undisturbed)
+
+
+def test_a_run_killed_in_a_save_and_in_the_steps_ends_as_if_undisturbed(folder):
+    torture(folder, folder / "few", ["in a save", "in the steps"], steps=60, seed=1)
+    assert_as_if_undisturbed(folder, folder / "few", steps=60)
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_leave_no_trace(folder):
+    moments = random.Random(0).choices(MOMENTS, weights=[5, 4, 1], k=30)
+    assert min(collections.Counter(moments).values()) > 0
+    half_written = torture(folder, folder / "many", moments, steps=1200, seed=2)
+    assert half_written >= 5
+    assert_as_if_undisturbed(folder, folder / "many", steps=1200)
