@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from data_pipeline.svg import BLUE, GREY, INK, ORANGE, PALE, SERIES, STYLE, to_svg
 
+# Splits with fewer are left out of the histogram of lengths.
+FEW_SUBJECTS = 50
 _WIDTH, _HEIGHT = 4.7, 3.1
 
 
@@ -38,7 +40,7 @@ def _kinds(axes: Axes, tokens_by_kind: Mapping[str, int]) -> None:
         axes.text(share, place, f" {share:.1%}" if share >= 0.001 else " < 0.1%", va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="share of tokens", xlim=(0, 1.18 * max(shares, default=1)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def vocabulary_coverage(counts_V: np.ndarray, is_code_V: np.ndarray) -> str:
@@ -53,15 +55,13 @@ def _vocabulary_coverage(axes: Axes, counts_V: np.ndarray, is_code_V: np.ndarray
         seen = np.sort(counts[counts > 0])[::-1]
         if len(seen):
             cumulative = np.cumsum(seen) / seen.sum()
-            axes.plot(np.arange(1, len(seen) + 1), cumulative, color=colour, linestyle=style, label=name)
             needed = int(np.searchsorted(cumulative, 0.9)) + 1
+            label = f"{name}: 90% by {needed:,}"
+            axes.plot(np.arange(1, len(seen) + 1), cumulative, color=colour, linestyle=style, label=label)
             axes.plot([needed], [cumulative[needed - 1]], "o", color=colour, markersize=4.5)
-            axes.annotate(
-                f"90%: {needed:,}", (needed, cumulative[needed - 1]), (5, -11), textcoords="offset points", fontsize=8
-            )
     axes.set(xscale="log", ylim=(0, 1.03), xlabel="most frequent tokens, so many", ylabel="share of tokens")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right")
 
@@ -72,12 +72,16 @@ def lengths(lengths_by_split: Mapping[str, np.ndarray], context: int) -> str:
 
 
 def _lengths(axes: Axes, lengths_by_split: Mapping[str, np.ndarray], context: int) -> None:
-    filled = {name: lengths for name, lengths in lengths_by_split.items() if len(lengths)}
+    # A histogram of a few subjects shows their number and little else.
+    filled = {name: lengths for name, lengths in lengths_by_split.items() if len(lengths) >= FEW_SUBJECTS}
     if not filled:
+        axes.text(0.5, 0.5, "too few subjects", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_axis_off()
         return
     longest = max(int(lengths.max()) for lengths in filled.values())
     shortest = max(1, min(int(lengths.min()) for lengths in filled.values()))
-    edges = np.geomspace(shortest, longest + 1, 31)
+    fewest = min(len(lengths) for lengths in filled.values())
+    edges = np.geomspace(shortest, longest + 1, int(np.clip(2 * fewest ** (1 / 3), 8, 30)) + 1)
     for index, (name, lengths) in enumerate(filled.items()):
         colour, style, _ = SERIES[index % len(SERIES)]
         share = np.histogram(lengths, edges)[0] / len(lengths)
@@ -89,8 +93,8 @@ def _lengths(axes: Axes, lengths_by_split: Mapping[str, np.ndarray], context: in
     axes.set(xscale="log", xlabel="tokens", ylabel="share of the split's subjects", ylim=(0, None))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_minor_formatter(lambda *_: "")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.0))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, columnspacing=1.2)
 
 
 def gaps(names: Sequence[str], counts: np.ndarray) -> str:
@@ -105,7 +109,7 @@ def _gaps(axes: Axes, names: Sequence[str], counts: np.ndarray) -> None:
         axes.text(share, place, f" {share:.1%}" if share else " none", va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="share of interval tokens", ylim=(len(names) - 0.4, -0.6), xlim=(0, 1.2 * max(shares.max(), 1e-9)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def deciles(counts: np.ndarray) -> str:
@@ -120,5 +124,5 @@ def _deciles(axes: Axes, counts: np.ndarray) -> None:
     axes.set(xlabel="decile of the training values", ylabel="share of values")
     axes.set_xticks(places)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     axes.legend(loc="upper right")

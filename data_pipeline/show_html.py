@@ -6,6 +6,7 @@ a corpus of any size is shown in bounded time and memory.
 
 import itertools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ TEMPLATE = "show.html.j2"
 # The safe harbour rule of HIPAA (45 CFR 164.514(b)(2)) makes one group of the ages from 90 on.
 OLDEST_AGE = 90
 MAX_LINES = 60
+# Characters of a line; a wider screen shows no more.
+MAX_WIDTH = 124
 _VALUED_EVENTS = 20
 _CONTEXT = 8_192
 # A timeline of fewer events says little, and one that is cut short early says little of the rest.
@@ -57,6 +60,7 @@ def render(corpus: Corpus, splits: Sequence[str], timelines: int) -> str:
         about={name: manifest["splits"][name] for name in splits},
         quantiles=show_tables.QUANTILES,
         lengths={name: _quantiles(values) for name, values in lengths.items()},
+        few_subjects=show_figures.FEW_SUBJECTS,
         lengths_are_sampled=any(len(values) < manifest["splits"][name]["subjects"] for name, values in lengths.items()),
         kinds=_kinds(corpus, splits),
         rows=_rows(manifest, splits),
@@ -88,7 +92,15 @@ def choose_timelines(sample: CorpusSample, vocabulary: Vocabulary, count: int) -
 
 def _timeline(record: SubjectRecord, vocabulary: Vocabulary) -> dict[str, Any]:
     title, *lines = itertools.islice(show_timeline.deidentified(record, vocabulary, OLDEST_AGE), MAX_LINES + 2)
-    return {"title": title, "lines": lines[:MAX_LINES], "is_cut": len(lines) > MAX_LINES}
+    return {"title": title, "lines": [_shorten(line) for line in lines[:MAX_LINES]], "is_cut": len(lines) > MAX_LINES}
+
+
+def _shorten(line: str) -> str:
+    """A line that fits the page: a long description is cut before the code and value, which stay."""
+    tail = re.search(r" \(\w+ [^()]*\)(?:  .*)?$", line)
+    if len(line) <= MAX_WIDTH or tail is None:
+        return line
+    return line[: max(0, MAX_WIDTH - len(tail[0]) - 1)].rstrip() + "…" + tail[0]
 
 
 def _quantiles(lengths: np.ndarray) -> list[int]:
@@ -139,7 +151,11 @@ def _valued(sample: CorpusSample, vocabulary: Vocabulary) -> list[dict[str, Any]
     """The events with most values in the sample, with their decile cuts."""
     ordered = sorted(sample.deciles, key=lambda index: (-int(sample.deciles[index].sum()), index))
     return [
-        {"event": vocabulary.events[index], "values": int(sample.deciles[index].sum())}
+        {
+            "name": show_timeline.name(vocabulary.events[index], vocabulary),
+            "edges": vocabulary.events[index].edges,
+            "values": int(sample.deciles[index].sum()),
+        }
         for index in ordered[:_VALUED_EVENTS]
     ]
 

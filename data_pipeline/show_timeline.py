@@ -106,6 +106,11 @@ def _line(
     return "│ " * depth + f"{_kind(event):<16}{_text(event, words)}{value}".rstrip()
 
 
+def name(event: Event, vocabulary: Vocabulary) -> str:
+    """What an event is called: its description and code, as far as there are any."""
+    return _text(event, _words(event, vocabulary))
+
+
 def _words(event: Event, vocabulary: Vocabulary) -> list[str]:
     """An event's parts, without system and place."""
     texts = [vocabulary.tokens[token].text for token in event.tokens]

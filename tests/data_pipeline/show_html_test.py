@@ -132,3 +132,11 @@ def test_the_command_writes_the_page_or_says_why_not(corpus, tmp_path) -> None:
     assert done.returncode == 0 and (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
     refused = run(tmp_path / "nowhere" / "page.html")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "page.html" in refused.stderr
+
+
+def test_long_lines_lose_their_description_and_keep_their_value(corpus) -> None:
+    tail = " (LOINC 2345-7)  about 5 (decile 7 of 10)"
+    line = "  · 3 h  + 3 h  │ Lab  " + "very long " * 20 + tail.strip()
+    short = show_html._shorten(line)
+    assert len(short) <= show_html.MAX_WIDTH and short.endswith("…" + tail)
+    assert show_html._shorten("short" + tail) == "short" + tail
