@@ -300,9 +300,10 @@ def owner(path):
 
 
 def test_a_killed_worker_is_told_in_one_line(split_on_disk):
+    before = set(descendants(os.getpid()))  # a pool of another test leaves its resource tracker
     batches = loader.train_batches(split_on_disk, dataclasses.replace(CONFIG, workers=1))
     next(batches)
-    (worker,) = descendants(os.getpid())
+    (worker,) = set(descendants(os.getpid())) - before
     os.kill(worker, signal.SIGKILL)
     with pytest.raises(UserError, match="a worker process ended with code -9"):
         take(batches, 10)
@@ -310,9 +311,10 @@ def test_a_killed_worker_is_told_in_one_line(split_on_disk):
 
 def test_workers_go_on_when_the_job_is_told_to_end(split_on_disk):
     # Slurm and Kubernetes signal every process; the trainer still wants its step's batch before it saves.
+    before = set(descendants(os.getpid()))
     batches = loader.train_batches(split_on_disk, dataclasses.replace(CONFIG, workers=1))
     first = take(batches, 1)
-    (worker,) = descendants(os.getpid())
+    (worker,) = set(descendants(os.getpid())) - before
     os.kill(worker, signal.SIGTERM)
     os.kill(worker, signal.SIGINT)
     assert_equal(first + take(batches, 9), take(loader.train_batches(SPLIT, CONFIG), 10))
