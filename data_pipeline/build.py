@@ -2,9 +2,10 @@
 
     python -m data_pipeline.build --meds DIR --out CORPUS --config.code_map=mimic
 
-Two passes over the shards, in one process per core: the first counts what the training subjects have (codes, values,
-demographics), from which the vocabulary is made; the second writes every subject's tokens. CORPUS appears only when it
-is whole. Ends with a line that says how many subjects and tokens there are, and what became of the input's rows.
+Two passes over the shards, in one process per core or, with --engine=ray, on all cores of a Ray cluster: the first
+counts what the training subjects have (codes, values, demographics), from which the vocabulary is made; the second
+writes every subject's tokens. CORPUS appears only when it is whole; a run that was stopped is taken up where it was by
+the same command. Ends with a line that says how many subjects and tokens there are, and what became of the input.
 """
 
 import pathlib
@@ -17,7 +18,17 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipeline import build_config, build_folder, build_job, code_maps, command_line, corpus, engines, meds
+from data_pipeline import (
+    build_config,
+    build_folder,
+    build_job,
+    code_maps,
+    command_line,
+    corpus,
+    engines,
+    meds,
+    ray_engine,
+)
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.build_run import BuildRun
 from data_pipeline.errors import UserError
@@ -25,6 +36,7 @@ from data_pipeline.frozen_vocabulary import FrozenVocabulary
 from data_pipeline.locations import require_local
 from data_pipeline.split_table import SplitTable
 
+ENGINES = ("local", "ray")
 ON_ERROR = ("refuse", "quarantine")
 
 
@@ -34,6 +46,8 @@ def build_corpus(
     config: ml_collections.ConfigDict,
     *,
     workers: int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
     on_error: str = "refuse",
     vocabulary: pathlib.Path | None = None,
     explicit: Collection[str] = (),
@@ -46,7 +60,8 @@ def build_corpus(
         meds_root: the data set.
         out: the corpus to be.
         config: build_config's.
-        workers: processes; default: one per core. 1 is this process itself.
+        workers: processes of the local engine; default: one per core. 1 is this process itself.
+        engine: "local", or "ray": every core of a Ray cluster, at `ray_address` (default: see ray_engine.cluster).
         on_error: "refuse": data that cannot be used is a UserError; "quarantine": it is set aside in
             OUT/quarantine.parquet and counted.
         vocabulary: a corpus whose vocabulary is taken as it is, instead of making one.
@@ -68,12 +83,14 @@ def build_corpus(
     job = build_job.describe(dataset, _settings(config, code_map, frozen), splits.names, splits.key)
     with build_folder.opened(out, job) as folder:
         if folder is not None:
-            with engines.local(workers, len(dataset.shards)) as engine:
-                run = BuildRun(dataset, config, code_map, job, folder, engine, lenient, frozen)
-                try:
-                    run.write(splits)
-                except UserError as error:
-                    raise _with_what_is_kept(error, folder) from error
+            try:
+                started = (
+                    ray_engine.cluster(ray_address) if engine == "ray" else engines.local(workers, len(dataset.shards))
+                )
+                with started as running:
+                    BuildRun(dataset, config, code_map, job, folder, running, lenient, frozen).write(splits)
+            except UserError as error:
+                raise _with_what_is_kept(error, folder) from error
             build_folder.finish(folder, out)
     return corpus.Corpus.open(out)
 
@@ -99,7 +116,11 @@ def _with_what_is_kept(error: UserError, folder: BuildFolder) -> UserError:
 def _define_flags() -> None:
     flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
     flags.DEFINE_string("out", None, "folder of the corpus to write; must not exist", required=True)
-    flags.DEFINE_integer("workers", None, "processes (default: one per core)", lower_bound=1)
+    flags.DEFINE_enum("engine", "local", ENGINES, "processes of this machine, or a Ray cluster (docs/scale.md)")
+    flags.DEFINE_integer("workers", None, "processes of the local engine (default: one per core)", lower_bound=1)
+    flags.DEFINE_string(
+        "ray_address", None, "of the Ray cluster (default: $RAY_ADDRESS, or a cluster of this machine alone)"
+    )
     flags.DEFINE_enum(
         "on_error",
         "refuse",
@@ -127,6 +148,8 @@ def main() -> None:
             out,
             values.config,
             workers=values.workers,
+            engine=values.engine,
+            ray_address=values.ray_address,
             on_error=values.on_error,
             vocabulary=pathlib.Path(values.vocabulary) if values.vocabulary else None,
             explicit=config_flags.get_override_values(values["config"]),
