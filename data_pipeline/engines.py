@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -136,6 +137,9 @@ class _Worker:
     def started(cls, context: multiprocessing.context.SpawnContext) -> "_Worker":
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,), daemon=True)
+        # The first start of a process starts multiprocessing's resource tracker, which ends in unblocking SIGINT: the
+        # first worker would get Ctrl-C.
+        multiprocessing.resource_tracker.ensure_running()
         # One polars thread each, as there is a process per core. Ctrl-C is for the parent: a blocked signal stays so.
         with _environment(POLARS_MAX_THREADS="1", OMP_NUM_THREADS="1"), _blocked(signal.SIGINT):
             process.start()

@@ -17,7 +17,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.world import write_world
 
 SHARDS = 12
-STAGES = ("counted", "merged", "tokenized", "corpus")
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +51,35 @@ def start(meds_root: pathlib.Path, out: pathlib.Path, *args: str) -> subprocess.
 
 
 def finished_work(out: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """Path → inode and time of each finished file: a file that was written again would have others."""
+    """Path → inode and time of each finished file: a file that was written again would have others.
+
+    A shard's ArrayRecord files are finished when its tokenized piece, which is written after them, names them: a run
+    that is killed between the two has that shard still to do.
+    """
     partial = out.with_name(out.name + ".partial")
-    folders = {stage: partial / stage for stage in STAGES} | ({"corpus": out} if out.exists() else {})
-    return {
-        f"{stage}/{path.relative_to(folder).as_posix()}": (path.stat().st_ino, path.stat().st_mtime_ns)
-        for stage, folder in folders.items()
-        for path in folder.rglob("*")
-        if path.suffix in (".zip", ".array_record")
-    }
+    finished = {f"{path.parent.name}/{path.name}": path for path in partial.glob("*/*.zip")}
+    if out.exists():
+        files = [path.relative_to(out).as_posix() for path in out.rglob("*.array_record")]
+    else:
+        files = [file for path in partial.glob("tokenized/*.zip") for file in array_records(path)]
+    finished |= {f"corpus/{file}": (out if out.exists() else partial / "corpus") / file for file in files}
+    stats = {name: status(path) for name, path in finished.items()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items() if stat}
+
+
+def array_records(piece: pathlib.Path) -> list[str]:
+    """The ArrayRecord files that a tokenized piece names; none where the build has removed the piece meanwhile."""
+    try:
+        return [split["file"] for split in pieces.read(piece, ["splits"])["splits"]]
+    except pieces.DamagedPieceError:
+        return []
+
+
+def status(path: pathlib.Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:  # a build that ends moves and removes files
+        return None
 
 
 def process_tree(pid: int) -> list[int]:
@@ -92,7 +111,7 @@ def kill_again_and_again(meds_root, out, expected, kills: int, draw: random.Rand
     while True:
         run = start(meds_root, out, "--workers=2")
         if len(stopped_at) < kills:
-            aim = draw.randint(len(before), 2 * SHARDS)
+            aim = len(before) + draw.randint(0, max(0, 2 * SHARDS - len(before)))
             wait_for(lambda aim=aim, run=run: len(finished_work(out)) >= aim or run.poll() is not None)
             time.sleep(draw.uniform(0, 0.1))
             family = process_tree(run.pid)
