@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from cometjax.blockwise import blockwise_attention
 from cometjax.splash import splash_attention
 from data_pipeline.errors import UserError
 
@@ -43,12 +44,25 @@ def attention(
     Raises:
       UserError: `implementation` is unknown, or cannot run on this device.
     """
-    return _implementation(implementation)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
+    return IMPLEMENTATIONS[resolve(implementation)].attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 
 
-def require(implementation: str) -> None:
-    """Raise UserError, naming those that can, unless `implementation` can run on the devices traced for."""
-    _implementation(implementation)
+def resolve(implementation: str) -> str:
+    """The name of what `attention` will run on the devices traced for; "auto" is what DEFAULTS has for the platform.
+
+    Raises:
+      UserError: `implementation` is unknown, or cannot run on this device; those that can are named.
+    """
+    platform = _platform()
+    name = DEFAULTS[platform] if implementation == AUTO else implementation
+    if name not in IMPLEMENTATIONS or platform not in IMPLEMENTATIONS[name].platforms:
+        known = f"cannot run on {platform}" if name in IMPLEMENTATIONS else "is not known"
+        raise UserError(
+            f"attention implementation {name!r} {known}",
+            where="config.model.attention",
+            fix=f"on this device ({platform}) these can run: {', '.join(available_implementations(platform))}",
+        )
+    return name
 
 
 def available_implementations(platform: str | None = None) -> tuple[str, ...]:
@@ -109,8 +123,13 @@ class Implementation:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(_reference, ("cpu", "gpu", "tpu")),
+    "blockwise": Implementation(blockwise_attention, ("cpu", "gpu", "tpu")),
     "splash": Implementation(splash_attention, ("tpu",)),
 }
+
+# What "auto" means. On CPU measured (cometjax/blockwise.py); on accelerators nothing has been timed yet.
+AUTO = "auto"
+DEFAULTS = {"cpu": "blockwise", "gpu": "blockwise", "tpu": "splash"}
 
 
 def _platform() -> str:
@@ -118,15 +137,3 @@ def _platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = device.platform if device is not None else jax.default_backend()
     return "gpu" if platform in ("cuda", "rocm") else platform
-
-
-def _implementation(name: str) -> Callable[..., jax.Array]:
-    platform = _platform()
-    if name not in IMPLEMENTATIONS or platform not in IMPLEMENTATIONS[name].platforms:
-        known = f"cannot run on {platform}" if name in IMPLEMENTATIONS else "is not known"
-        raise UserError(
-            f"attention implementation {name!r} {known}",
-            where="config.model.attention",
-            fix=f"on this device ({platform}) these can run: {', '.join(available_implementations(platform))}",
-        )
-    return IMPLEMENTATIONS[name].attend

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from cometjax.attention import IMPLEMENTATIONS
+from cometjax.attention import AUTO, IMPLEMENTATIONS
 from cometjax.model import REMAT_POLICIES
 from cometjax.parameterization import PARAMETERIZATIONS
 from data_pipeline.errors import UserError
@@ -48,7 +48,7 @@ def _model() -> ml_collections.ConfigDict:
     model.qkv_bias = True  # as Qwen2
     model.compute_dtype = "auto"  # "auto" (bfloat16 on accelerators, float32 on CPU), "float32" or "bfloat16"
     model.param_dtype = "float32"
-    model.attention = "reference"  # by name in cometjax/attention.py: "reference" (any device), "splash" (TPU)
+    model.attention = "auto"  # by name in cometjax/attention.py; "auto": the platform's default there
     model.scan_layers = True  # loop over one compiled layer; False unrolls: compiles longer, a bit faster on CPU
     model.remat = "none"  # recomputation in the backward pass, per layer: "none", "dots" or "full"
     model.parameterization = "standard"  # or "mup": learning rates carry over from width to width (parameterization.py)
@@ -148,7 +148,7 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
     _above(config, 0, "model.rope_theta", "model.norm_eps")
     _one_of(config, "model.compute_dtype", COMPUTE_DTYPES)
     _one_of(config, "model.param_dtype", PARAM_DTYPES)
-    _one_of(config, "model.attention", tuple(IMPLEMENTATIONS))
+    _one_of(config, "model.attention", (AUTO, *IMPLEMENTATIONS))
     _one_of(config, "model.remat", tuple(REMAT_POLICIES))
     _one_of(config, "model.parameterization", PARAMETERIZATIONS)
     if model.heads % model.kv_heads:

@@ -69,7 +69,7 @@ class ModelConfig:
     qkv_bias: bool = True
     compute_dtype: str = "float32"
     param_dtype: str = "float32"
-    attention: str = "reference"
+    attention: str = "auto"
     scan_layers: bool = True
     remat: str = "none"
     parameterization: str = "standard"

@@ -15,17 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec as P
 
+from cometjax.segment_blocks import on_each_device
 from data_pipeline.errors import UserError
 
 # The kernel's lanes: a block is a multiple of them, and so is a row.
 LANES = 128
 # Larger blocks feed the matrix unit better (MaxText's default is 512) and skip fewer pairs of different segments.
 MAX_BLOCK = 512
-# Batch rows and heads are split over these axes of the mesh, as in cometjax.sharding.
-_ROW_AXES = ("data", "fsdp")
-_HEAD_AXIS = "tensor"
 
 
 def splash_attention(
@@ -53,28 +50,7 @@ def splash_attention(
             fix=f"use a multiple of {LANES}",
         )
     attend = functools.partial(_attend_rows, block=math.gcd(length, max_block), interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = tuple(axis for axis in _ROW_AXES if mesh.shape.get(axis, 1) > 1)
-    heads = _HEAD_AXIS if mesh.shape.get(_HEAD_AXIS, 1) > 1 else None
-    if not rows and heads is None:
-        return attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
-    if heads:
-        shards = mesh.shape[heads]
-        if q_BxLxHxC.shape[2] % shards:  # as the sharding rules do with what an axis does not divide
-            heads = None
-        else:
-            k_BxLxKxC, v_BxLxKxC = (_repeat_heads(x, shards) for x in (k_BxLxKxC, v_BxLxKxC))
-    by_head = P(rows or None, None, heads, None)
-    # check_vma: the kernel does not say over which axes its output varies.
-    sharded = jax.shard_map(
-        attend, in_specs=(by_head, by_head, by_head, P(rows or None, None)), out_specs=by_head, check_vma=False
-    )
-    return sharded(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
-
-
-def _repeat_heads(x_BxLxKxC: jax.Array, shards: int) -> jax.Array:
-    """Key/value heads, each repeated as often as it takes to split them over `shards`; query groups shrink to match."""
-    return jnp.repeat(x_BxLxKxC, shards // math.gcd(shards, x_BxLxKxC.shape[2]), axis=2)
+    return on_each_device(attend, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 
 
 def _attend_rows(

@@ -114,7 +114,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[
     corpus = open_corpus(config.corpus)
     model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
     learning_rate_schedule(config)
-    attention.require(model.attention)
+    attention.resolve(model.attention)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
     sharding.share_of(mesh.devices, jax.process_index())
@@ -161,6 +161,7 @@ class _Run:
         self._progress = metrics.Progress(start=start, steps=config.train.steps, enabled=progress)
         if start:
             self._progress.say(f"resumed at step {start}")
+        self._progress.say(f"attention: {attention.resolve(model.attention)}")
         device = jax.devices()[0].device_kind
         self._peak = chips.peak_flops_per_second(device)
         if self._peak is None:

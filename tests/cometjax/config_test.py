@@ -45,7 +45,7 @@ def test_an_unlisted_key_cannot_be_set() -> None:
         ("model.norm_eps", float("nan"), "above 0"),
         ("model.compute_dtype", "float16", "use one of auto, float32, bfloat16"),
         ("model.param_dtype", "auto", "use one of float32, bfloat16"),
-        ("model.attention", "flash9", "use one of reference"),
+        ("model.attention", "flash9", "use one of auto, reference"),
         ("model.remat", "some", "use one of none, dots, full"),
         ("optimizer.learning_rate", -1e-3, "above 0"),
         ("optimizer.learning_rate", float("inf"), "above 0"),

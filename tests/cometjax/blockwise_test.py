@@ -1,0 +1,108 @@
+"""Attention that skips blocks, in XLA: the reference's results, and no array of a row's length squared."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cometjax import attention
+from cometjax.blockwise import BLOCK, blockwise_attention
+from cometjax.segment_blocks import shared_blocks
+from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, packings, random_inputs
+
+attend_by_16 = functools.partial(blockwise_attention, block=16)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(segment_ids_BxL=packings(rows=2, length=56), kv_heads=st.sampled_from([1, 4]))
+def test_outputs_and_gradients_are_the_references_on_random_packings(segment_ids_BxL, kv_heads):
+    assert_agrees_with_reference(attend_by_16, segment_ids_BxL, heads=4, kv_heads=kv_heads, head_dim=8)
+
+
+def test_segments_in_several_pieces_agree_too():
+    segment_ids_BxL = np.random.default_rng(0).integers(0, 4, (2, 60)).astype(np.int32)
+    assert_agrees_with_reference(attend_by_16, segment_ids_BxL, heads=2, kv_heads=1, head_dim=8)
+
+
+def test_bfloat16_agrees_within_its_precision():
+    segment_ids_BxL = np.repeat(np.array([[1, 2, 2, 3, 0]], np.int32), 20, axis=1)
+    assert_agrees_with_reference(
+        attend_by_16, segment_ids_BxL, heads=2, kv_heads=1, head_dim=8, dtype="bfloat16", tolerance=2e-2
+    )
+
+
+def test_huge_scores_in_rows_with_padding_give_no_nan():
+    segment_ids_BxL = np.array([[1] * 20 + [0] * 30, [0] * 50], np.int32)
+    inputs = tuple(1e3 * x for x in random_inputs(segment_ids_BxL, 2, 2, 8, "float32"))
+    for name, array in outputs_and_gradients(attend_by_16, inputs, segment_ids_BxL).items():
+        assert np.isfinite(array).all(), name
+
+
+def test_a_block_needs_the_blocks_that_share_a_segment_with_it_and_are_not_after_it():
+    segment_ids_BxL = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0, 0], [1, 1, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0]])
+    assert shared_blocks(segment_ids_BxL, 2).astype(int).tolist() == [
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0],
+            [0, 1, 1, 1, 0, 0],
+            [0, 0, 0, 0, 1, 0],
+            [0, 0, 0, 0, 0, 0],
+        ],
+        [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]] + [[0] * 6] * 4,
+    ]
+
+
+@pytest.mark.parametrize("name", ["blockwise", "reference"])
+def test_only_the_reference_holds_scores_that_grow_with_the_row_squared(name):
+    def temporaries(length: int) -> int:
+        q = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+        def total(q, ids):
+            return jnp.sum(attention.attention(q, q, q, segment_ids_BxL=ids, implementation=name))
+
+        return jax.jit(jax.grad(total)).lower(q, ids).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(16 * BLOCK), temporaries(64 * BLOCK)
+    assert (long < 6 * short) == (name == "blockwise")
+
+
+ON_A_MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+from cometjax.attention import attention
+rng = np.random.default_rng(0)
+q, k, v = (jnp.asarray(rng.normal(size=(4, 96, heads, 8)), jnp.float32) for heads in (4, 1, 1))
+ids = jnp.asarray(np.sort(rng.integers(1, 4, (4, 96)), axis=1), jnp.int32)
+def gradients(name):
+    total = lambda *qkv: jnp.sum(jnp.square(attention(*qkv, segment_ids_BxL=ids, implementation=name)))
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, k, v)
+wanted = gradients("reference")
+with jax.set_mesh(jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)):
+    got = gradients("blockwise")
+for a, b in zip(wanted, got): np.testing.assert_allclose(a, b, atol=3e-5)
+print("devices", len(got[0].sharding.device_set), "shard", got[0].sharding.shard_shape(q.shape))
+"""
+
+
+def test_a_mesh_splits_rows_and_heads():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH], capture_output=True, text=True, timeout=240, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "devices 4 shard (2, 96, 2, 8)" in done.stdout
+
+
+def test_auto_is_the_platforms_default_and_every_default_runs_there():
+    assert attention.resolve("auto") == attention.DEFAULTS["cpu"] == "blockwise"
+    for platform, name in attention.DEFAULTS.items():
+        assert name in attention.available_implementations(platform)
