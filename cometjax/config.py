@@ -25,6 +25,7 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initialisation and of the order of the data
     config.corpus = ""  # a build's folder (or gs://, s3:// URL), or a mixture: FOLDER=WEIGHT,FOLDER=WEIGHT
+    config.init_from = ""  # a folder of cometjax.export whose weights the run begins with; empty: drawn from the seed
     config.model = _model()
     config.optimizer = _optimizer()
     config.train = _train()

@@ -1,4 +1,4 @@
-"""The decoder's parameters as a Hugging Face `Qwen2ForCausalLM` state dict, and back.
+"""The decoder as a Hugging Face `Qwen2ForCausalLM`: its configuration and its state dict, both ways.
 
 Torch keeps a linear layer as [out, in] with heads flattened; here matrices are [in, out] with heads apart and layers
 stacked. Nothing is computed, so a round trip is bitwise. Arrays are numpy; neither torch nor transformers is needed.
@@ -6,13 +6,14 @@ stacked. Nothing is computed, so a round trip is bitwise. Arrays are numpy; neit
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cometjax.model import Decoder, LayerWeights, ModelConfig
+from cometjax.model import INIT_STDDEV, Decoder, LayerWeights, ModelConfig
 from data_pipeline.errors import UserError
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -34,6 +35,62 @@ _LAYER_NAMES = {
     "mlp_up": "mlp.up_proj.weight",
     "mlp_down": "mlp.down_proj.weight",
 }
+
+# Field of ModelConfig -> key of config.json.
+_CONFIG_KEYS = {
+    "vocab_size": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_width": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+}
+# What an architecture of this name may do otherwise, and this decoder does not.
+_FIXED = {"model_type": "qwen2", "hidden_act": "silu", "use_sliding_window": False, "attention_dropout": 0.0}
+
+
+def to_hf_config(config: ModelConfig, *, max_positions: int) -> dict[str, Any]:
+    """config.json of the equivalent `Qwen2ForCausalLM`; raises UserError as `to_hf_state`."""
+    _require_qwen2(config)
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        **_FIXED,
+        **{key: getattr(config, field) for field, key in _CONFIG_KEYS.items()},
+        # transformers 4 reads the one, 5 the other.
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "max_position_embeddings": max_positions,
+        "initializer_range": INIT_STDDEV,
+        "use_cache": True,
+        "dtype": config.param_dtype,
+    }
+
+
+def differences(hf_config: Mapping[str, Any], config: ModelConfig) -> list[str]:
+    """How the model of a config.json differs from `config`: a phrase with both values for each key, or none."""
+    rope = hf_config.get("rope_parameters") or {"rope_theta": hf_config.get("rope_theta", 10_000.0)}
+    theirs = {key: hf_config.get(key) for key in _CONFIG_KEYS.values()}
+    if theirs["head_dim"] is None and theirs["hidden_size"] and theirs["num_attention_heads"]:
+        theirs["head_dim"] = theirs["hidden_size"] // theirs["num_attention_heads"]
+    theirs["tie_word_embeddings"] = bool(theirs["tie_word_embeddings"])
+    found = [
+        f"{key} is {theirs[key]!r}, config.model.{field} {getattr(config, field)!r}"
+        for field, key in _CONFIG_KEYS.items()
+        if theirs[key] != getattr(config, field)
+    ]
+    if rope.get("rope_theta") != config.rope_theta:
+        found.append(f"rope_theta is {rope.get('rope_theta')!r}, config.model.rope_theta {config.rope_theta!r}")
+    if rope.get("rope_type", "default") != "default":
+        found.append(f"rope_type is {rope['rope_type']!r}, this decoder's 'default'")
+    found += [
+        f"{key} is {hf_config[key]!r}, this decoder's {value!r}"
+        for key, value in _FIXED.items()
+        if hf_config.get(key, value) != value
+    ]
+    return found
 
 
 def to_hf_state(model: Decoder) -> dict[str, np.ndarray]:
@@ -62,10 +119,17 @@ def from_hf_state(state: Mapping[str, np.ndarray], config: ModelConfig) -> Decod
       UserError: a tensor is missing, has no place in this architecture, or has another shape than `config` wants; or a
         tied model's `lm_head.weight` (it may be left out) differs from its embedding.
     """
-    _require_qwen2(config)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(abstract, jax.tree.map(jnp.asarray, params_from_hf_state(state, config)))
+    return nnx.merge(graph, abstract)
+
+
+def params_from_hf_state(state: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
+    """The parameters alone, as numpy arrays on the host; arguments and errors as of `from_hf_state`."""
+    _require_qwen2(config)
+    abstract = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))), nnx.Param)
     _refuse_strangers(state, config)
-    values = nnx.to_pure_dict(abstract)
+    values: dict[str, Any] = nnx.to_pure_dict(abstract)
     values["embedding"] = _tensor(state, _EMBEDDING, values["embedding"].shape)
     values["final_norm"] = _tensor(state, _FINAL_NORM, values["final_norm"].shape)
     if not config.tied_embeddings:
@@ -75,8 +139,8 @@ def from_hf_state(state: Mapping[str, np.ndarray], config: ModelConfig) -> Decod
         torch_shape = _flat_shape(name, shape)[::-1]
         tensors = (_tensor(state, _layer_tensor(i, name), torch_shape) for i in range(config.layers))
         values["layers"][name] = np.stack([tensor.T.reshape(shape) for tensor in tensors])
-    nnx.replace_by_pure_dict(abstract, jax.tree.map(lambda value: jnp.asarray(value, config.param_dtype), values))
-    return nnx.merge(graph, abstract)
+    dtype = jnp.dtype(config.param_dtype)
+    return jax.tree.map(lambda value: value.astype(dtype, copy=False), values)
 
 
 def _layer_tensor(layer: int, name: str) -> str:

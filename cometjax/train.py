@@ -27,7 +27,18 @@ from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from cometjax import agreement, attention, chips, flops, hosts, metrics, preemption, sharding, step_guard
+from cometjax import (
+    agreement,
+    attention,
+    chips,
+    flops,
+    hosts,
+    initial_weights,
+    metrics,
+    preemption,
+    sharding,
+    step_guard,
+)
 from cometjax import config as configs
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy
@@ -87,7 +98,7 @@ def _train(
     # What a run goes on from, in order of precedence:
     # 1. result.json: the run is finished, and nothing is computed.
     # 2. The newest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
-    # 3. Nothing: parameters from config.seed, and step 0.
+    # 3. Nothing: parameters of config.init_from, or else from config.seed, and step 0.
     # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given now
     # counts), and so must corpus and vocabulary.
     finished = agreement.from_first(lambda: _open_workdir(workdir, config, corpus))
@@ -113,6 +124,8 @@ def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[
         raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
     corpus = open_corpus(config.corpus)
     model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
+    if config.init_from and not (workdir / workdirs.CONFIG).exists():
+        initial_weights.refuse_unfit(pathlib.Path(config.init_from), model, corpus.vocabulary)
     learning_rate_schedule(config)
     attention.resolve(model.attention)
     mesh = sharding.make_mesh(config.mesh)
@@ -173,6 +186,8 @@ class _Run:
             self._clock = metrics.Clock()
             with self._clock.measure("setup"):
                 self._state: TrainState = self._steps.init()
+                if self._config.init_from:
+                    self._state = self._with_given_weights(self._state)
             self._step = 0
             return
         metadata = self._checkpoints.metadata(newest)
@@ -181,6 +196,11 @@ class _Run:
         self._state = self._checkpoints.restore(newest, self._steps.abstract_state)
         self._clock = metrics.Clock(metadata["clock"])
         self._step = newest
+
+    def _with_given_weights(self, state: TrainState) -> TrainState:
+        folder = pathlib.Path(self._config.init_from)
+        params = agreement.together(lambda: initial_weights.load(folder, self._model, self._corpus.vocabulary))
+        return dataclasses.replace(state, params=initial_weights.place(params, state.params))
 
     def to_the_end(self) -> TrainResult:
         """Train to the last step, evaluate on the whole tuning split, and write result.json."""

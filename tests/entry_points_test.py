@@ -15,6 +15,7 @@ ENTRY_POINTS = (
     "cometjax.train",
     "cometjax.simulate",
     "cometjax.evaluate",
+    "cometjax.export",
     "experiments.demo",
     "experiments.launch",
     "experiments.scaling.fit",
