@@ -3,7 +3,7 @@
     python -m data_pipeline.world --out world --patients 6000 --seed 0
 
 Adults enter in 2012-2019 and are observed to death or to the end of 2024: encounters, diagnoses, tests, drugs,
-procedures. Expect about 470 tokens a subject and some 10 seconds for 6,000 subjects on two cores. The same arguments
+procedures. Expect about 500 tokens a subject and some 10 seconds for 6,000 subjects on two cores. The same arguments
 give the same bytes. `--describe` prints the rules that subjects live by and writes nothing.
 """
 

@@ -51,19 +51,13 @@ def _readable(name: str) -> str:
 
 
 def _encounter_codes() -> list[Code]:
-    codes = []
-    for kind, dispositions in encounters.DISPOSITIONS.items():
-        for detail in encounters.START_DETAILS.get(kind, ("",)):
-            suffix = f"//{detail}" if detail else ""
-            how = f", {_readable(detail)}" if detail else ""
-            codes.append(
-                Code(f"ENCOUNTER_START//{kind}{suffix}", ENCOUNTER, f"Start of encounter: {_readable(kind)}{how}")
-            )
-        for end in dispositions or ("",):
-            suffix = f"//{end}" if end else ""
-            how = f", {_readable(end)}" if end else ""
-            codes.append(Code(f"ENCOUNTER_END//{kind}{suffix}", ENCOUNTER, f"End of encounter: {_readable(kind)}{how}"))
-    return codes
+    def codes(system: str, word: str, details: tuple[str, ...]) -> list[Code]:
+        return [
+            Code(f"{system}//{detail}", ENCOUNTER, f"{word} of encounter: {_readable(detail.replace('//', ', '))}")
+            for detail in details
+        ]
+
+    return codes("ENCOUNTER_START", "Start", encounters.STARTS) + codes("ENCOUNTER_END", "End", encounters.ENDS)
 
 
 def _all_codes() -> tuple[Code, ...]:
@@ -86,3 +80,17 @@ def _all_codes() -> tuple[Code, ...]:
 
 CODES = _all_codes()
 INDEX = {code.code: index for index, code in enumerate(CODES)}
+
+# What each element of an instant (instants.ELEMENTS) chooses from, as MEDS codes in the order of their tokens.
+DEATH_CODE, BIRTH_CODE = "MEDS_DEATH", "MEDS_BIRTH"
+ELEMENT_CODES: tuple[tuple[str, ...], ...] = (
+    (*(f"ENCOUNTER_START//{start}" for start in encounters.STARTS), DEATH_CODE),
+    tuple(f"DEPARTMENT//{name}" for name in DEPARTMENTS),
+    tuple(f"CHIEF_COMPLAINT//{complaint.name}" for complaint in COMPLAINTS),
+    tuple(f"ICD10CM//{condition.code}" for condition in CONDITIONS),
+    tuple(f"LOINC//{lab.code}" for lab in LABS),
+    tuple(f"ATC//{drug.code}" for drug in DRUGS),
+    tuple(f"CPT//{number}" for number in PROCEDURES),
+    tuple(f"ENCOUNTER_END//{end}" for end in encounters.ENDS),
+    (DEATH_CODE,),
+)

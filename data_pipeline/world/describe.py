@@ -1,6 +1,6 @@
 """The world's rules in words, for `python -m data_pipeline.world --describe`."""
 
-from data_pipeline.world import catalogue, conditions, encounters, laboratory, rules
+from data_pipeline.world import catalogue, conditions, encounters, laboratory, rules, treatments
 
 
 def rules_text() -> str:
@@ -16,7 +16,10 @@ def rules_text() -> str:
         ),
         ("Drugs: probability of a start for each indication", _drugs()),
         ("Tests: reference centre, when ordered, what moves them (in spreads)", _labs()),
+        ("Drifts: test, spreads a year since the condition was first coded", _drifts()),
+        ("Procedures: probability for each condition coded, where", _procedures()),
         ("Steps within an encounter: interval bins", _steps()),
+        ("After an encounter: relative rates of office visits, emergencies and deaths by interval bin", _paces()),
     )
     return "\n\n".join(title + "\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections)
 
@@ -80,6 +83,22 @@ def _labs() -> list[str]:
         f"{_weights(item.shifts, '+')}; noise {laboratory.NOISE:g}"
         for item in catalogue.LABS
     ]
+
+
+def _drifts() -> list[str]:
+    return [f"{code:<9}{_weights(drifts, '+')}" for code, drifts in laboratory.DRIFTS.items()]
+
+
+def _procedures() -> list[str]:
+    return [f"{item.code:<9}{_weights(item.triggers)}; {', '.join(item.where)}" for item in treatments.PROCEDURES]
+
+
+def _paces() -> list[str]:
+    paces = zip(encounters.OFFICE_PACE, encounters.EMERGENCY_PACE, encounters.DEATH_PACE, strict=True)
+    lines = ["bins: " + ", ".join(encounters.GAP_BINS)]
+    for name, rows in zip(("a visit", "an emergency", "a hospital stay"), paces, strict=True):
+        lines += [f"{f'after {name}:' if not i else '':<24}{row}" for i, row in enumerate(rows)]
+    return lines
 
 
 def _steps() -> list[str]:

@@ -9,6 +9,23 @@ import dataclasses
 NOISE = 0.4
 # How much of an acute condition's effect on a value is left at each later instant of a stay.
 RECOVERY = 0.75
+# Taken in every emergency.
+ALWAYS_IN_EMERGENCIES = "8867-4"
+# test -> {condition: how far its values drift in a year since that was first coded, in spreads}, for so many years.
+DRIFTS = {
+    "4548-4": {"E11.9": 0.12, "R73.03": 0.08},
+    "2345-7": {"E11.9": 0.08},
+    "2160-0": {"N18.30": 0.25, "I10": 0.03},
+    "62238-1": {"N18.30": -0.2, "E11.9": -0.06},
+    "14959-1": {"E11.22": 0.15},
+    "718-7": {"N18.30": -0.08, "C34.90": -0.3, "C18.9": -0.15},
+    "59408-5": {"J44.9": -0.12, "J84.10": -0.3},
+    "33762-6": {"I50.9": 0.12},
+    "1751-7": {"K74.60": -0.2, "C34.90": -0.3},
+    "2857-1": {"C61": 0.12},
+    "39156-5": {"E66.9": 0.06, "F03.90": -0.15},
+}
+LONGEST_DRIFT = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +137,8 @@ LABS = (
     Lab("4537-7", "Erythrocyte sedimentation rate", "mm/h", 12, 0.45, 0, {"M06.9": 0.8, "M32.9": 0.8, "M25.50": 0.3},
         {"M06.9": 2.0, "M32.9": 2.0, "L04AX03": -0.8, "INFLAMMATORY": 1.0, "F": 0.5}, skewed=True, low=1, high=140),
     Lab("3016-3", "Thyrotropin", "m[IU]/L", 1.9, 0.35, 2, {"E03.9": 0.9, "CHECKUP": 0.3, "R53.83": 0.6},
-        {"E03.9": 3.2, "H03AA01": -2.6, "N05AN01": 1.2, "NEUROPSYCHIATRIC": 0.5}, skewed=True, low=0.01, high=100),
+        {"E03.9": 3.2, "H03AA01": -2.6, "E05.90": -4.0, "H03BB02": 2.2, "N05AN01": 1.2, "NEUROPSYCHIATRIC": 0.5},
+        skewed=True, low=0.01, high=100),
     Lab("1989-3", "Vitamin D, 25-hydroxy", "ng/mL", 33, 6, 0, {"E55.9": 0.85, "M81.0": 0.6}, {"E55.9": -2.6,
         "A11CC05": 2.0, "E66.9": -0.6, "RENAL": -0.6}, low=4, high=110),
     Lab("2132-9", "Vitamin B12", "pg/mL", 460, 0.3, 0, {"E53.8": 0.85, "G62.9": 0.6, "F03.90": 0.3}, {"E53.8": -2.8,
@@ -145,6 +163,18 @@ LABS = (
     Lab("14959-1", "Albumin/creatinine in urine", "mg/g", 9, 0.6, 0, {"E11.9": 0.5, "E11.22": 0.85, "N18.30": 0.5},
         {"E11.22": 3.4, "N18.30": 1.2, "E11.65": 1.0, "C09AA03": -0.6, "A10BK03": -0.8, "RENAL": 0.8}, skewed=True,
         low=1, high=5000),
+    Lab("2502-3", "Iron saturation", "%", 28, 5, 0, {"D50.9": 0.85, "D64.9": 0.5, "G25.81": 0.4}, {"D50.9": -3.0,
+        "D64.9": -1.0, "B03AA07": 1.4, "INFLAMMATORY": -0.7}, low=2, high=90),
+    Lab("3024-7", "Thyroxine, free", "ng/dL", 1.2, 0.16, 1, {"E03.9": 0.6, "E05.90": 0.9}, {"E03.9": -2.0,
+        "H03AA01": 1.6, "E05.90": 4.0, "H03BB02": -2.4}, low=0.2, high=8),
+    Lab("48066-5", "D-dimer", "ng/mL", 300, 0.5, 0, {"I82.409": 0.9, "I26.99": 0.9, "R06.02": 0.4}, {"I82.409": 3.5,
+        "I26.99": 4.0, "A41.9": 2.0, "C25.9": 1.5, "ONCOLOGIC": 0.8}, skewed=True, low=50, high=35000),
+    Lab("1920-8", "Aspartate aminotransferase", "U/L", 22, 0.28, 0, {"K74.60": 0.8, "B18.2": 0.9, "CHECKUP": 0.3},
+        {"K74.60": 2.0, "B18.2": 1.8, "J05AP55": -1.5, "F10.20": 1.5, "I21.4": 2.0}, skewed=True, low=5, high=3000),
+    Lab("2601-3", "Magnesium", "mmol/L", 0.85, 0.07, 2, {"WARD": 0.4, "INTENSIVE": 0.9, "E87.6": 0.7}, {"E87.6": -1.6,
+        "F10.20": -1.2, "C03CA01": -0.6, "N18.4": 1.2}, low=0.2, high=2.5),
+    Lab("24467-3", "CD4 cells", "/uL", 750, 0.3, 0, {"B20": 0.85}, {"B20": -3.0, "J05AR20": 1.8}, skewed=True, low=5,
+        high=2000),
     Lab("3040-3", "Lipase", "U/L", 32, 0.35, 0, {"R10.9": 0.6, "K85.90": 0.95}, {"K85.90": 8.0, "F10.20": 0.6},
         skewed=True, low=5, high=5000),
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 
 from data_pipeline.world import catalogue, conditions, encounters, laboratory, treatments
 
+# To be raised with any change of the rules that the tables don't show (rates, steps, formulas).
+RULES_VERSION = 2
 CONDITION = {condition.code: index for index, condition in enumerate(catalogue.CONDITIONS)}
+LAB = {lab.code: index for index, lab in enumerate(catalogue.LABS)}
 DRUG = {drug.code: index for index, drug in enumerate(catalogue.DRUGS)}
 DEPARTMENT = {name: index for index, name in enumerate(catalogue.DEPARTMENTS)}
 COMPLAINT = {complaint.name: index for index, complaint in enumerate(catalogue.COMPLAINTS)}
@@ -58,6 +62,7 @@ class Tables:
     shift_RxL: np.ndarray
     shift_HxL: np.ndarray
     shift_female_L: np.ndarray
+    drift_CxL: np.ndarray  # per year since the condition was first coded
     # procedures: log of the probability of not doing
     procedure_TxCxN: np.ndarray
 
@@ -76,6 +81,15 @@ def log_miss(probabilities: Any) -> np.ndarray:
 def tables() -> Tables:
     """The one set of rules."""
     return Tables(**_conditions(), **_complaints(), **_drugs(), **_labs(), **_procedures())
+
+
+@functools.cache
+def fingerprint() -> str:
+    """12 hex digits that tell one set of rules from another: data made by others must not be scored by these."""
+    digest = hashlib.sha256(f"{RULES_VERSION} {[code.code for code in catalogue.CODES]}".encode())
+    for field in dataclasses.fields(Tables):
+        digest.update(np.ascontiguousarray(getattr(tables(), field.name)).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def matrix(rows: Mapping[str, int], mappings: Sequence[Mapping[str, float]]) -> np.ndarray:
@@ -172,6 +186,7 @@ def _labs() -> dict[str, np.ndarray]:
         shift_RxL=exact(matrix(DRUG, shifts)),
         shift_HxL=exact(matrix(PHENOTYPE, shifts)),
         shift_female_L=exact(matrix({"F": 0}, shifts)[0]),
+        drift_CxL=exact(matrix(CONDITION, [laboratory.DRIFTS.get(item.code, {}) for item in items])),
     )
 
 
@@ -191,6 +206,7 @@ def check_references() -> None:
     used |= {name for item in catalogue.COMPLAINTS for name in (*item.drivers, *item.diagnoses)}
     used |= {name for drug in catalogue.DRUGS for name in (*drug.starts, *drug.favoured_by)}
     used |= {name for procedure in treatments.PROCEDURES for name in procedure.triggers}
+    used |= {name for drifts in laboratory.DRIFTS.values() for name in drifts}
     used |= {name for cause, effect, _ in conditions.CASCADES for name in (cause, effect)}
     used |= {item.requires or item.code for item in catalogue.CONDITIONS} | set(encounters.ELECTIVE)
     if used - known:

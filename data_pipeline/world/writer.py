@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import tqdm
 
 from data_pipeline.errors import UserError
-from data_pipeline.world import catalogue, simulation
+from data_pipeline.world import catalogue, simulation, tables
 from data_pipeline.world.draws import mix
 
+DATASET_NAME = "cometjax-world"
 SPLITS = (meds.train_split, meds.tuning_split, meds.held_out_split)
 # Of each ten consecutive subjects, one tunes and one is held out.
 TEN = 10
@@ -186,8 +187,8 @@ def _write_metadata(
     ]
     pq.write_table(pa.table(rows, schema=meds.CodeMetadataSchema.schema()), folder / meds.code_metadata_filepath)
     content = {
-        "dataset_name": "cometjax-world",
-        "dataset_version": f"patients={patients},seed={seed}",
+        "dataset_name": DATASET_NAME,
+        "dataset_version": f"patients={patients},seed={seed},rules={tables.fingerprint()}",
         "etl_name": "data_pipeline.world",
         "etl_version": importlib.metadata.version("cometjax"),
         "meds_version": "0.4.1",

@@ -113,9 +113,9 @@ def test_every_code_has_a_description_and_procedures_have_their_number_only(data
 
 def test_the_rules_name_only_what_exists_and_cover_what_was_asked():
     tables.check_references()
-    assert len(conditions.CHRONIC) + len(conditions.ACUTE) >= 60
-    assert len(catalogue.DRUGS) >= 40 and len(catalogue.LABS) >= 30
-    assert len(catalogue.PROCEDURES) >= 30 and len(catalogue.COMPLAINTS) >= 20
+    assert len(conditions.CHRONIC) + len(conditions.ACUTE) >= 150
+    assert len(catalogue.DRUGS) >= 100 and len(catalogue.LABS) >= 40
+    assert len(catalogue.PROCEDURES) >= 50 and len(catalogue.COMPLAINTS) >= 30
     assert len(conditions.PHENOTYPES) == 8
 
 
@@ -125,7 +125,7 @@ def test_nothing_happens_after_death_or_after_observation_ends(frame):
     assert 0.05 < len(deaths) / SUBJECTS < 0.3
     assert set(last.filter(pl.col("code") == "MEDS_DEATH")["subject"]) == set(deaths)
     assert deaths.is_unique().all()
-    assert frame["time"].max() < simulation.END and frame["time"].min() >= simulation.FIRST
+    assert frame["time"].max() < simulation.END + simulation.MOST_DRIFT and frame["time"].min() >= simulation.FIRST
 
 
 def test_events_of_one_instant_stand_by_kind_then_code_and_once(frame):
@@ -162,15 +162,15 @@ def test_adults_only_and_ages_keep_off_the_borders_of_five_year_buckets(events):
     np.testing.assert_array_less(0.04, np.minimum(ages % 5, 5 - ages % 5))
 
 
-def test_gaps_stand_in_the_interval_bin_that_was_drawn():
-    simulated = simulation._Simulation(np.arange(1, 501), 1)
-    rows = np.arange(500)
-    for bins in range(len(rules.CLOCK_MONTHS)):
-        for repeats in (1, 2, 7) if bins == rules.LAST_BIN else (1,):
-            simulated.time_P[:] = 0
-            simulated._advance(rows, np.full(500, bins), np.full(500, repeats))
-            index, times = rules.PRESET.classify(simulated.time_P * 60.0)
-            assert (index == bins).all() and (times == repeats).all()
+def test_gaps_stand_in_the_interval_bin_that_was_drawn_and_dates_near_the_clock():
+    gap = np.repeat(np.arange(rules.GAPS), 500)
+    u = np.tile(np.linspace(0, 1 - 1e-9, 500), rules.GAPS)
+    before = np.random.default_rng(0).integers(-simulation.MOST_DRIFT, simulation.MOST_DRIFT + 1, len(gap))
+    after = simulation.drift(before, gap, u)
+    assert np.abs(after).max() <= simulation.MOST_DRIFT
+    index, times = rules.PRESET.classify((rules.CLOCK_MINUTES[gap] + after - before) * 60.0)
+    np.testing.assert_array_equal(index, np.minimum(gap, rules.FIRST_REPEAT))
+    np.testing.assert_array_equal(times, np.maximum(gap - rules.FIRST_REPEAT, 0) + 1)
 
 
 def test_values_are_those_of_tests_only_and_within_their_limits(frame):
@@ -264,21 +264,30 @@ def test_draws_are_uniform_and_independent_between_subjects():
     assert abs(np.corrcoef(u[:-1].ravel(), u[1:].ravel())[0, 1]) < 0.01
 
 
-def test_probabilities_are_probabilities_in_every_state(events):
-    simulated = simulation._Simulation(events.subject_ids_P[:200], 2)
-    simulated.run()
-    state, known = simulated.s, tables.tables()
-    for kind in range(5):
-        state.type_P[:] = kind
-        state.complaint_P[:] = 0
-        for function in (rules.diagnoses, rules.lab_orders, rules.drugs, rules.procedures, rules.emergency_ends,
-                         rules.stay_ends, rules.stay_goes_on, rules.intensive_care):  # fmt: skip
-            p = function(state, known)
-            assert np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1
-    np.testing.assert_allclose(rules.stay_ends(state, known).sum(axis=1), 1)
-    bins, ends = rules.gap_weights(rules.gap_rates(state, known))
-    assert bins.min() >= 0 and bins.sum(axis=1).max() <= 1 + 1e-12
-    np.testing.assert_allclose(ends.sum(axis=1), 1)
+class Checking(simulation.Timelines):
+    """Draws as ever, and looks at what it is asked to draw from."""
+
+    def time(self, s, rows_n, weights_nxG):
+        assert weights_nxG.min() >= 0 and weights_nxG.sum(axis=1).max() <= 1 + 1e-12
+        return super().time(s, rows_n, weights_nxG)
+
+    def one(self, s, element, rows_n, weights_nxW):
+        assert weights_nxW.min() >= 0 and np.isfinite(weights_nxW).all() and (weights_nxW.sum(axis=1) > 0).all()
+        return super().one(s, element, rows_n, weights_nxW)
+
+    def some(self, s, element, rows_n, probabilities_nxW):
+        assert np.isfinite(probabilities_nxW).all()
+        assert probabilities_nxW.min() >= 0 and probabilities_nxW.max() <= 1
+        return super().some(s, element, rows_n, probabilities_nxW)
+
+    def tests(self, s, rows_n, probabilities_nxL, means_nxL):
+        assert np.isfinite(means_nxL).all() and probabilities_nxL.min() >= 0 and probabilities_nxL.max() <= 1
+        super().tests(s, rows_n, probabilities_nxL, means_nxL)
+
+
+def test_probabilities_are_probabilities_in_every_state():
+    drawing = Checking(np.arange(1, 301), 2)
+    drawing.run()
 
 
 @pytest.mark.parametrize(
