@@ -76,10 +76,16 @@ class Topology:
         return math.prod(self.shape) * self.slices
 
     @property
+    def slice_name(self) -> str:
+        """One slice: `v5p:4x4x4`, `h100:8`."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
     def name(self) -> str:
-        """As the command line takes it: `v5p:4x4x4`, `h100:8x2`."""
-        sizes = (*self.shape, self.slices) if self.chip.platform == "gpu" and self.slices > 1 else self.shape
-        return f"{self.chip.name}:{'x'.join(map(str, sizes))}"
+        """As the command line takes it: `v5p:4x4x4`, `2xv5e:16x16`, `h100:64`."""
+        if self.chip.platform == "gpu":
+            return f"{self.chip.name}:{self.chips}"
+        return f"{self.slices}x{self.slice_name}" if self.slices > 1 else self.slice_name
 
 
 def peak_flops_per_second(device_kind: str) -> float | None:
@@ -89,36 +95,39 @@ def peak_flops_per_second(device_kind: str) -> float | None:
     return peaks[max(matching, key=len)] if matching else None
 
 
-def parse_topology(text: str, slices: int = 1) -> Topology:
-    """The topology of `v5p:4x4x4` or `v5e:16x16` (TPU), `h100:8` or `h200:8x2` (GPUs a host x hosts).
+def parse_topology(text: str) -> Topology:
+    """The topology of `v5p:4x4x4`, `2xv5e:16x16` (two slices), or `h100:64` (GPUs, in hosts of eight).
 
     Raises:
       UserError: an unknown chip, or a shape that it does not come in; names those known.
     """
-    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", text)
-    chip = next((chip for chip in CHIPS if match and chip.name == match[1]), None)
+    match = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9]*):(\d+(?:x\d+)*)", text)
+    chip = next((chip for chip in CHIPS if match and chip.name == match[2]), None)
     if not match or chip is None:
-        known = "v5e:16x16, v5p:4x4x4, v6e:16x16 (any shape of these), " + ", ".join(
-            f"{chip.name}:8" for chip in CHIPS if chip.platform == "gpu"
-        )
-        raise UserError(f"{text!r} is not known", where="--topology", fix=f"known: {known} or 8xHOSTS")
-    if slices < 1:
-        raise UserError(f"{slices} slices", where="--slices", fix="use 1 or more")
-    shape = tuple(int(size) for size in match[2].split("x"))
+        gpus = ", ".join(f"{chip.name}:8" for chip in CHIPS if chip.platform == "gpu")
+        known = f"v5e:16x16, v5p:4x4x4, v6e:16x16 (other shapes and 2xv5e:16x16 too), {gpus} (other numbers too)"
+        raise UserError(f"{text!r} is not known", where="--topology", fix=f"known: {known}")
+    shape = tuple(int(size) for size in match[3].split("x"))
     if chip.platform == "gpu":
-        if slices > 1:
-            raise UserError("is for TPUs", where="--slices", fix=f"give hosts as --topology={chip.name}:8x{slices}")
-        if len(shape) == 2:
-            slices, shape = shape[1], shape[:1]
-    dimensions = len(chip.max_slice)
-    if len(shape) != dimensions or slices < 1 or not all(s >= 1 for s in shape) or not _fits(shape, chip.max_slice):
-        raise UserError(
-            f"{chip.name} does not come as {match[2]}",
-            where="--topology",
-            fix=f"give {dimensions} number{'s' if dimensions > 1 else ''}, at most {'x'.join(map(str, chip.max_slice))}"
-            + (", and hosts" if chip.platform == "gpu" else ""),
-        )
+        return _hosts_of_gpus(chip, shape, match)
+    slices, dimensions = int(match[1] or 1), len(chip.max_slice)
+    if len(shape) != dimensions or min(shape) < 1 or not _fits(shape, chip.max_slice):
+        largest = "x".join(map(str, chip.max_slice))
+        raise _no_such(match, f"a slice has {dimensions} dimensions, at most {largest}")
+    if slices < 1:
+        raise _no_such(match, "use 1 slice or more")
     return Topology(chip, shape, slices)
+
+
+def _hosts_of_gpus(chip: Chip, shape: tuple[int, ...], match: re.Match[str]) -> Topology:
+    (host,), gpus = chip.max_slice, shape[0]
+    if match[1] or len(shape) > 1 or gpus < 1 or (gpus > host and gpus % host):
+        raise _no_such(match, f"give the number of GPUs: up to {host}, or a multiple of it")
+    return Topology(chip, (min(gpus, host),), max(1, gpus // host))
+
+
+def _no_such(match: re.Match[str], fix: str) -> UserError:
+    return UserError(f"{match[2]} does not come as {match[0]}", where="--topology", fix=fix)
 
 
 def _fits(shape: tuple[int, ...], largest: tuple[int, ...]) -> bool:

@@ -59,22 +59,31 @@ def make_mesh(mesh: ml_collections.ConfigDict, devices: Sequence[jax.Device] | N
 
     Raises UserError when the axes do not multiply to the number of devices, or do not fit the slices that there are.
     """
-    sizes = [mesh[axis] for axis in AXES]
     devices = jax.devices() if devices is None else devices
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(size for size in sizes if size != -1))
-    if math.prod(sizes) != len(devices):
-        raise UserError(
-            f"{' x '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))} is "
-            f"{math.prod(sizes)} devices, and there are {len(devices)}",
-            where="config.mesh",
-            fix="set one axis to -1 to take what remains",
-        )
+    sizes = axis_sizes(mesh, len(devices))
     check_slices(mesh.slices, sizes[0], devices)
     types = (AxisType.Auto,) * len(AXES)
     if mesh.slices == 1:
         return jax.make_mesh(sizes, AXES, devices=devices, axis_types=types)
     return Mesh(order_devices(mesh.slices, sizes, devices), AXES, axis_types=types)
+
+
+def axis_sizes(mesh: ml_collections.ConfigDict, devices: int) -> list[int]:
+    """Devices along each of AXES by `config.mesh`; -1 takes what the other axes leave of `devices`.
+
+    Raises UserError when they do not multiply to the number of devices.
+    """
+    sizes = [mesh[axis] for axis in AXES]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, devices // math.prod(size for size in sizes if size != -1))
+    if math.prod(sizes) != devices:
+        raise UserError(
+            f"{' x '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))} is "
+            f"{math.prod(sizes)} devices, and there are {devices}",
+            where="config.mesh",
+            fix="set one axis to -1 to take what remains",
+        )
+    return sizes
 
 
 def order_devices(slices: int, sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
@@ -111,7 +120,7 @@ def _count(devices: Sequence[Any], attribute: str) -> int:
     return len({getattr(device, attribute, None) or 0 for device in devices})
 
 
-def state_sharding(mesh: Mesh, abstract: Any) -> Any:
+def state_sharding(mesh: Mesh | AbstractMesh, abstract: Any) -> Any:
     """A NamedSharding for every array of a tree (parameters, or a whole TrainState), by RULES.
 
     A dimension that its mesh axis does not divide stays whole (a vocabulary of odd size, fewer key/value heads than
@@ -163,7 +172,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp"), None))
 
 
-def check_batch_rows(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
+def check_batch_rows(mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1) -> None:
     """Raise UserError unless `rows` split evenly over the mesh, in each microbatch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % (shards * microbatches):

@@ -1,0 +1,57 @@
+"""The analytic memory model against the TPU compiler's own figures, recorded; and its parts."""
+
+import pytest
+
+from cometjax import memory_model
+from cometjax.chips import parse_topology
+from cometjax.model import ModelConfig
+from cometjax.pod_run import pod_run
+from experiments.configs import comet_l, comet_m, comet_s
+
+# Peak bytes of a chip (arguments, outputs that are not aliased, temporaries), libtpu 0.0.52 of jax 0.10.2, attention
+# "splash". benchmarks/plan_memory.py compiles anew.
+COMPILED = [
+    (comet_s, "v5p:2x2x2", {}, 32_268_966_912),
+    (comet_m, "v5e:4x4", {}, 9_757_884_416),
+    (comet_l, "v5p:4x4x4", {}, 1_977_044_640),
+]
+
+
+@pytest.mark.parametrize(("config_file", "topology", "changes", "compiled"), COMPILED)
+def test_memory_is_within_15_percent_of_the_compilers(config_file, topology, changes, compiled) -> None:
+    config = config_file.get_config()
+    config.model.update(attention="splash", vocab_size=7105)
+    config.update_from_flattened_dict(changes)
+    memory = memory_model.chip_memory(pod_run(config, parse_topology(topology)))
+    assert memory.total == pytest.approx(compiled, rel=0.15)
+
+
+def test_arrays_lie_in_tiles_of_the_order_that_wastes_least() -> None:
+    assert memory_model.array_bytes((16, 256), "float32", tiled=True) == 16 * 256 * 4
+    assert memory_model.array_bytes((7, 256), "float32", tiled=True) == 8 * 256 * 4
+    assert memory_model.array_bytes((16, 32, 64), "float32", tiled=True) == 16 * 32 * 128 * 4
+    assert memory_model.array_bytes((16, 32, 64), "float32", tiled=False) == 16 * 32 * 64 * 4
+    assert memory_model.array_bytes((100,), "float32", tiled=True) == 400
+
+
+def test_a_chips_share_has_its_part_of_what_divides() -> None:
+    model = ModelConfig(vocab_size=7105, layers=2, width=64, heads=8, kv_heads=2, head_dim=8, mlp_width=256)
+    share = memory_model.share_of_chip(model, 4)
+    assert (share.heads, share.kv_heads, share.mlp_width, share.vocab_size) == (2, 1, 64, 7105)
+    assert memory_model.share_of_chip(model, 1) == model
+
+
+def test_what_three_products_read_is_kept_once() -> None:
+    """Without remat: query, key and value are made of one array, gate and up of another."""
+    model = ModelConfig(
+        vocab_size=32, layers=3, width=64, heads=4, kv_heads=4, head_dim=16, mlp_width=256, attention="splash",
+        compute_dtype="bfloat16",
+    )  # fmt: skip
+    of_dots = memory_model.saved_bytes(model, 2, 128, False)
+    kept_once = 2 * 128 * 3 * 2 * 64 * 3  # the two norms' outputs and attention's, bfloat16, in three layers
+    from_trace = memory_model.saved_bytes(model, 1, 128, False)
+    assert of_dots == 2 * from_trace
+    mlp = 6 * 256 * 2
+    heads = 4 * 64 * 2 + 4 * 4  # query, key, value, output; the normalizer
+    norms = 6 * 64 * 4 + 4 * 4  # float32: three of each norm, and their scales
+    assert of_dots / (2 * 128) == pytest.approx(3 * (mlp + heads + norms) + kept_once / (2 * 128), rel=0.15)
