@@ -98,9 +98,18 @@ def share_of_chip(model: ModelConfig, tensor: int) -> ModelConfig:
 
 def _state_bytes(run: PodRun, tiled: bool) -> tuple[int, int, int]:
     """(parameters, optimizer and counters, gradients)."""
-    parts = {"optimizer": run.config.optimizer, "model": run.config.model}
-    state = _abstract_state(run.model, ml_collections.FrozenConfigDict(parts))
-    shards = sharding.state_sharding(abstract_mesh(run.sizes), state)
+    # Remat changes none of it: a search asks for the same state many times.
+    parts = {"optimizer": run.config.optimizer.to_dict(), "model": run.config.model.to_dict() | {"remat": "none"}}
+    model, config = dataclasses.replace(run.model, remat="none"), ml_collections.FrozenConfigDict(parts)
+    return _sharded_state_bytes(model, config, tuple(run.sizes.items()), tiled)
+
+
+@functools.lru_cache(maxsize=256)
+def _sharded_state_bytes(
+    model: ModelConfig, config: ml_collections.FrozenConfigDict, sizes: tuple[tuple[str, int], ...], tiled: bool
+) -> tuple[int, int, int]:
+    state = _abstract_state(model, config)
+    shards = sharding.state_sharding(abstract_mesh(dict(sizes)), state)
 
     def held(arrays: Any, places: Any, dtype: Any = None) -> int:
         sized = jax.tree.map(
@@ -187,8 +196,13 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _distinct(jaxpr: Any, share: ModelConfig, tiled: bool) -> dict[Any, int]:
-    """The arrays that a trace returns, by where they come from: array → bytes. Those that it was given are left out."""
+    """The arrays that a trace returns, by where they come from: array → bytes. Those that it was given are left out.
+
+    So are those made beside the loop over layers, if there is one: rotations and casts, which XLA makes anew where they
+    are used. What the loop hands out it must store.
+    """
     producers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    loops = any(eqn.primitive.name == "scan" for eqn in jaxpr.eqns)
     found: dict[Any, int] = {}
     for var in jaxpr.outvars:
         origin = _origin(var, producers)
@@ -199,6 +213,8 @@ def _distinct(jaxpr: Any, share: ModelConfig, tiled: bool) -> dict[Any, int]:
             body = eqn.params["jaxpr"].jaxpr
             inside = body.outvars[eqn.outvars.index(origin)]
             key = (id(eqn), _origin(inside, {v: e for e in body.eqns for v in e.outvars}))
+        elif loops:
+            continue
         else:
             key = origin
         found[key] = _kept_bytes(origin.aval, share, tiled)
@@ -221,7 +237,7 @@ def _kept_bytes(aval: Any, share: ModelConfig, tiled: bool) -> int:
         (share.heads, share.head_dim),
         (share.kv_heads, share.head_dim),
     }
-    if tiled and of_heads and share.attention != "reference":
+    if tiled and of_heads and share.attention == "splash":
         return size * -(-share.head_dim // LANES) * LANES // share.head_dim
     return size
 

@@ -53,7 +53,7 @@ class _PlannedDevice:
 
 
 def pod_run(config: ml_collections.ConfigDict, topology: chips.Topology) -> PodRun:
-    """The run of `config` on `topology`; `compute_dtype` "auto" is bfloat16, as on any accelerator.
+    """The run of `config` on `topology`; "auto" becomes what it is there: bfloat16, the platform's attention.
 
     Raises:
       UserError: what training would refuse: a wrong configuration, a mesh or a batch that does not fit the chips, an
@@ -63,9 +63,11 @@ def pod_run(config: ml_collections.ConfigDict, topology: chips.Topology) -> PodR
     config = config.copy_and_resolve_references()
     if config.model.compute_dtype == "auto":
         config.model.compute_dtype = "bfloat16"
+    platform = topology.chip.platform
+    if config.model.attention == attention.AUTO:
+        config.model.attention = attention.DEFAULTS[platform]
     vocab_size, vocabulary = _vocabulary(config)
     model = ModelConfig.from_config(config.model, vocab_size)
-    platform = topology.chip.platform
     if model.attention not in attention.available_implementations(platform):
         raise UserError(
             f"attention implementation {model.attention!r} cannot run on {platform}",

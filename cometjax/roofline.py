@@ -17,16 +17,23 @@ import ml_collections
 
 from cometjax import chips, flops, memory_model
 from cometjax.attention import MAX_QUERY_BLOCKS, MIN_QUERY_BLOCK
+from cometjax.blockwise import BLOCK
 from cometjax.interconnect import all_reduce_seconds, axis_bandwidth, gather_seconds
 from cometjax.memory_model import Memory
 from cometjax.model import ModelConfig, num_parameters
 from cometjax.pod_run import PodRun, pod_run
-from cometjax.splash import MAX_BLOCK
+from cometjax.splash import LANES, MAX_BLOCK
 
 # Tokens of a subject: 151B tokens of 118M patients (arXiv 2508.12104).
 PAPER_SEGMENT = 1_280
 # Read and written per parameter by AdamW's update: parameter, two moments and gradient in, the first three out.
 _OPTIMIZER_PASSES = 7
+
+# Products of attention in the backward pass. The reference has kept its weights; a kernel works scores out again, and
+# splash, in two passes (dq, dkv), the scores and the weights' gradient twice.
+_BACKWARD_PRODUCTS = {"reference": 4, "splash": 7}
+# Tokens of a block, in which pairs of different segments are computed too.
+_BLOCKS = {"splash": MAX_BLOCK, "blockwise": BLOCK}
 
 _parameters = functools.lru_cache(num_parameters)
 
@@ -140,9 +147,7 @@ def hardware_flops(run: PodRun, segment: float) -> float:
     repeated = forward - head if model.remat == "full" else 0
     # Scores or weighted values: 2 * H * C for each pair of a query and a key.
     product = 2 * model.layers * model.heads * model.head_dim * tokens * _keys_per_query(model, segment, length)
-    # Forward two products. Backward four; a fused kernel has kept no scores, and works them out again in each of its
-    # two passes, with the gradient of the weights in the second too (jax's splash_attention_kernel: dq, dkv).
-    products = (2 + 4 if model.attention == "reference" else 2 + 7) + (0 if model.remat == "none" else 2)
+    products = 2 + _BACKWARD_PRODUCTS.get(model.attention, 5) + (0 if model.remat == "none" else 2)
     return 3 * forward + repeated + products * product
 
 
@@ -152,7 +157,7 @@ def _keys_per_query(model: ModelConfig, segment: float, length: int) -> float:
         block = max(MIN_QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
         return (length + block) / 2
     # Half the segment, and half a block of those around it at either end.
-    block = min(MAX_BLOCK, length)
+    block = min(_BLOCKS.get(model.attention, LANES), length)
     return min(segment / 2 + block, (length + block) / 2)
 
 

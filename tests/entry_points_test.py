@@ -13,6 +13,7 @@ ENTRY_POINTS = (
     "data_pipeline.build",
     "data_pipeline.show",
     "cometjax.train",
+    "cometjax.plan",
     "cometjax.simulate",
     "cometjax.evaluate",
     "cometjax.export",

@@ -14,6 +14,8 @@ COMPILED = [
     (comet_s, "v5p:2x2x2", {}, 32_268_966_912),
     (comet_m, "v5e:4x4", {}, 9_757_884_416),
     (comet_l, "v5p:4x4x4", {}, 1_977_044_640),
+    (comet_l, "v5e:16x16", {"mesh.tensor": 4}, 993_922_880),
+    (comet_l, "2xv5e:8x8", {"mesh.slices": 2, "mesh.data": 2, "train.batch_rows": 128}, 2_233_405_440),
 ]
 
 
