@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cometjax import attention
+from cometjax import attention, grammar_states
 from data_pipeline.vocabulary import Vocabulary
 
 # Why a row stopped; 0 while it runs.
@@ -60,6 +60,7 @@ class TokenTable:
         "key_Rx2",
         "first_interval_R",
         "horizon_R",
+        "state_R",
     ],
     meta_fields=[],
 )
@@ -68,7 +69,8 @@ class Rows:
     """The rows of one chunk; those with a stop only fill it up.
 
     `length_R` tokens were drawn so far, a multiple of the chunk's steps; `token_R` is the last of them (or the
-    prompt's last); `clock_R` and `horizon_R` are in whole seconds since the prediction time.
+    prompt's last); `clock_R` and `horizon_R` are in whole seconds since the prediction time; `state_R` is the grammar's
+    (0 where no grammar is kept).
     """
 
     prefix_slot_Q: Any
@@ -81,6 +83,41 @@ class Rows:
     key_Rx2: Any
     first_interval_R: Any
     horizon_R: Any
+    state_R: Any
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["table", "states", "outcomes"], meta_fields=["suppress"]
+)
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What may be drawn, and what is watched.
+
+    Attributes:
+        table: what each token does.
+        states: the grammar to keep; None: any token may follow any.
+        outcomes: whose probability is told before each token; None, or with `states`.
+        suppress: never draw what makes the first outcome certain; the rest keeps its proportions.
+    """
+
+    table: TokenTable
+    states: grammar_states.States | None = None
+    outcomes: grammar_states.Outcomes | None = None
+    suppress: bool = False
+
+    def next_probabilities(self, probability_RxV: jax.Array, state_R: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(probabilities to draw from, float32 [R, K] probability that an outcome becomes certain), of unnormalized
+        probabilities that obey the grammar."""
+        if self.states is None or self.outcomes is None:
+            return probability_RxV, jnp.zeros((len(state_R), 0))
+        normalized_RxV = probability_RxV / probability_RxV.sum(-1, keepdims=True)
+        hazard_RxK = self.outcomes.hazard(self.states, normalized_RxV, state_R)
+        if self.suppress:
+            others_RxV = jnp.where(self.outcomes.deciding(self.states, state_R, 0), 0, probability_RxV)
+            # Where nothing else can come, the outcome does: its weight is 0 from then on.
+            possible_Rx1 = (others_RxV > 0).any(-1, keepdims=True)
+            probability_RxV = jnp.where(possible_Rx1, others_RxV, probability_RxV)
+        return probability_RxV, hazard_RxK
 
 
 def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
@@ -133,11 +170,16 @@ def _first_above(upto: jax.Array, target_R: jax.Array, mass: jax.Array) -> jax.A
 
 
 def token_probabilities(
-    logits_RxV: jax.Array, table: TokenTable, temperature: jax.Array, least_interval_R: jax.Array
+    logits_RxV: jax.Array,
+    table: TokenTable,
+    temperature: jax.Array,
+    least_interval_R: jax.Array,
+    possible_RxV: jax.Array | bool = True,
 ) -> jax.Array:
-    """Unnormalized probabilities; where least_interval_R >= 0 only interval tokens from that index on are possible."""
+    """Unnormalized probabilities of the possible tokens; where least_interval_R >= 0 these are only interval tokens,
+    from that index on."""
     least_Rx1 = least_interval_R[:, None]
-    possible = table.allowed_V & ((least_Rx1 < 0) | (table.interval_V >= least_Rx1))
+    possible = table.allowed_V & ((least_Rx1 < 0) | (table.interval_V >= least_Rx1)) & possible_RxV
     scores_RxV = jnp.where(possible, logits_RxV / temperature, -jnp.inf)
     return jnp.exp(scores_RxV - scores_RxV.max(-1, keepdims=True))
 
@@ -151,7 +193,10 @@ def uniforms(key_Rx2: jax.Array, step_RxT: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="graph", donate_argnames="pool")
 def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P: jax.Array) -> Pool:
-    """Write the keys and values of right-padded prompts into their slots of the prompt pool (N x [slots, K, X, C])."""
+    """Write the keys and values of right-padded prompts into their slots of the prompt pool (N x [slots, K, X, C]).
+
+    A row whose slot is not there is padding.
+    """
     model = nnx.merge(graph, weights)
     # Padding stands on the right: a causal mask alone keeps it from every real token.
     one_segment = jnp.ones_like(tokens_PxX)
@@ -164,14 +209,14 @@ def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P:
 
     positions_PxX = jnp.broadcast_to(jnp.arange(tokens_PxX.shape[1]), tokens_PxX.shape)
     _, new = model.hidden(tokens_PxX, positions_PxX, attend, [None] * len(pool))
-    return jax.tree.map(lambda pooled, cache: pooled.at[slot_P].set(cache), pool, new)
+    return jax.tree.map(lambda pooled, cache: pooled.at[slot_P].set(cache.astype(pooled.dtype), mode="drop"), pool, new)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "earlier_chunks"), donate_argnames="suffixes")
 def decode_chunk(
     graph: Any,
     weights: Any,
-    table: TokenTable,
+    rules: Rules,
     limits: dict[str, jax.Array],
     prefixes: Pool,
     suffixes: Pool,
@@ -183,7 +228,7 @@ def decode_chunk(
 
     Args:
         graph, weights: `nnx.split` of the Decoder.
-        table: what each token does.
+        rules: what may be drawn, and what is watched.
         limits: scalars `temperature`, `max_new_tokens`.
         prefixes: prompt pool, N x [slots, K, X, C].
         suffixes: sample pool, N x [slots, K, chunks, T, C]; donated.
@@ -191,60 +236,94 @@ def decode_chunk(
         earlier_chunks: bound on the earlier chunks of any row.
 
     Returns:
-        The sample pool with this chunk written, and `tokens_RxT`, `clock_R`, `stop_R`, `taken_R` (how many were drawn).
+        The sample pool with this chunk written, and `tokens_RxT`, `clock_R`, `stop_R`, `state_R`, `taken_R` (how many
+        were drawn), `hazard_RxTxK` (probability that each token would make an outcome certain) and `decided_RxTxK` (it
+        did).
     """
     model = nnx.merge(graph, weights)
     kv_heads, _, steps, head_dim = suffixes[0][0].shape[1:]
-    prefix = jax.tree.map(lambda pooled: pooled[rows.prefix_slot_Q], prefixes)
+    prefix = jax.tree.map(lambda pooled: pooled.at[rows.prefix_slot_Q].get(mode="clip"), prefixes)
     earlier = jax.tree.map(lambda pooled: _gather_earlier(pooled, rows.slot_R, earlier_chunks), suffixes)
     uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
     start_R = jnp.repeat(rows.prefix_length_Q, len(rows.slot_R) // len(rows.prefix_slot_Q)) + rows.length_R
 
     def step(carry):
-        i, token_R, clock_R, stop_R, recent, tokens_TxR = carry
+        i, last, recent, written = carry
         attend = functools.partial(_attend, rows=rows, step=i)
         x_Rx1xD, recent = model.hidden(
-            token_R[:, None], (start_R + i)[:, None], attend, list(zip(prefix, earlier, recent, strict=True))
+            last["token_R"][:, None], (start_R + i)[:, None], attend, list(zip(prefix, earlier, recent, strict=True))
         )
-        drawn = rows.length_R + i
-        restricted_R = jnp.where(drawn == 0, rows.first_interval_R, -1)
-        probability_RxV = token_probabilities(model.logits(x_Rx1xD[:, 0]), table, limits["temperature"], restricted_R)
-        token_R = draw(probability_RxV, uniform_TxR[i])
-        tokens_TxR = tokens_TxR.at[i].set(jnp.where(stop_R == 0, token_R, -1))
-        later_R = clock_R + table.seconds_V[token_R]
-        # Survival to the prediction time is given: the gap that spans it can't end before it.
-        later_R = jnp.where(restricted_R >= 0, jnp.maximum(later_R, 0), later_R)
-        now_R = table.stop_V[token_R]
-        now_R = jnp.where((now_R == 0) & (later_R > rows.horizon_R), STOPS.index("horizon"), now_R)
-        now_R = jnp.where((now_R == 0) & (drawn + 1 >= limits["max_new_tokens"]), STOPS.index("length"), now_R)
-        clock_R = jnp.where(stop_R == 0, later_R, clock_R)
-        return i + 1, token_R, clock_R, jnp.where(stop_R == 0, now_R, stop_R), recent, tokens_TxR
+        last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_TxR[i])
+        return i + 1, last, recent, {name: written[name].at[i].set(values) for name, values in drawn.items()}
 
     num_rows = len(rows.slot_R)
-    empty = jax.tree.map(lambda pooled: jnp.zeros((num_rows, kv_heads, steps, head_dim), pooled.dtype), suffixes)
+    outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
     carry = (
         jnp.int32(0),
-        jnp.asarray(rows.token_R),
-        jnp.asarray(rows.clock_R),
-        jnp.asarray(rows.stop_R),
-        empty,
-        jnp.full((steps, num_rows), -1, jnp.int32),
+        {name: jnp.asarray(getattr(rows, name)) for name in ("token_R", "clock_R", "stop_R", "state_R")},
+        jax.tree.map(lambda pooled: jnp.zeros((num_rows, kv_heads, steps, head_dim), pooled.dtype), suffixes),
+        {
+            "tokens": jnp.full((steps, num_rows), -1, jnp.int32),
+            "hazard": jnp.zeros((steps, num_rows, outcomes)),
+            "decided": jnp.zeros((steps, num_rows, outcomes), bool),
+        },
     )
-    going = lambda carry: (carry[0] < steps) & (carry[3] == 0).any()  # noqa: E731
-    _, _, clock_R, stop_R, recent, tokens_TxR = jax.lax.while_loop(going, step, carry)
+    going = lambda carry: (carry[0] < steps) & (carry[1]["stop_R"] == 0).any()  # noqa: E731
+    _, last, recent, written = jax.lax.while_loop(going, step, carry)
     chunk_R = rows.length_R // steps
-    suffixes = jax.tree.map(lambda pooled, new: pooled.at[rows.slot_R, :, chunk_R].set(new), suffixes, recent)
+    suffixes = jax.tree.map(
+        lambda pooled, new: pooled.at[rows.slot_R, :, chunk_R].set(new, mode="drop"), suffixes, recent
+    )
     return suffixes, {
-        "tokens_RxT": tokens_TxR.T,
-        "clock_R": clock_R,
-        "stop_R": stop_R,
-        "taken_R": (tokens_TxR >= 0).sum(0),
+        "tokens_RxT": written["tokens"].T,
+        "clock_R": last["clock_R"],
+        "stop_R": last["stop_R"],
+        "state_R": last["state_R"],
+        "taken_R": (written["tokens"] >= 0).sum(0),
+        "hazard_RxTxK": jnp.swapaxes(written["hazard"], 0, 1),
+        "decided_RxTxK": jnp.swapaxes(written["decided"], 0, 1),
     }
+
+
+def _draw_next(
+    logits_RxV: jax.Array,
+    last: dict[str, jax.Array],
+    rules: Rules,
+    limits: dict[str, jax.Array],
+    rows: Rows,
+    step: jax.Array,
+    uniform_R: jax.Array,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """(the rows' token, clock, stop and state after a token drawn by `uniform_R`; what is kept of the step)."""
+    table, state_R, running_R = rules.table, last["state_R"], last["stop_R"] == 0
+    drawn_R = rows.length_R + step
+    restricted_R = jnp.where(drawn_R == 0, rows.first_interval_R, -1)
+    possible = True if rules.states is None else rules.states.possible(state_R)
+    probability_RxV = token_probabilities(logits_RxV, table, limits["temperature"], restricted_R, possible)
+    probability_RxV, hazard_RxK = rules.next_probabilities(probability_RxV, state_R)
+    token_R = draw(probability_RxV, uniform_R)
+    later_R = last["clock_R"] + table.seconds_V[token_R]
+    # Survival to the prediction time is given: the gap that spans it can't end before it.
+    later_R = jnp.where(restricted_R >= 0, jnp.maximum(later_R, 0), later_R)
+    now_R = table.stop_V[token_R]
+    now_R = jnp.where((now_R == 0) & (later_R > rows.horizon_R), STOPS.index("horizon"), now_R)
+    now_R = jnp.where((now_R == 0) & (drawn_R + 1 >= limits["max_new_tokens"]), STOPS.index("length"), now_R)
+    decided_RxK = jnp.zeros(hazard_RxK.shape, bool)
+    if rules.states is not None and rules.outcomes is not None:
+        decided_RxK = rules.outcomes.decided(rules.states, state_R, token_R)
+    after = {
+        "token_R": token_R,
+        "clock_R": jnp.where(running_R, later_R, last["clock_R"]),
+        "stop_R": jnp.where(running_R, now_R, last["stop_R"]),
+        "state_R": state_R if rules.states is None else rules.states.after(state_R, token_R),
+    }
+    return after, {"tokens": jnp.where(running_R, token_R, -1), "hazard": hazard_RxK, "decided": decided_RxK}
 
 
 def _gather_earlier(pool: jax.Array, slot_R: jax.Array, chunks: int) -> jax.Array:
     _, kv_heads, _, steps, head_dim = pool.shape
-    return pool[slot_R, :, :chunks].reshape(len(slot_R), kv_heads, chunks * steps, head_dim)
+    earlier = pool[:, :, :chunks].at[slot_R].get(mode="clip")
+    return earlier.reshape(len(slot_R), kv_heads, chunks * steps, head_dim)
 
 
 def _attend(

@@ -26,7 +26,8 @@ from typing import Any
 from absl import flags
 
 from cometjax import checkpoints, trajectories
-from cometjax.engine import Future, SimulationConfig, simulate_futures
+from cometjax.engine import simulate_futures
+from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig
 from data_pipeline import command_line, meds
 from data_pipeline.errors import UserError
 from data_pipeline.prompts import build_prompts
@@ -64,6 +65,7 @@ def simulate(
         "samples": config.samples,
         "horizon_seconds": config.horizon_seconds,
         "seed": config.seed,
+        "grammar": config.grammar,
     }
     _write(out, futures, vocabulary, config.samples, summary)
     return summary
@@ -121,6 +123,8 @@ def _define_flags() -> None:
     flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
     flags.DEFINE_integer("seed", 0, "of sampling")
     flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time")
+    flags.DEFINE_bool("grammar", False, "draw only tokens that spell events; else the share that does not is told")
+    flags.DEFINE_enum("cache_dtype", "", list(CACHE_DTYPES), "of keys and values; empty: the model's compute dtype")
     flags.DEFINE_bool(
         "stop_at_timeline_end",
         False,
@@ -140,6 +144,8 @@ def main() -> None:
         seed=values.seed,
         stop_at_timeline_end=values.stop_at_timeline_end,
         batch_rows=values.batch_rows,
+        grammar=values.grammar,
+        cache_dtype=values.cache_dtype,
     )
     out = pathlib.Path(values.out)
     summary = simulate(

@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PREFIX_SYSTEMS, Token, Vocabulary
 
 DAY = 86_400
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PRESET = intervals.COMET13
 
 
@@ -263,3 +268,81 @@ def test_no_prompts_no_futures() -> None:
 def test_an_impossible_setting_is_refused_by_name(name, value) -> None:
     with pytest.raises(UserError, match=name):
         dataclasses.replace(CONFIG, **{name: value})
+
+
+def test_nothing_is_compiled_after_warm_up() -> None:
+    compiled = []
+    listen = lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None  # noqa: E731
+    futures_of_all()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        # Other prompts in other numbers than those that came before, of all buckets and bounds.
+        simulate([*PROMPTS, *SHORT, Prompt(77, 100), Prompt(78, 200)][3:], seed=3)
+        simulate(seed=4)
+        assert compiled == []
+        jax.jit(lambda x: x * 17)(np.zeros(23))
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_samples_share_their_prompts_keys_and_values(monkeypatch) -> None:
+    """64 samples of one prompt of 4,096 tokens: an eighth of 64 separate caches is enough."""
+    held = []
+    decode_chunk = decoding.decode_chunk
+
+    def watched(graph, weights, rules, limits, prefixes, suffixes, rows, **bounds):
+        held.append(sum(array.nbytes for array in jax.tree.leaves((prefixes, suffixes))))
+        return decode_chunk(graph, weights, rules, limits, prefixes, suffixes, rows, **bounds)
+
+    monkeypatch.setattr(decoding, "decode_chunk", watched)
+    config = dataclasses.replace(
+        CONFIG, samples=64, max_new_tokens=256, chunk_steps=32, max_prompt_tokens=4096, batch_rows=64,
+        horizon_seconds=DAY / 24,
+    )  # fmt: skip
+    futures = engine.simulate_futures(model_of(), VOCABULARY, [Prompt(5, 4096)], config)
+    shape = model_of().config
+    separate = 64 * (4096 + 256) * shape.layers * 2 * shape.kv_heads * shape.head_dim * 4
+    assert len(futures) == 64 and max(held) <= separate / 8
+    assert max(held) >= separate / 64
+
+
+def test_a_cache_in_bfloat16_takes_half_and_draws_much_the_same(monkeypatch) -> None:
+    dtypes = set()
+    prefill = decoding.prefill
+
+    def watched(graph, weights, pool, *rest):
+        dtypes.update(str(array.dtype) for array in jax.tree.leaves(pool))
+        return prefill(graph, weights, pool, *rest)
+
+    monkeypatch.setattr(decoding, "prefill", watched)
+    halved = simulate(cache_dtype="bfloat16")
+    assert dtypes == {"bfloat16"}
+    firsts = [future.tokens_T[0] == other.tokens_T[0] for future, other in zip(halved, futures_of_all(), strict=True)]
+    assert np.mean(firsts) > 0.8
+
+
+def test_several_devices_draw_what_one_draws() -> None:
+    """In a process of its own: the number of CPU devices is fixed at start."""
+    program = """
+import dataclasses, hashlib, jax, numpy as np
+from benchmarks import decode
+from cometjax import engine
+from cometjax.model import ModelConfig
+vocabulary = decode.endless_vocabulary(64)
+model = decode.lively_model(ModelConfig(64, 2, 32, 4, 2, 8, 64, tied_embeddings=False))
+prompts = [decode.RandomPrompt(i, np.random.default_rng(i).integers(14, 64, 20 + i).astype(np.int32)) for i in range(9)]
+config = engine.SimulationConfig(samples=3, horizon_seconds=1000.0, max_new_tokens=24, batch_rows=8, chunk_steps=8)
+def digest(devices):
+    futures = engine.simulate_futures(model, vocabulary, prompts, config, devices=devices)
+    assert [(f.subject_id, f.sample) for f in futures] == [(i, s) for i in range(9) for s in range(3)]
+    return hashlib.sha256(b"".join(f.tokens_T.tobytes() + f.stop.encode() for f in futures)).hexdigest()
+assert len(jax.devices()) == 3
+assert digest(jax.devices()[:1]) == digest(None) == digest(jax.devices()[1:])
+print("same")
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "same", done.stderr[-2000:]

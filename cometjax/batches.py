@@ -1,0 +1,280 @@
+"""The host side of simulation on one device: slots, who goes into the next batch, and what comes back.
+
+A prompt slot holds a prompt's keys and values, and each of its samples has a sample slot. Between chunks the host takes
+running samples of like length into the next batch and fills freed slots with waiting prompts (continuous batching at
+chunk borders). All shapes are static: a prompt's length bucket depends on the prompt alone, a batch's bound of earlier
+tokens on its rows alone.
+
+W prompt slots   S samples of a prompt   T tokens of a future   K outcomes
+Q blocks of a batch   R rows of a batch
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cometjax import decoding, grammar_states
+from cometjax.futures import Future, Prompt, SimulationConfig, Start
+from cometjax.model import Decoder
+from data_pipeline.vocabulary import Vocabulary
+
+_SMALLEST_BUCKET = 128
+_PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt made ready: its start, its horizon in seconds, and the random keys of its samples (uint32 [S, 2])."""
+
+    prompt: Prompt
+    start: Start
+    horizon: int
+    key_Sx2: np.ndarray
+
+    @property
+    def bucket(self) -> int:
+        """How many tokens its prefix is padded to."""
+        return max(_SMALLEST_BUCKET, 1 << (len(self.start.tokens_T) - 2).bit_length())
+
+
+# (index of the prompt, what is asked); several devices take from one queue.
+Queue = collections.deque[tuple[int, Request]]
+
+
+@dataclasses.dataclass
+class _Slots:
+    """What the host knows of the slots; sample slot = w S + s."""
+
+    prompt_W: np.ndarray  # index of the prompt, -1 where free
+    prefix_length_W: np.ndarray
+    first_interval_W: np.ndarray
+    horizon_W: np.ndarray
+    key_WxSx2: np.ndarray
+    length_WxS: np.ndarray
+    token_WxS: np.ndarray
+    clock_WxS: np.ndarray
+    stop_WxS: np.ndarray
+    state_WxS: np.ndarray
+    tokens_WxSxT: np.ndarray
+    hazard_WxSxTxK: np.ndarray
+    decided_WxSxTxK: np.ndarray
+
+    @classmethod
+    def empty(cls, prompts: int, samples: int, max_tokens: int, outcomes: int) -> "_Slots":
+        zeros = lambda *shape: np.zeros(shape, np.int32)  # noqa: E731
+        pair = (prompts, samples)
+        return cls(
+            prompt_W=zeros(prompts) - 1,
+            prefix_length_W=zeros(prompts),
+            first_interval_W=zeros(prompts) - 1,
+            horizon_W=zeros(prompts),
+            key_WxSx2=np.zeros((*pair, 2), np.uint32),
+            length_WxS=zeros(*pair),
+            token_WxS=zeros(*pair),
+            clock_WxS=zeros(*pair),
+            stop_WxS=zeros(*pair) + 1,
+            state_WxS=zeros(*pair),
+            tokens_WxSxT=zeros(*pair, max_tokens),
+            hazard_WxSxTxK=np.zeros((*pair, max_tokens, outcomes), np.float32),
+            decided_WxSxTxK=np.zeros((*pair, max_tokens, outcomes), bool),
+        )
+
+    def admit(self, slot: int, index: int, request: Request) -> None:
+        """Put a prompt and its samples into a free slot."""
+        start = request.start
+        self.prompt_W[slot] = index
+        self.prefix_length_W[slot] = len(start.tokens_T) - 1
+        self.first_interval_W[slot] = start.first_interval
+        self.horizon_W[slot] = request.horizon
+        self.key_WxSx2[slot] = request.key_Sx2
+        self.length_WxS[slot], self.stop_WxS[slot] = 0, 0
+        self.token_WxS[slot], self.clock_WxS[slot] = start.tokens_T[-1], start.clock
+        self.state_WxS[slot] = start.state
+
+    def record(self, slot_R: np.ndarray, result: Mapping[str, np.ndarray]) -> None:
+        """Take in a chunk's result for the rows of these sample slots."""
+        for row, slot in enumerate(slot_R):
+            at = divmod(int(slot), self.stop_WxS.shape[1])
+            taken, length = result["taken_R"][row], self.length_WxS[at]
+            self.tokens_WxSxT[at][length : length + taken] = result["tokens_RxT"][row, :taken]
+            self.hazard_WxSxTxK[at][length : length + taken] = result["hazard_RxTxK"][row, :taken]
+            self.decided_WxSxTxK[at][length : length + taken] = result["decided_RxTxK"][row, :taken]
+            self.token_WxS[at] = result["tokens_RxT"][row, taken - 1]
+            self.length_WxS[at] += taken
+            for name in ("clock", "stop", "state"):
+                getattr(self, f"{name}_WxS")[at] = result[f"{name}_R"][row]
+
+
+class Batches:
+    """Runs requests of one length bucket after another through `decoding`, on one device."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        vocabulary: Vocabulary,
+        rules: decoding.Rules,
+        config: SimulationConfig,
+        device: jax.Device,
+    ) -> None:
+        self.device = device
+        self.graph, weights = nnx.split(model)
+        self.weights, self.rules = jax.device_put((weights, rules), device)
+        self.vocabulary, self.config, self.shape = vocabulary, config, model.config
+        self.cache_dtype = config.cache_dtype or model.config.compute_dtype
+        self.seconds_V = decoding.token_seconds(vocabulary)
+        self.outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
+        self.chunks = -(-config.max_new_tokens // config.chunk_steps)
+        # Bounds on earlier chunks: powers of four times a chunk or two, up to all. Each costs a compilation.
+        self.bounds = sorted({-(-self.chunks // 4**power) for power in range(1 + int(math.log(self.chunks, 4)))})
+        self.limits = self._put(
+            {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
+        )
+
+    def run(self, bucket: int, waiting: Queue) -> Iterator[tuple[int, list[Future]]]:
+        """Yield (prompt's index, its futures) as prompts finish, until `waiting` (all of this bucket) is empty."""
+        config = self.config
+        block = block_rows(bucket, config)
+        blocks = config.batch_rows // block
+        prefill_rows = max(1, min(8, _PREFILL_TOKENS // bucket))
+        num_slots = -(-config.pool_batches * blocks * block // config.samples)
+        num_slots = min(num_slots, 1 << max(0, len(waiting) - 1).bit_length())
+        slots = _Slots.empty(num_slots, config.samples, config.max_new_tokens, self.outcomes)
+        prefixes = self._pool(num_slots, (), bucket)
+        suffixes = self._pool(num_slots * config.samples, (self.chunks,), config.chunk_steps)
+        requests: dict[int, Request] = {}
+        while waiting or requests:
+            free = np.flatnonzero(slots.prompt_W < 0)
+            chunks, rows_of = self._fullest(slots, block)
+            if waiting and len(free) and len(rows_of) < blocks:
+                admitted = []
+                for slot in free[:prefill_rows].tolist():
+                    try:  # another device may have taken the last
+                        index, request = waiting.popleft()
+                    except IndexError:
+                        break
+                    requests[index] = request
+                    slots.admit(slot, index, request)
+                    admitted.append((slot, request.start.tokens_T[:-1]))
+                prefixes = self._prefill(prefixes, admitted, (prefill_rows, bucket))
+                continue
+            if not requests:
+                continue
+            slot_R, rows = _rows(slots, rows_of[:blocks], block, blocks)
+            suffixes, result = decoding.decode_chunk(
+                self.graph,
+                self.weights,
+                self.rules,
+                self.limits,
+                prefixes,
+                suffixes,
+                self._put(rows),
+                earlier_chunks=chunks,
+            )
+            real_R = np.flatnonzero(slot_R < slots.stop_WxS.size)
+            slots.record(slot_R[real_R], {name: array[real_R] for name, array in jax.device_get(result).items()})
+            for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)).tolist():
+                index = int(slots.prompt_W[slot])
+                slots.prompt_W[slot] = -1
+                yield index, self._futures(slots, slot, requests.pop(index))
+
+    def _put(self, tree):
+        return jax.device_put(tree, self.device)
+
+    def _pool(self, slots: int, chunks: tuple[int, ...], tokens: int) -> decoding.Pool:
+        shape = (slots, self.shape.kv_heads, *chunks, tokens, self.shape.head_dim)
+        empty = lambda: jnp.zeros(shape, self.cache_dtype, device=self.device)  # noqa: E731
+        return [(empty(), empty()) for _ in range(self.shape.layers)]
+
+    def _prefill(
+        self, pool: decoding.Pool, starts: list[tuple[int, np.ndarray]], shape: tuple[int, int]
+    ) -> decoding.Pool:
+        tokens_PxX = np.zeros(shape, np.int32)
+        slot_P = np.full(len(tokens_PxX), len(pool[0][0]), np.int32)  # of padding: no slot, and nothing is written
+        for row, (slot, tokens_T) in enumerate(starts):
+            tokens_PxX[row, : len(tokens_T)] = tokens_T
+            slot_P[row] = slot
+        return decoding.prefill(self.graph, self.weights, pool, *self._put((tokens_PxX, slot_P)))
+
+    def _fullest(self, slots: _Slots, block: int) -> tuple[int, list[tuple[int, np.ndarray]]]:
+        # Rows whose earlier chunks share a bound can go together: of the bounds, the one with the most blocks.
+        chunks_WxS = slots.length_WxS // self.config.chunk_steps
+        bound_WxS = np.asarray(self.bounds)[np.searchsorted(self.bounds, chunks_WxS)]
+        bound_WxS[slots.stop_WxS > 0] = 0
+        best: tuple[int, list[tuple[int, np.ndarray]]] = (0, [])
+        for bound in self.bounds[::-1]:
+            blocks = []
+            for slot in np.flatnonzero((bound_WxS == bound).any(1)).tolist():
+                samples = np.flatnonzero(bound_WxS[slot] == bound)
+                blocks += [(slot, samples[at : at + block]) for at in range(0, len(samples), block)]
+            if len(blocks) > len(best[1]):
+                best = bound, blocks
+        return best
+
+    def _futures(self, slots: _Slots, slot: int, request: Request) -> list[Future]:
+        futures = []
+        for sample in range(self.config.samples):
+            at, stop = (slot, sample), decoding.STOPS[slots.stop_WxS[slot, sample]]
+            tokens_T = slots.tokens_WxSxT[at][: slots.length_WxS[at]].copy()
+            if self.rules.states is not None and stop == "length":
+                tokens_T = grammar_states.whole_events(tokens_T, self.vocabulary)
+            before = request.start.clock
+            if request.start.first_interval >= 0:
+                before = max(before, -int(self.seconds_V[tokens_T[0]]))
+            futures.append(
+                Future(
+                    request.prompt.subject_id,
+                    request.prompt.prediction_time_us,
+                    self.config.first_sample + sample,
+                    tokens_T,
+                    stop,
+                    before,
+                    slots.hazard_WxSxTxK[at][: len(tokens_T)].copy() if self.outcomes else None,
+                    slots.decided_WxSxTxK[at][: len(tokens_T)].copy() if self.outcomes else None,
+                )
+            )
+        return futures
+
+
+def block_rows(bucket: int, config: SimulationConfig) -> int:
+    """How many samples of one prompt share a block, and so a copy of its keys and values, in a batch: more where the
+    prompt is long, for the copies' sake; few otherwise, for blocks empty as samples finish."""
+    return 1 << (min(max(8, bucket // 64), config.samples, config.batch_rows).bit_length() - 1)
+
+
+def _rows(
+    slots: _Slots, chosen: list[tuple[int, np.ndarray]], block: int, blocks: int
+) -> tuple[np.ndarray, decoding.Rows]:
+    num_slots, samples = slots.stop_WxS.shape
+    # Padding has slots that are not there: what it would write is dropped.
+    prefix_slot_Q = np.full(blocks, num_slots, np.int32)
+    slot_QxS = np.full((blocks, block), num_slots * samples, np.int32)
+    for row, (slot, of_slot) in enumerate(chosen):
+        prefix_slot_Q[row] = slot
+        slot_QxS[row, : len(of_slot)] = slot * samples + of_slot
+    slot_R = slot_QxS.reshape(-1)
+
+    def of_prompts(values_W: np.ndarray, padding: int) -> np.ndarray:
+        return np.append(values_W, values_W.dtype.type(padding))[prefix_slot_Q]
+
+    def of_rows(values_WxS: np.ndarray, padding: int) -> np.ndarray:
+        return np.append(values_WxS.reshape(-1), values_WxS.dtype.type(padding))[slot_R]
+
+    return slot_R, decoding.Rows(
+        prefix_slot_Q=prefix_slot_Q,
+        prefix_length_Q=of_prompts(slots.prefix_length_W, 1),
+        slot_R=slot_R,
+        length_R=of_rows(slots.length_WxS, 0),
+        token_R=of_rows(slots.token_WxS, 0),
+        clock_R=of_rows(slots.clock_WxS, 0),
+        stop_R=of_rows(slots.stop_WxS, 1),
+        key_Rx2=np.append(slots.key_WxSx2.reshape(-1, 2), np.zeros((1, 2), np.uint32), axis=0)[slot_R],
+        first_interval_R=np.repeat(of_prompts(slots.first_interval_W, -1), block),
+        horizon_R=np.repeat(of_prompts(slots.horizon_W, 0), block),
+        state_R=of_rows(slots.state_WxS, 0),
+    )

@@ -1,0 +1,159 @@
+"""What is asked of a simulation, and what it gives: prompts and how they start, settings, futures.
+
+The clock counts whole seconds since the prediction time and advances by the mean durations of interval tokens. What
+happened between a prompt's last event and its prediction time is known: nothing. Futures are conditioned on it:
+- the gap is too short for an interval token: no condition, the clock starts at 0;
+- it has reached the last, repeating interval: as many of its tokens as the gap is worth are appended to the prompt;
+- otherwise the first token must be an interval whose range ends after the gap (exact up to the range that holds the
+  gap), and the clock after it is at least 0.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from cometjax import grammar_states
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
+
+# Clocks are int32 seconds: 34 years of horizon leave room for the longest gap before it.
+_LONGEST_HORIZON = 2**30
+CACHE_DTYPES = ("", "float32", "bfloat16")
+
+
+class Prompt(Protocol):
+    """What the engine reads of a `data_pipeline.prompts.Prompt`."""
+
+    @property
+    def subject_id(self) -> int:
+        """The MEDS subject id."""
+
+    @property
+    def prediction_time_us(self) -> int:
+        """Microseconds since 1970."""
+
+    @property
+    def last_time_us(self) -> int:
+        """Time of the history's last event."""
+
+    def tokens(self, max_tokens: int) -> np.ndarray:
+        """int32 tokens of the history, at most so many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulationConfig:
+    """How to simulate.
+
+    Attributes:
+        samples: futures for each prompt.
+        horizon_seconds: a sample stops once its clock is later than prediction time + horizon. It only ends a future
+            sooner or later: what a longer one draws begins with what a shorter one does.
+        max_new_tokens: bound on a future's tokens (stop "length").
+        max_prompt_tokens: bound on a prompt's tokens; the latest are kept, behind the static prefix.
+        temperature: logits are divided by it.
+        seed: of the futures; the same seed gives the same futures.
+        stop_at_timeline_end: may TIMELINE_END be drawn, and stop a future? By default it is masked out: futures are
+            under continued observation, and the chance of leaving the data set is no part of them.
+        stop_after_tokens: token ids that answer the open question (stop "answered").
+        batch_rows: samples decoded at a time.
+        chunk_steps: tokens decoded before finished samples are replaced.
+        pool_batches: how many batches of samples are held at a time; more keep the batches fuller.
+        grammar: may only tokens be drawn that continue or begin an event of the vocabulary? Without it a model may
+            write events that are none.
+        cache_dtype: of keys and values, "float32" or "bfloat16"; "" is the model's compute dtype.
+        first_sample: number of the first sample; a later call may go on where an earlier one ended.
+    """
+
+    samples: int
+    horizon_seconds: float
+    max_new_tokens: int = 256
+    max_prompt_tokens: int = 512
+    temperature: float = 1.0
+    seed: int = 0
+    stop_at_timeline_end: bool = False
+    stop_after_tokens: frozenset[int] = frozenset()
+    batch_rows: int = 128
+    chunk_steps: int = 32
+    pool_batches: int = 3
+    grammar: bool = False
+    cache_dtype: str = ""
+    first_sample: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_rows", "chunk_steps", "pool_batches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{getattr(self, name)} is too small", where=name, fix="give at least 1")
+        if self.max_prompt_tokens <= PREFIX_LENGTH:
+            raise UserError(
+                f"{self.max_prompt_tokens} is too small",
+                where="max_prompt_tokens",
+                fix=f"give more than the {PREFIX_LENGTH} tokens of the static prefix",
+            )
+        if not self.temperature > 0:
+            raise UserError(f"{self.temperature} is not above 0", where="temperature")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise UserError(f"{self.cache_dtype!r} is not known", where="cache_dtype", fix=f"use one of {CACHE_DTYPES}")
+        check_horizon(self.horizon_seconds)
+
+
+def check_horizon(seconds: float) -> None:
+    """Raise UserError where a horizon is not above 0, or does not fit the clock."""
+    if not 0 < seconds < _LONGEST_HORIZON:
+        raise UserError(
+            f"{seconds} s is no usable horizon",
+            where="horizon_seconds",
+            fix=f"give more than 0 s and less than {_LONGEST_HORIZON} s (34 years)",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Future:
+    """One simulated continuation.
+
+    Attributes:
+        subject_id, prediction_time_us: the prompt's; microseconds since 1970.
+        sample: 0 ... samples - 1.
+        tokens_T: int32, the drawn tokens, the one that stopped it included.
+        stop: "death", "timeline_end", "horizon", "length" or "answered".
+        start_seconds: the clock before the first token, in seconds after the prediction time: after token t the clock
+            is start_seconds plus `decoding.token_seconds` of tokens 0 ... t. Negative where the first interval began
+            before the prediction time.
+        hazard_TxK: float32, where outcomes are watched: the probability, given all before token t, that it makes
+            outcome k certain (`cometjax.grammar_states`).
+        decided_TxK: bool, where outcomes are watched: it did.
+    """
+
+    subject_id: int
+    prediction_time_us: int
+    sample: int
+    tokens_T: np.ndarray
+    stop: str
+    start_seconds: int = 0
+    hazard_TxK: np.ndarray | None = None
+    decided_TxK: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A prompt made ready: its tokens, the clock in seconds (0 or less), the least interval index that the first token
+    may have (-1: any token may come), and the grammar's state."""
+
+    tokens_T: np.ndarray
+    clock: int
+    first_interval: int
+    state: int = grammar_states.BETWEEN
+
+
+def start_of(prompt: Prompt, vocabulary: Vocabulary, max_prompt_tokens: int) -> Start:
+    """Condition a prompt on survival, without events, from its last event to its prediction time (module docstring)."""
+    elapsed = max(0, prompt.prediction_time_us - prompt.last_time_us) / 1e6
+    index, repeats = (int(array[0]) for array in vocabulary.interval_preset.classify(np.array([elapsed])))
+    if index < 0:
+        return Start(prompt.tokens(max_prompt_tokens), 0, -1)
+    if index < len(vocabulary.interval_ids) - 1:
+        return Start(prompt.tokens(max_prompt_tokens), -round(elapsed), index)
+    repeats = min(repeats, max_prompt_tokens - PREFIX_LENGTH)
+    state = grammar_states.AFTER_LONGEST if repeats else grammar_states.BETWEEN
+    gap_T = np.full(repeats, vocabulary.interval_ids[-1], np.int32)
+    return Start(np.concatenate([prompt.tokens(max_prompt_tokens - repeats), gap_T]).astype(np.int32), 0, -1, state)
