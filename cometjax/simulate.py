@@ -11,6 +11,9 @@ subject's events up to and including the prediction time, and nothing later. The
                                                last row is TRAJECTORY_END//<why it stopped>
     summary.json                               futures by stop reason, tokens, tokens/s, share of invalid events
 
+A run that was stopped, by whatever, goes on where it was when the same command is given again: prompts that had
+finished are not simulated again (`cometjax.simulation_job`).
+
 The same seed gives the same futures, whatever else is simulated beside them. Expect, on two CPU cores and a model of 1M
 parameters, some 8,000 tokens per second once compiled (some 20 seconds).
 """
@@ -25,8 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from cometjax import checkpoints, trajectories
-from cometjax.engine import simulate_futures
+from cometjax import checkpoints, simulation_job, trajectories
 from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig
 from data_pipeline import command_line, meds
 from data_pipeline.errors import UserError
@@ -47,8 +49,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Simulate `config.samples` futures of each label row and write them to `out`; returns what summary.json says.
 
-    Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels. Nothing is left
-    at `out` then.
+    Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels, an unfinished job
+    of other settings. Nothing is left at `out` then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("is not an empty folder", where=str(out), fix="give a new folder, or remove this one")
@@ -58,8 +60,9 @@ def simulate(
     model, vocabulary, _, step = checkpoints.load_for_inference(workdir)
     prompts = build_prompts(dataset, rows, vocabulary)
     began = time.perf_counter()
-    futures = simulate_futures(model, vocabulary, prompts, config, progress=progress)
-    summary = _summary(futures, vocabulary, prompts=len(prompts), seconds=time.perf_counter() - began)
+    job = simulation_job.Job(out, model, vocabulary, prompts, config)
+    futures, resumed = job.finish(progress=progress)
+    summary = _summary(futures, vocabulary, prompts=len(prompts), resumed=resumed, seconds=time.perf_counter() - began)
     summary |= {
         "checkpoint_step": step,
         "samples": config.samples,
@@ -68,10 +71,14 @@ def simulate(
         "grammar": config.grammar,
     }
     _write(out, futures, vocabulary, config.samples, summary)
+    job.remove()
     return summary
 
 
-def _summary(futures: Sequence[Future], vocabulary: Vocabulary, *, prompts: int, seconds: float) -> dict[str, Any]:
+def _summary(
+    futures: Sequence[Future], vocabulary: Vocabulary, *, prompts: int, resumed: int, seconds: float
+) -> dict[str, Any]:
+    # Of a job that was started again, the speed is unknown: only a part was drawn in this time.
     tokens = sum(len(future.tokens_T) for future in futures)
     counts = [trajectories.count_invalid(future, vocabulary) for future in futures]
     invalid, events = (sum(column) for column in zip(*counts, strict=True))
@@ -81,7 +88,8 @@ def _summary(futures: Sequence[Future], vocabulary: Vocabulary, *, prompts: int,
         "stops": dict(sorted(collections.Counter(future.stop for future in futures).items())),
         "tokens": tokens,
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / seconds, 1),
+        "tokens_per_second": None if resumed else round(tokens / seconds, 1),
+        "resumed_futures": resumed,
         "events": events,
         "invalid_events": invalid,
         "invalid_rate": invalid / events if events else 0.0,
@@ -155,8 +163,10 @@ def main() -> None:
         out=out,
         config=config,
     )
+    speed = summary["tokens_per_second"]
     print(
-        f"{summary['futures']} futures, {summary['tokens']} tokens, {summary['tokens_per_second']:.0f} tokens/s,"
+        f"{summary['futures']} futures, {summary['tokens']} tokens,"
+        f"{'' if speed is None else f' {speed:.0f} tokens/s,'}"
         f" {summary['invalid_rate']:.2%} of events invalid: {out}"
     )
 

@@ -1,21 +1,28 @@
 """From a workdir, MEDS data and labels to trajectories on disk: nothing leaks, nothing is half written."""
 
+import dataclasses
 import datetime
+import functools
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
 import pytest
 
 from benchmarks import decode
-from cometjax import checkpoints, simulate, trajectories
+from cometjax import checkpoints, engine, simulate, trajectories
 from cometjax.engine import SimulationConfig
 from cometjax.model import ModelConfig
 from data_pipeline import build, build_config
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = SimulationConfig(
     samples=3, horizon_seconds=365 * 86_400, max_new_tokens=8, max_prompt_tokens=100, batch_rows=8, chunk_steps=4
 )
@@ -154,3 +161,78 @@ def test_unknown_subjects_are_refused_and_nothing_is_written(workdir, world_meds
             config=CONFIG,
         )  # fmt: skip
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+KILLED_AFTER_TWO_PARTS = """
+import os, pathlib, signal, sys
+from benchmarks import decode
+from cometjax import checkpoints, simulate, simulation_job
+from cometjax.model import ModelConfig
+from data_pipeline.corpus import Corpus
+from tests.cometjax import simulate_test
+
+corpus, meds, labels, out = map(pathlib.Path, sys.argv[1:])
+vocabulary = Corpus.open(corpus).vocabulary
+model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
+checkpoints.load_for_inference = lambda _: (model, vocabulary, None, 7)
+simulation_job.PART_SECONDS = 0.0
+write_part, written = simulation_job.Job._write_part, []
+
+def write_two(job, part):
+    write_part(job, part)
+    written.append(part)
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+simulation_job.Job._write_part = write_two
+simulate.simulate(
+    workdir=out, meds_root=meds, labels=labels, out=out, config=simulate_test.SLOW, progress=False
+)
+"""
+# One prompt at a time.
+SLOW = dataclasses.replace(CONFIG, batch_rows=2, pool_batches=1)
+
+
+def test_a_killed_job_goes_on_where_it_was(workdir, world_corpus, world_meds, labels, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    arguments = [str(path) for path in (world_corpus, world_meds, labels, out)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AFTER_TWO_PARTS, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        timeout=280,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    parts = list((tmp_path / ".out.job" / "parts").iterdir())
+    assert len(parts) == 2 and not out.exists()
+
+    drawn = []
+    iter_futures = engine.iter_futures
+
+    def watched(model, vocabulary, prompts, config, **rest):
+        drawn.extend(prompts)
+        return iter_futures(model, vocabulary, prompts, config, **rest)
+
+    monkeypatch.setattr(engine, "iter_futures", watched)
+    simulate_to = functools.partial(simulate.simulate, workdir=workdir, meds_root=world_meds, labels=labels)
+    with pytest.raises(UserError, match="of other settings"):
+        simulate_to(out=out, config=dataclasses.replace(SLOW, seed=1), progress=False)
+    assert drawn == []
+    summary = simulate_to(out=out, config=CONFIG, progress=False)  # another batch size is no other job
+    assert 6 <= summary["resumed_futures"] < 18 and len(drawn) == 6 - summary["resumed_futures"] // 3
+    assert not (tmp_path / ".out.job").exists()
+    simulate_to(out=tmp_path / "whole", config=CONFIG, progress=False)
+    assert len(drawn) == 6 - summary["resumed_futures"] // 3 + 6
+    assert all(one.equals(other) for one, other in zip(read(out), read(tmp_path / "whole"), strict=True))
+
+
+def test_under_the_grammar_the_summary_tells_of_no_invalid_event(workdir, world_meds, labels, tmp_path) -> None:
+    rates = {}
+    for keep in (False, True):
+        summary = simulate.simulate(
+            workdir=workdir, meds_root=world_meds, labels=labels, out=tmp_path / f"{keep}",
+            config=dataclasses.replace(CONFIG, grammar=keep), progress=False,
+        )  # fmt: skip
+        rates[keep] = summary["invalid_rate"]
+    assert rates[True] == 0 < rates[False]
