@@ -20,6 +20,8 @@ from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_hori
 from cometjax.model import Decoder
 from data_pipeline.vocabulary import Vocabulary
 
+_KEYS_AT_ONCE = 256
+
 __all__ = ["Future", "Prompt", "SimulationConfig", "Start", "iter_futures", "simulate_futures", "start_of"]
 
 
@@ -141,24 +143,34 @@ def _share(
 
 def sample_keys(seed: int, prompts: Sequence[Prompt], samples: int, first_sample: int = 0) -> np.ndarray:
     """Raw threefry keys, uint32 [prompts, samples, 2]: a function of (seed, subject, prediction time, sample) alone."""
-    words = [
+    words_Px4 = np.array(
         [
-            word
-            for value in (prompt.subject_id, prompt.prediction_time_us)
-            for word in ((value >> 32) & 0xFFFFFFFF, value & 0xFFFFFFFF)
-        ]
-        for prompt in prompts
-    ]
+            [
+                word
+                for value in (prompt.subject_id, prompt.prediction_time_us)
+                for word in ((value >> 32) & 0xFFFFFFFF, value & 0xFFFFFFFF)
+            ]
+            for prompt in prompts
+        ],
+        np.uint32,
+    ).reshape(-1, 4)
+    key = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+    sample_S = (first_sample + np.arange(samples)).astype(np.uint32)
+    keys_PxSx2 = np.zeros((len(prompts), samples, 2), np.uint32)
+    for at in range(0, len(prompts), _KEYS_AT_ONCE):  # one shape, whatever the number of prompts
+        part_Px4 = words_Px4[at : at + _KEYS_AT_ONCE]
+        padded = np.zeros((_KEYS_AT_ONCE, 4), np.uint32)
+        padded[: len(part_Px4)] = part_Px4
+        keys_PxSx2[at : at + _KEYS_AT_ONCE] = np.asarray(_fold(key, padded, sample_S))[: len(part_Px4)]
+    return keys_PxSx2
 
+
+@jax.jit
+def _fold(key: jax.Array, words_Px4: jax.Array, sample_S: jax.Array) -> jax.Array:
     def one(words_4: jax.Array, sample: jax.Array) -> jax.Array:
-        key = jax.random.key(seed, impl="threefry2x32")
+        folded = jax.random.wrap_key_data(key, impl="threefry2x32")
         for word in words_4:
-            key = jax.random.fold_in(key, word)
-        return jax.random.key_data(jax.random.fold_in(key, sample))
+            folded = jax.random.fold_in(folded, word)
+        return jax.random.key_data(jax.random.fold_in(folded, sample))
 
-    each = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
-    sample_S = first_sample + np.arange(samples, dtype=np.uint32)
-    # A power of two of prompts at a time: few shapes, whatever their number.
-    padded = np.zeros((1 << max(0, len(words) - 1).bit_length(), 4), np.uint32)
-    padded[: len(words)] = np.asarray(words, np.uint32).reshape(-1, 4)
-    return np.asarray(jax.jit(each)(padded, sample_S))[: len(words)]
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(words_Px4, sample_S)

@@ -26,7 +26,18 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from cometjax import checkpoints, engine, estimators, metrics, ngrams, report, report_story, workdir
+from cometjax import (
+    checkpoints,
+    engine,
+    estimators,
+    metrics,
+    ngrams,
+    report,
+    report_story,
+    test_time_scaling,
+    workdir,
+)
+from cometjax import risks as risks_module
 from cometjax import tasks as task_module
 from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Events, Task
@@ -51,8 +62,13 @@ class Options:
         seed: of drawing rows, futures and resamples.
         max_new_tokens: bound on a future's tokens; 0 = half the row length that the model was trained with.
         max_prompt_tokens: bound on a prompt's tokens; 0 = what max_new_tokens leaves of the row length (at least half).
+        estimator: of risks, one of risks.ESTIMATORS; all but Monte-Carlo keep the grammar.
+        grammar: may only tokens be drawn that spell events?
+        target_se: a prompt is sampled no longer once its risks' standard errors are likely to be this small; 0: every
+            prompt has `samples`.
         resamples: bootstrap resamples of the subjects.
-        show_patient: draw one subject's timeline in the report (no id, no date).
+        show_patient: draw one subject's timeline in the report (no id, no date); not with REACH, whose futures are
+            without the outcomes.
     """
 
     samples: int = 16
@@ -62,16 +78,11 @@ class Options:
     seed: int = 0
     max_new_tokens: int = 0
     max_prompt_tokens: int = 0
+    estimator: str = "monte_carlo"
+    grammar: bool = False
+    target_se: float = 0.0
     resamples: int = 1000
     show_patient: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Simulation:
-    """Futures of prompts (in their order, `samples` each) and their rows of estimators.outcome_times."""
-
-    futures: Sequence[engine.Future]
-    times: pl.DataFrame
 
 
 def evaluate(
@@ -104,12 +115,20 @@ def evaluate(
     }
     risks = {}
     for task in tqdm.tqdm(tasks, desc="score", unit="task", disable=None if progress else True):
-        estimates = estimators.monte_carlo(simulations[task.censoring].times, task)
+        estimates = simulations[task.censoring].estimate(task)
         risks[task.name] = _in_row_order(rows[task.name].scored, estimates)
         results["tasks"][task.name] = score_task(
             task, rows[task.name], risks[task.name], events, vocabulary, resamples=options.resamples, seed=options.seed
         )
-    story = _choose_story(events, tasks, risks, simulations, vocabulary) if options.show_patient else None
+        if not options.target_se:  # else samples are not equally many
+            results["tasks"][task.name]["by_samples"] = _by_samples(
+                task, risks[task.name], simulations[task.censoring], options.samples
+            )
+    story = (
+        _choose_story(events, tasks, risks, simulations, vocabulary)
+        if options.show_patient and options.estimator != "reach"
+        else None
+    )
     _write_all(out, results, risks, report.render(results, records, story))
     return results
 
@@ -154,7 +173,7 @@ def simulate_all(
     options: Options,
     *,
     progress: bool,
-) -> dict[str, Simulation]:
+) -> dict[str, risks_module.Simulation]:
     """By censoring: futures of the union of its tasks' prompts, each as long as the longest horizon asked of it.
 
     Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
@@ -173,19 +192,29 @@ def simulate_all(
             or max(config.train.row_length - max_new_tokens, config.train.row_length // 2),
             seed=options.seed,
             stop_at_timeline_end=censoring == "assume_complete",
+            grammar=options.grammar,
         )
         asked = pl.concat([rows[task.name].scored.select(*_ROW, days=pl.lit(task.horizon_days)) for task in group])
         wanted = asked.group_by(_ROW).agg(pl.col("days").max()).sort(_ROW)
-        futures = engine.simulate_futures(
-            model,
-            vocabulary,
+        sampler = risks_module.Sampler(model, vocabulary, simulation, options.estimator, options.target_se)
+        simulations[censoring] = sampler.simulate(
             prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else [],
-            simulation,
-            horizons=(wanted.get_column("days") * SECONDS_PER_DAY).to_list(),
+            wanted.get_column("days").to_list(),
+            group,
             progress=progress,
         )
-        simulations[censoring] = Simulation(futures, estimators.outcome_times(futures, vocabulary, group))
     return simulations
+
+
+def _by_samples(
+    task: Task, scored: pl.DataFrame, simulation: risks_module.Simulation, samples: int
+) -> list[dict[str, Any]]:
+    labels = scored.select(*_ROW, "boolean_value")
+    return test_time_scaling.scores_by_samples(
+        labels.get_column("boolean_value").to_numpy().astype(np.float64),
+        samples,
+        lambda chosen: _in_row_order(labels, simulation.estimate(task, chosen)).get_column("risk"),
+    )
 
 
 def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
@@ -199,7 +228,7 @@ def _choose_story(
     events: Events,
     tasks: Sequence[Task],
     risks: Mapping[str, pl.DataFrame],
-    simulations: Mapping[str, Simulation],
+    simulations: Mapping[str, risks_module.Simulation],
     vocabulary: Vocabulary,
 ) -> report_story.Story | None:
     """The prompt that answers most tasks of one simulation, and of those the one whose risks are least certain."""
@@ -265,9 +294,9 @@ def _describe_run(
     }
 
 
-def _describe_simulation(simulations: Mapping[str, Simulation], wall_s: float) -> dict[str, Any]:
+def _describe_simulation(simulations: Mapping[str, risks_module.Simulation], wall_s: float) -> dict[str, Any]:
     futures = [future for simulation in simulations.values() for future in simulation.futures]
-    tokens = sum(len(future.tokens_T) for future in futures)
+    tokens = sum(simulation.tokens for simulation in simulations.values())
     return {
         "prompts": len({(future.subject_id, future.prediction_time_us) for future in futures}),
         "futures": len(futures),
@@ -322,6 +351,11 @@ def _define_flags() -> None:
     flags.DEFINE_integer("seed", default.seed, "of rows drawn, futures and resamples")
     flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
     flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a prompt's tokens; 0 = what remains of the row length")
+    flags.DEFINE_enum("estimator", default.estimator, list(risks_module.ESTIMATORS), "of risks; docs/simulation.md")
+    flags.DEFINE_bool("grammar", default.grammar, "draw only tokens that spell events")
+    flags.DEFINE_float(
+        "target_se", default.target_se, "standard error of a risk that is good enough; 0 = draw all samples"
+    )
     flags.DEFINE_integer("resamples", default.resamples, "bootstrap resamples of the subjects", lower_bound=1)
     flags.DEFINE_bool(
         "show_patient", default.show_patient, "draw one subject's timeline in the report (no id, no date)"

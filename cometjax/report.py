@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from cometjax import report_fan, report_figures
+from cometjax import report_fan, report_figures, report_samples
 from cometjax.report_figures import with_interval
 from cometjax.report_story import Story
 
@@ -73,6 +73,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
             name: _markup(report_figures.roc_and_calibration(task, f"ROC and calibration of {name}"))
             for name, task in results["tasks"].items()
         },
+        samples_figure=_samples_figure(results["tasks"]),
         story=story,
         story_figures=_story_figures(story) if story else [],
         final_by_kind=_final_by_kind(records, results["run"]["step"]),
@@ -93,6 +94,11 @@ def text_table(results: Mapping[str, Any]) -> str:
         rival = with_interval(task["baselines"]["logistic_regression"])
         lines.append(f"{name:<{width}}{with_interval(task):<24}{rival:<24}{task['n']:>6}{task['positives']:>10}")
     return "\n".join(lines)
+
+
+def _samples_figure(tasks: Mapping[str, Mapping[str, Any]]) -> markupsafe.Markup | None:
+    figure = report_samples.by_samples(tasks, "Scores of every task by the number of samples")
+    return None if figure is None else _markup(figure)
 
 
 def _story_figures(story: Story) -> list[markupsafe.Markup]:

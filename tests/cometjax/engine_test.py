@@ -273,12 +273,13 @@ def test_an_impossible_setting_is_refused_by_name(name, value) -> None:
 def test_nothing_is_compiled_after_warm_up() -> None:
     compiled = []
     listen = lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None  # noqa: E731
-    futures_of_all()
+    longer = [Prompt(subject, 200) for subject in range(40, 44)]
+    simulate(SHORT + longer)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        # Other prompts in other numbers than those that came before, of all buckets and bounds.
-        simulate([*PROMPTS, *SHORT, Prompt(77, 100), Prompt(78, 200)][3:], seed=3)
-        simulate(seed=4)
+        # Others of all lengths, in other numbers, in another order; several waves of them.
+        others = [Prompt(subject, 130 + subject) for subject in range(50, 59)]
+        simulate([*others, *PROMPTS[:4], *SHORT], seed=3)
         assert compiled == []
         jax.jit(lambda x: x * 17)(np.zeros(23))
         assert len(compiled) == 1

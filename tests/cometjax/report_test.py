@@ -62,6 +62,17 @@ def made_up_task(seed: int, rate: float, horizon_days: float, description: str, 
         "outcome_in_vocabulary": 0.993,
         "candidates": 2_841,
         "excluded": {"dead_at_index": 3, "horizon_past_data": 611, "not_chosen": 1_927},
+        "by_samples": [
+            {
+                "samples": 1 << power,
+                "sets": max(1, 8 >> power),
+                "auroc": 0.6 + 0.03 * power,
+                "auroc_low": 0.57 + 0.035 * power,
+                "auroc_high": 0.63 + 0.025 * power,
+                "brier": 0.2 - 0.02 * power,
+            }
+            for power in range(5)
+        ],
         "baselines": {
             "prevalence": {"auroc": 0.5, "low": 0.5, "high": 0.5, "brier": 0.12, "predicted": rate},
             "logistic_regression": rival,
@@ -105,7 +116,14 @@ def made_up_results() -> dict:
                 "train": {"row_length": 512},
                 "corpus": "runs/demo/corpus",
             },
-            "options": {"samples": 16, "split": "held_out", "seed": 0, "resamples": 1000},
+            "options": {
+                "samples": 16,
+                "split": "held_out",
+                "seed": 0,
+                "resamples": 1000,
+                "estimator": "monte_carlo",
+                "target_se": 0.0,
+            },
         },
         "losses": {"tuning_loss": 1.893, "unigram_loss": 4.711, "bigram_loss": 2.384, "targets": 50_000.0},
         "training": {"tokens_per_second": 14_210.0},

@@ -1,0 +1,190 @@
+"""Risks of tasks from simulated futures: who is simulated, how long, by which estimator, with how many samples.
+
+Estimators: "monte_carlo" (`cometjax.estimators`), "scope" and "reach" (`cometjax.anticipation`, under the grammar).
+
+With a target for the standard error, each prompt first has a pilot of PILOT samples. From its variance alone follows
+how many samples the prompt needs, and these are drawn in rounds of PILOT; nothing is looked at again. Stopping as soon
+as an estimate looks good would favour samples that agree by chance; here the pilot alone can, and it is a part of the
+estimate only. Monte-Carlo's variance is taken a success and a failure nearer to 1/4 (Laplace), for 0 of 8 is no
+certainty.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from cometjax import anticipation, decoding, engine, estimators
+from cometjax.futures import Future, Prompt, SimulationConfig
+from cometjax.model import Decoder
+from cometjax.tasks import Task
+from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import Vocabulary
+
+ESTIMATORS = ("monte_carlo", "scope", "reach")
+PILOT = 8
+SECONDS_PER_DAY = 86_400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """Futures of prompts and what they tell of some tasks' risks.
+
+    Attributes:
+        futures: in the order of prompts and samples. With REACH those of the last task, for each has its own.
+        times: their rows of estimators.outcome_times.
+        shares: by task, what samples add to its risk; empty with Monte-Carlo.
+        tokens: drawn for all of it.
+    """
+
+    futures: Sequence[Future]
+    times: pl.DataFrame
+    shares: Mapping[str, anticipation.Contributions] = dataclasses.field(default_factory=dict)
+    tokens: int = 0
+
+    def estimate(self, task: Task, samples: Sequence[int] | None = None) -> pl.DataFrame:
+        """estimators.monte_carlo's columns for each prompt, from all samples or those given; risks lie in [0, 1]."""
+        if task.name in self.shares:
+            estimated = self.shares[task.name].estimate(task.name, samples)
+            return estimated.with_columns(pl.col("risk").clip(0, 1))
+        times = self.times if samples is None else self.times.filter(pl.col("sample").is_in(list(samples)))
+        return estimators.monte_carlo(times, task)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws futures of prompts for tasks.
+
+    Attributes:
+        model, vocabulary: the decoder and its vocabulary.
+        config: `samples` is the most that a prompt gets.
+        estimator: one of ESTIMATORS; all but Monte-Carlo keep the grammar.
+        target_se: the standard error to reach for every task; 0: always `config.samples`.
+    """
+
+    model: Decoder
+    vocabulary: Vocabulary
+    config: SimulationConfig
+    estimator: str = "monte_carlo"
+    target_se: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ESTIMATORS:
+            raise UserError(f"unknown estimator {self.estimator!r}", where="estimator", fix=f"use one of {ESTIMATORS}")
+        if self.target_se < 0:
+            raise UserError(f"{self.target_se} is below 0", where="target_se", fix="give 0 to draw all samples")
+
+    def simulate(
+        self, prompts: Sequence[Prompt], days: Sequence[float], tasks: Sequence[Task], *, progress: bool
+    ) -> Simulation:
+        """Simulate each prompt for so many days, and estimate these tasks' risks."""
+        horizons = [value * SECONDS_PER_DAY for value in days]
+        if self.estimator != "reach":
+            return self._simulate(prompts, horizons, tasks, progress=progress)
+        by_task = {}
+        for task in tasks:
+            limit = task.horizon_days * SECONDS_PER_DAY
+            shorter = [min(seconds, limit) for seconds in horizons]
+            by_task[task.name] = self._simulate(prompts, shorter, [task], progress=progress)
+        last = by_task[tasks[-1].name]
+        return Simulation(
+            last.futures,
+            last.times,
+            {name: simulation.shares[name] for name, simulation in by_task.items()},
+            sum(simulation.tokens for simulation in by_task.values()),
+        )
+
+    def _simulate(
+        self, prompts: Sequence[Prompt], horizons: Sequence[float], tasks: Sequence[Task], *, progress: bool
+    ) -> Simulation:
+        size = min(PILOT, self.config.samples) if self.target_se else self.config.samples
+        drawn = _Drawn([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
+        self._draw(drawn, prompts, horizons, tasks, range(len(prompts)), size, progress=progress)
+        if self.target_se:
+            needed_P = [self._needed(np.concatenate(shares)) for shares in drawn.shares]
+            for first in range(size, self.config.samples, size):
+                going_on = [index for index, needed in enumerate(needed_P) if needed > first]
+                self._draw(drawn, prompts, horizons, tasks, going_on, size, progress=progress)
+        futures = [future for of_prompt in drawn.futures for future in of_prompt]
+        tokens = sum(len(future.tokens_T) for future in futures)
+        times = estimators.outcome_times(futures, self.vocabulary, tasks)
+        if self.estimator == "monte_carlo" or not futures:
+            return Simulation(futures, times, tokens=tokens)
+        shares = anticipation.Contributions(
+            times.select("subject_id", "prediction_time", "sample"),
+            np.concatenate([array for arrays in drawn.shares for array in arrays]),
+            np.concatenate([array for arrays in drawn.cut for array in arrays]),
+            tuple(task.name for task in tasks),
+        )
+        return Simulation(futures, times, {task.name: shares for task in tasks}, tokens)
+
+    def _draw(
+        self,
+        drawn: "_Drawn",
+        prompts: Sequence[Prompt],
+        horizons: Sequence[float],
+        tasks: Sequence[Task],
+        indices: Sequence[int],
+        size: int,
+        *,
+        progress: bool,
+    ) -> None:
+        """Add `size` samples, or what is left of config.samples, to what these prompts have."""
+        if not indices:
+            return
+        first = sum(len(futures) for futures in drawn.futures[indices[0] : indices[0] + 1])
+        size = min(size, self.config.samples - first)
+        monte_carlo = self.estimator == "monte_carlo"
+        config = dataclasses.replace(
+            self.config, samples=size, first_sample=first, grammar=self.config.grammar or not monte_carlo
+        )
+        seconds_V = decoding.token_seconds(self.vocabulary)
+        limits_K = np.array([task.horizon_us / 1e6 for task in tasks])
+        for at, futures in engine.iter_futures(
+            self.model,
+            self.vocabulary,
+            [prompts[index] for index in indices],
+            config,
+            horizons=[horizons[index] for index in indices],
+            outcomes=() if monte_carlo else [estimators.outcome_concepts(self.vocabulary, task) for task in tasks],
+            suppress=self.estimator == "reach",
+            progress=progress,
+        ):
+            index = indices[at]
+            if monte_carlo:
+                if self.target_se:
+                    drawn.shares[index].append(_happened(futures, self.vocabulary, tasks))
+            else:
+                share, cut = anticipation.contributions(
+                    futures, limits_K, seconds_V, suppressed=self.estimator == "reach"
+                )
+                drawn.shares[index].append(share)
+                drawn.cut[index].append(cut)
+            drawn.futures[index] += [dataclasses.replace(f, hazard_TxK=None, decided_TxK=None) for f in futures]
+
+    def _needed(self, share_SxK: np.ndarray) -> int:
+        """How many samples bring every task's standard error to the target, as the pilot has it."""
+        size = len(share_SxK)
+        if self.estimator == "monte_carlo":
+            rate_K = (share_SxK.sum(0) + 1) / (size + 2)
+            variance_K = rate_K * (1 - rate_K)
+        else:
+            variance_K = share_SxK.var(0, ddof=1) if size > 1 else np.ones(share_SxK.shape[1])
+        return math.ceil(float(variance_K.max()) / self.target_se**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """By prompt: its futures, and of each round what its samples add to the risks (S x K) and which were cut."""
+
+    futures: list[list[Future]]
+    shares: list[list[np.ndarray]]
+    cut: list[list[np.ndarray]]
+
+
+def _happened(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> np.ndarray:
+    times = estimators.outcome_times(futures, vocabulary, tasks)
+    columns = [(times.get_column(task.name) <= task.horizon_us).fill_null(False).to_numpy() for task in tasks]
+    return np.stack(columns, 1).astype(float)

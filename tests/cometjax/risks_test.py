@@ -1,0 +1,117 @@
+"""Risks by every estimator, with as many samples as a target for the standard error needs, and by fewer samples."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import polars as pl
+import pytest
+
+from cometjax import engine, report_samples, risks, test_time_scaling
+from data_pipeline.errors import UserError
+from tests.cometjax.anticipation_test import CONFIG, HORIZON, PROMPTS, TASKS, VOCABULARY, exact, model
+
+DAYS = HORIZON / 86_400
+FEW = PROMPTS[:60]
+
+
+@functools.cache
+def simulated(estimator: str, target_se: float = 0.0, prompts: int = len(FEW), seed: int = 0) -> risks.Simulation:
+    config = dataclasses.replace(CONFIG, grammar=estimator == "monte_carlo", seed=seed)
+    sampler = risks.Sampler(model(), VOCABULARY, config, estimator, target_se)
+    return sampler.simulate(PROMPTS[:prompts], [DAYS] * prompts, TASKS, progress=False)
+
+
+@pytest.mark.parametrize("estimator", risks.ESTIMATORS)
+def test_every_estimator_gives_the_known_risk_of_every_task(estimator) -> None:
+    simulation = simulated(estimator)
+    assert len(simulation.futures) == len(FEW) * CONFIG.samples and simulation.tokens > len(simulation.futures)
+    for k, task in enumerate(TASKS):
+        table = simulation.estimate(task).sort("subject_id")
+        assert table.columns == ["subject_id", "prediction_time", "risk", "standard_error", "samples", "truncated"]
+        assert table["subject_id"].to_list() == [prompt.subject_id for prompt in FEW]
+        assert set(table["samples"]) == {CONFIG.samples} and set(table["truncated"]) == {0.0}
+        z = (table["risk"].to_numpy() - exact()[: len(FEW), k]).mean() / table["standard_error"].mean()
+        assert abs(z) < 4 / np.sqrt(len(FEW))
+
+
+def test_some_of_the_samples_give_a_risk_of_their_own() -> None:
+    for estimator in ("monte_carlo", "scope"):
+        simulation = simulated(estimator)
+        halves = [simulation.estimate(TASKS[0], range(at, at + 16))["risk"] for at in (0, 16)]
+        assert not halves[0].equals(halves[1])
+        np.testing.assert_allclose((halves[0] + halves[1]) / 2, simulation.estimate(TASKS[0])["risk"], atol=1e-9)
+
+
+@pytest.mark.parametrize("estimator, target", [("monte_carlo", 0.12), ("scope", 0.07), ("reach", 0.05)])
+def test_a_prompt_is_sampled_until_its_errors_are_small_enough(estimator, target) -> None:
+    stopped, whole = simulated(estimator, target), simulated(estimator)
+    kept = {(future.subject_id, future.sample): future.tokens_T.tolist() for future in whole.futures}
+    if estimator != "reach":  # whose futures are those of the last task
+        assert all(kept[future.subject_id, future.sample] == future.tokens_T.tolist() for future in stopped.futures)
+    samples = stopped.estimate(TASKS[-1])["samples"]
+    assert 8 <= samples.min() < samples.max() <= CONFIG.samples and set(samples % 8) == {0}
+    assert stopped.tokens < whole.tokens
+    errors = [stopped.estimate(task).filter(pl.col("samples") < CONFIG.samples)["standard_error"] for task in TASKS]
+    assert np.sqrt(np.mean(np.concatenate(errors) ** 2)) < 1.15 * target
+
+
+def test_stopping_by_a_pilot_leaves_no_bias_to_see() -> None:
+    stopped = simulated("monte_carlo", 0.12, prompts=len(PROMPTS), seed=1)
+    for k, task in enumerate(TASKS):
+        table = stopped.estimate(task).sort("subject_id")
+        bias = (table["risk"].to_numpy() - exact()[:, k]).mean()
+        assert abs(bias) < 4 * np.sqrt((table["standard_error"] ** 2).mean() / len(PROMPTS))
+
+
+def test_an_unknown_estimator_and_a_negative_target_are_refused() -> None:
+    with pytest.raises(UserError, match="estimator"):
+        risks.Sampler(model(), VOCABULARY, CONFIG, "bootstrap")
+    with pytest.raises(UserError, match="target_se"):
+        risks.Sampler(model(), VOCABULARY, CONFIG, "scope", -0.1)
+
+
+def test_no_prompts_have_no_risks() -> None:
+    assert simulated("monte_carlo", prompts=0).estimate(TASKS[0]).is_empty()
+
+
+def test_scores_by_samples_are_those_of_disjoint_sets_and_rise_with_their_size() -> None:
+    random = np.random.default_rng(0)
+    risk_N = random.random(400)
+    labels_N = (random.random(400) < risk_N).astype(float)
+    drawn_NxS = random.random((400, 12)) < risk_N[:, None]
+    asked: list[list[int]] = []
+
+    def estimate(samples) -> pl.Series:
+        asked.append(list(samples))
+        return pl.Series(drawn_NxS[:, list(samples)].mean(1))
+
+    table = test_time_scaling.scores_by_samples(labels_N, 12, estimate)
+    assert [(row["samples"], row["sets"]) for row in table] == [(1, 8), (2, 6), (4, 3), (8, 1), (12, 1)]
+    assert [chosen for chosen in asked if len(chosen) == 4] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert table[0]["auroc"] < table[2]["auroc"] < table[4]["auroc"] and table[0]["brier"] > table[4]["brier"]
+    assert all(row["auroc_low"] <= row["auroc"] <= row["auroc_high"] for row in table)
+    one_class = test_time_scaling.scores_by_samples(np.ones(400), 2, estimate)
+    assert [row["auroc"] for row in one_class] == [None, None]
+    assert test_time_scaling.scores_by_samples(np.ones(0), 2, estimate) == []
+
+
+def test_the_figure_names_few_tasks_and_shows_the_median_of_many() -> None:
+    table = [{"samples": m, "auroc": 0.6, "auroc_low": 0.5, "auroc_high": 0.7, "brier": 0.2} for m in (1, 2)]
+    few = report_samples.by_samples({"death": {"by_samples": table}}, "few")
+    many = report_samples.by_samples({f"task{i}": {"by_samples": table} for i in range(40)}, "many")
+    assert few is not None and many is not None and few.startswith("<svg")
+    assert report_samples.by_samples({"death": {"by_samples": table[:1]}, "other": {}}, "none") is None
+
+
+def test_a_prompts_own_horizon_bounds_its_future() -> None:
+    days = [DAYS if index % 2 else 1.0 for index in range(8)]
+    config = dataclasses.replace(CONFIG, samples=2)
+    simulation = risks.Sampler(model(), VOCABULARY, config, "reach").simulate(
+        PROMPTS[:8], days, TASKS[:1], progress=False
+    )
+    spent = {True: 0, False: 0}
+    for future in simulation.futures:
+        spent[bool(future.subject_id % 2)] += len(future.tokens_T)
+    assert spent[False] < spent[True]
+    assert isinstance(simulation.futures[0], engine.Future)
