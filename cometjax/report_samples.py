@@ -48,7 +48,7 @@ def _curves(axes: Axes, curves: Mapping[str, list[dict[str, Any]]], score: str, 
             marker=marker,
             markersize=4,
             linewidth=1.4 if marker else 0.5,
-            label=name,
+            label=name if marker else None,
         )
         if score == "auroc" and marker:
             axes.fill_between(
