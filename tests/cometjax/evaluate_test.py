@@ -115,3 +115,27 @@ def test_nothing_to_score_is_one_clear_error_and_nothing_written(run, world_meds
             work=run, meds_root=world_meds, tasks=chosen, out=out, options=dataclasses.replace(OPTIONS, **options)
         )
     assert not out.exists() and not list(run.parent.glob(".*partial"))
+
+
+def test_scores_by_samples_are_told_of_every_task(evaluated) -> None:
+    _, results = evaluated
+    for task in results["tasks"].values():
+        table = task["by_samples"]
+        assert [row["samples"] for row in table] == ([1, 2, 3] if task["n"] else [])
+        assert not table or (table[-1]["auroc"], table[-1]["brier"]) == (task["auroc"], task["brier"])
+
+
+def test_scope_predicts_the_same_rows_finer_than_by_counting(run, world_meds, evaluated, tmp_path) -> None:
+    options = dataclasses.replace(OPTIONS, estimator="scope", target_se=0.2)
+    results = evaluate.evaluate(
+        work=run, meds_root=world_meds, tasks=TASKS, out=tmp_path / "out", options=options, progress=False
+    )
+    assert results["run"]["options"]["estimator"] == "scope"
+    for task in TASKS:
+        counted, summed = (
+            pl.read_parquet(out / "predictions" / f"{task.name}.parquet") for out in (evaluated[0], tmp_path / "out")
+        )
+        assert counted.drop("predicted_boolean_probability").equals(summed.drop("predicted_boolean_probability"))
+        risk = summed["predicted_boolean_probability"]
+        assert risk.is_between(0, 1).all()
+        assert (risk * 6 % 1 > 1e-3).any()  # of 3 samples, Monte-Carlo has thirds

@@ -233,7 +233,7 @@ def test_the_page_needs_nothing_from_outside_itself(page: str) -> None:
 def test_every_figure_has_a_text_alternative(page: str) -> None:
     parser = _Resources()
     parser.feed(page)
-    assert len(parser.images) == 2 + 3 + 2
+    assert len(parser.images) == 2 + 3 + 1 + 2
     assert all(image["role"] == "img" and image["aria-label"] and "viewbox" in image for image in parser.images)
 
 
