@@ -173,7 +173,12 @@ def against_generate(shape: ModelConfig) -> dict[str, Any]:
     trials = {batch: _timed(lambda: rival(prompt_BxL, batch, 16))[0] for batch in (1, PROMPTS)}  # noqa: B023
     batch = min(trials, key=lambda batch: trials[batch])
     ours()  # compiles
-    seconds = [(_timed(ours)[0], _timed(lambda: rival(prompt_BxL, batch, NEW_TOKENS))[0]) for _ in range(ROUNDS)]
+    seconds = []
+    for _ in range(ROUNDS):
+        seconds.append((_timed(ours)[0], _timed(lambda: rival(prompt_BxL, batch, NEW_TOKENS))[0]))
+        print(
+            f"{num_parameters(shape):,} parameters: {seconds[-1][0]:.2f} s, generate {seconds[-1][1]:.2f} s", flush=True
+        )
     ours_s, rival_s = (statistics.median(column) for column in zip(*seconds, strict=True))
     tokens = PROMPTS * SAMPLES * NEW_TOKENS
     return {
@@ -251,7 +256,6 @@ def main() -> None:
         "samples": SAMPLES,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
-        "recomputation": recomputation(),
         "bar": BAR,
     }
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
@@ -261,6 +265,7 @@ def main() -> None:
         result["models"] = {name: against_generate(MODELS[name]) for name in sys.argv[1:] or MODELS}
         result["ratio"] = min(model["ratio"] for model in result["models"].values())
         result["passed"] = result["ratio"] >= BAR
+    result["recomputation"] = recomputation()
     print(json.dumps(result))
 
 
