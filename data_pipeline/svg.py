@@ -6,6 +6,7 @@ stays text (searchable, read aloud); the page's style sheet gives it the page's 
 
 import io
 import re
+from collections.abc import Mapping
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -42,16 +43,26 @@ STYLE = {
 WIDTH = 9.0
 
 
-def to_svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element: no XML prologue, no metadata, no ids but those it refers to itself."""
+def to_svg(figure: Figure, title: str, marks: Mapping[str, str] | None = None) -> str:
+    """The figure as an <svg> element: no XML prologue, no metadata, no ids but those it refers to itself.
+
+    An artist whose gid is a key of `marks` is said by its text when a pointer rests on it; `data-mark` holds the key up
+    to a "#", so that a script can find one thing in several figures.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for name, said in (marks or {}).items():
+        mark = f'<g class="mark" data-mark="{_escaped(name.partition("#")[0])}"><title>{_escaped(said)}</title>'
+        text = text.replace(f'<g id="{name}">', mark)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return re.sub(
-        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escaped}">', text, count=1
+        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{_escaped(title)}">', text, count=1
     )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def fit(
     max_hold_out_error: float = gates.MAX_HOLD_OUT_ERROR,
     seed: int = 0,
     sensitivity: bool = True,
+    surfaces: Sequence[surface.Surface] | None = None,
 ) -> dict[str, Any]:
     """Everything that `fit.json` holds, as nested dictionaries of numbers and words.
 
@@ -47,6 +49,7 @@ def fit(
         max_hold_out_error: bound of the hold-out gate.
         seed: of the bootstrap.
         sensitivity: whether to refit with other deltas and without the highest losses.
+        surfaces: the bootstrap's replicates, where the caller has them already.
 
     Raises UserError where there are too few runs for five parameters.
     """
@@ -76,11 +79,12 @@ def fit(
         "gates": [dataclasses.asdict(gate) for gate in checks],
         "refused": [gate.reason for gate in checks if not gate.passed],
     }
-    if replicates:
+    if surfaces is None and replicates:
         surfaces = uncertainty.bootstrap(runs, huber, replicates=replicates, seed=seed, delta=delta)
+    if surfaces:
         found = uncertainty.intervals(surfaces, confidence)
         result["approach3"]["intervals"] = {name: dataclasses.asdict(interval) for name, interval in found.items()}
-        result["bootstrap"] = {"replicates": replicates, "seed": seed, "confidence": confidence}
+        result["bootstrap"] = {"replicates": len(surfaces), "seed": seed, "confidence": confidence}
     if sensitivity:
         result["sensitivity"] = {
             "delta": {key: _surface(value) for key, value in uncertainty.by_delta(runs).items()},
@@ -173,7 +177,7 @@ def main() -> None:
     out = pathlib.Path(values.out)
     temporary = out.with_name(out.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
         temporary.replace(out)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=str(out)) from error
@@ -181,12 +185,12 @@ def main() -> None:
     print(f"\n{out}, {time.perf_counter() - start:.1f} s")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN: what could not be computed is null."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

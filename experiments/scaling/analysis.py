@@ -1,0 +1,191 @@
+"""From finished trials to what they mean: the fits, the noise under them, predictions with intervals."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import UserError
+from experiments.scaling import fit, frontier, repeated, surface, uncertainty
+from experiments.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Points
+from experiments.scaling.trials import Outcome
+
+# Budgets are told apart by the plan's own numbers, which are exact.
+DIGITS = 6
+_BAND_POINTS = 41
+# How far beyond the largest budget the bands and curves of the report go.
+BEYOND = 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A loss foretold; `low` and `high` enclose what a single run may measure, with the fit's own scatter."""
+
+    loss: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """Everything that a study's grid says.
+
+    Attributes:
+        points: of the grid, C being the budget that each trial stands for.
+        fitted: the surface of least Huber loss.
+        surfaces: its bootstrap replicates.
+        residual_P: log(measured) - log(fitted).
+        result: what fit.json holds.
+    """
+
+    points: Points
+    fitted: surface.Surface
+    surfaces: tuple[surface.Surface, ...]
+    residual_P: np.ndarray
+    result: dict[str, Any]
+
+    @property
+    def refused(self) -> list[str]:
+        """Reasons of the closed gates."""
+        return list(self.result["refused"])
+
+    def predict(self, n: float, d: float, *, confidence: float = 0.95, seed: int = 0) -> Prediction:
+        """The loss of N parameters after D tokens.
+
+        The interval is over bootstrap replicates, each with a residual of the grid's own drawn on top: where a single
+        trial may fall, not only where the curve may lie.
+        """
+        value = float(self.fitted.loss(np.array(n), np.array(d)))
+        if not self.surfaces:
+            return Prediction(value, math.nan, math.nan)
+        losses = np.array([float(one.loss(np.array(n), np.array(d))) for one in self.surfaces])
+        # A fit of few runs to five parameters has smaller residuals than the runs have noise.
+        scale = math.sqrt(len(self.residual_P) / max(1, len(self.residual_P) - len(uncertainty.PARAMETERS) + 1))
+        drawn = np.random.default_rng(seed).choice(self.residual_P, len(losses)) * scale
+        tail = (1 - confidence) / 2
+        low, high = (float(x) for x in np.quantile(losses * np.exp(drawn), [tail, 1 - tail]))
+        return Prediction(value, low, high)
+
+
+def to_points(outcomes: Sequence[Outcome]) -> Points:
+    """Runs as points: N with embeddings, D as counted, C the planned budget."""
+    n_P = np.array([outcome.trial.n for outcome in outcomes], np.float64)
+    d_P = np.array([outcome.tokens for outcome in outcomes], np.float64)
+    c_P = np.array([outcome.trial.budget for outcome in outcomes], np.float64)
+    loss_P = np.array([outcome.loss for outcome in outcomes], np.float64)
+    return Points(n_P, d_P, c_P, loss_P, np.ones_like(n_P))
+
+
+def analyse(outcomes: Sequence[Outcome], settings: Any, *, workers: int | None = None) -> Analysis:
+    """Fit the finished trials.
+
+    Args:
+        outcomes: of all stages.
+        settings: `config.fit` of a study.
+        workers: processes for the bootstrap.
+
+    Raises UserError while fewer trials of the grid are finished than a surface has parameters.
+    """
+    grid = [outcome for outcome in outcomes if outcome.trial.stage == "grid"]
+    if len(grid) <= len(uncertainty.PARAMETERS):
+        raise UserError(f"{len(grid)} trials of the grid are finished, too few to fit anything")
+    points = to_points(grid)
+    huber = surface.fit_huber(points, delta=settings.delta)
+    surfaces = tuple(
+        uncertainty.bootstrap(
+            points, huber, replicates=settings.bootstrap, seed=settings.seed, delta=settings.delta, workers=workers
+        )
+        if settings.bootstrap
+        else ()
+    )
+    result = fit.fit(
+        points,
+        delta=settings.delta,
+        digits=DIGITS,
+        confidence=settings.confidence,
+        max_hold_out_error=settings.max_holdout_error,
+        seed=settings.seed,
+        surfaces=surfaces,
+    )
+    residual_P = np.log(points.loss_P) - np.log(huber.loss(points.n_P, points.d_P))
+    result["residuals"] = {"standard_deviation": float(np.std(residual_P, ddof=5)), "log_loss": residual_P.tolist()}
+    result["noise_floor"] = noise_floor(outcomes)
+    result["conventions"] = conventions(grid, settings.delta)
+    result["bands"] = bands(points, huber, surfaces, settings.confidence)
+    repeats = [outcome for outcome in outcomes if outcome.trial.stage == "repeats"]
+    if len(repeats) >= repeated.MIN_RUNS:
+        rows = [(o.trial.n, o.tokens, o.trial.unique_tokens, o.loss) for o in repeats]
+        result["repeated"] = repeated.analyse(huber, repeated.make(rows), seed=settings.seed)
+    return Analysis(points, huber, surfaces, residual_P, result)
+
+
+def noise_floor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """Spread of runs that differ in nothing but the seed; None of fewer than two."""
+    seeds = [outcome for outcome in outcomes if outcome.trial.stage == "seeds"]
+    if not seeds:
+        return None
+    one = seeds[0].trial
+    same = [o for o in outcomes if o.trial.stage == "grid" and (o.trial.budget, o.trial.n) == (one.budget, one.n)]
+    losses = [outcome.loss for outcome in [*same, *seeds]]
+    if len(losses) < 2:
+        return None
+    return {
+        "budget": one.budget,
+        "n": one.n,
+        "losses": losses,
+        "mean": float(np.mean(losses)),
+        "standard_deviation": float(np.std(losses, ddof=1)),
+    }
+
+
+def conventions(grid: Sequence[Outcome], delta: float) -> list[dict[str, Any]]:
+    """The exponent a of N* = k C^a under each way to count N and C: the choice changes it (arXiv 2406.12907)."""
+    rows = []
+    for n_name, n_of in (("with embeddings", lambda o: o.trial.n), ("without", lambda o: o.trial.n_without_embeddings)):
+        n_P = np.array([n_of(outcome) for outcome in grid], np.float64)
+        d_P = np.array([outcome.tokens for outcome in grid], np.float64)
+        loss_P = np.array([outcome.loss for outcome in grid])
+        flops = {
+            "6 N D": FLOPS_PER_PARAMETER_AND_TOKEN * n_P * d_P,
+            "exact": np.array([outcome.flops for outcome in grid], np.float64),
+        }
+        fitted = surface.fit_huber(Points(n_P, d_P, flops["6 N D"], loss_P, np.ones_like(n_P)), delta=delta)
+        for c_name, c_P in flops.items():
+            # Budgets stay those of the plan; each stands at the mean of its trials' compute in this convention.
+            planned = np.array([outcome.trial.budget for outcome in grid])
+            mean_P = np.array([np.exp(np.log(c_P[planned == one]).mean()) for one in planned])
+            law = frontier.isoflops(Points(n_P, d_P, mean_P, loss_P, np.ones_like(n_P)), DIGITS).law
+            rows.append(
+                {
+                    "n": n_name,
+                    "c": c_name,
+                    "approach2": None if law is None else law.exponent,
+                    "approach3": fitted.n_exponent if c_name == "6 N D" else None,
+                    "E": fitted.E,
+                    "alpha": fitted.alpha,
+                    "beta": fitted.beta,
+                }
+            )
+    return rows
+
+
+def bands(
+    points: Points, fitted: surface.Surface, surfaces: Sequence[surface.Surface], confidence: float
+) -> dict[str, list[float]]:
+    """N*, D* and the frontier's loss against C, with percentile bands, from half the least budget on."""
+    c = np.geomspace(points.c_P.min() / 2, points.c_P.max() * BEYOND, _BAND_POINTS)
+    n, d = fitted.optimum(c)
+    found = {"c": c, "n": n, "d": d, "loss": fitted.loss(n, d)}
+    if surfaces:
+        tail = (1 - confidence) / 2
+        optima = [one.optimum(c) for one in surfaces]
+        drawn = {
+            "n": np.array([optimum[0] for optimum in optima]),
+            "d": np.array([optimum[1] for optimum in optima]),
+            "loss": np.array([one.loss(*optimum) for one, optimum in zip(surfaces, optima, strict=True)]),
+        }
+        for name, values in drawn.items():
+            found[f"{name}_low"], found[f"{name}_high"] = np.quantile(values, [tail, 1 - tail], axis=0)
+    return {name: [float(value) for value in values] for name, values in found.items()}

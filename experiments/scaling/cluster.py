@@ -1,0 +1,49 @@
+"""Hand trials to a cluster: a Slurm job array, or a JobSet for each, through `experiments.launch`.
+
+Nothing is submitted and nothing is waited for: the files are written, the command that submits them is printed, and the
+study goes on when it is started again and finds the trials finished in the shared folder.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import ml_collections
+
+from cometjax import workdir as workdirs
+from experiments.launch import jobset, slurm
+from experiments.launch.job import Job, Trial
+from experiments.scaling import trials
+from experiments.scaling.plan import PlannedTrial
+
+LAUNCH = "launch"
+
+
+def devices(launcher: str, cluster: ml_collections.ConfigDict) -> float:
+    """Accelerators that each trial has; 1 where the cluster's files do not say."""
+    return float((slurm if launcher == "slurm" else jobset).devices(cluster) or 1)
+
+
+def write(
+    chosen: Sequence[PlannedTrial], stage: str, workdir: pathlib.Path, *, launcher: str,
+    cluster: ml_collections.ConfigDict, name: str,
+) -> str:  # fmt: skip
+    """Write the files that start the chosen trials; returns the line that submits them.
+
+    Files of an earlier call are replaced: the same trials give the same files.
+    Raises UserError for a cluster configuration that cannot be.
+    """
+    job = Job(
+        name=f"{name}-{stage}",
+        config=f"experiments/configs/from_json.py:{(workdir / trials.BASE).absolute()}",
+        overrides=(),
+        workdir=str((workdir / trials.TRIALS).absolute()),
+        trials=tuple(Trial(trial.name, trials.flags(trial.overrides)) for trial in chosen),
+    )
+    files = (slurm if launcher == "slurm" else jobset).render(job, cluster)
+    out = workdir / LAUNCH / stage
+    out.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        workdirs.write_text(out / file, text)
+    if launcher == "slurm":
+        return f"mkdir -p {job.workdir} && sbatch {out / 'train.sbatch'}"
+    return f"kubectl apply -f {out}"
