@@ -20,6 +20,8 @@ ENTRY_POINTS = (
     "experiments.demo",
     "experiments.launch",
     "experiments.scaling.fit",
+    "experiments.scaling.family",
+    "experiments.scaling_sweep",
 )
 
 

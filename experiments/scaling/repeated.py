@@ -67,8 +67,13 @@ def optimal_size(fitted: Surface, d: np.ndarray) -> np.ndarray:
     return np.asarray((ratio * np.asarray(d, np.float64) ** fitted.beta) ** (1 / fitted.alpha))
 
 
-def fit(fitted: Surface, runs: Repeated, *, delta: float = DELTA) -> DataConstrained:
-    """R*_D and R*_N of least summed Huber loss; raises ValueError for fewer than MIN_RUNS runs."""
+def fit(
+    fitted: Surface, runs: Repeated, *, delta: float = DELTA, near: DataConstrained | None = None
+) -> DataConstrained:
+    """R*_D and R*_N of least summed Huber loss, searched for from a grid, or from a fit of much the same runs.
+
+    Raises ValueError for fewer than MIN_RUNS runs.
+    """
     if len(runs) < MIN_RUNS:
         raise ValueError(f"{len(runs)} runs that repeat their data, {MIN_RUNS} are needed")
 
@@ -79,8 +84,11 @@ def fit(fitted: Surface, runs: Repeated, *, delta: float = DELTA) -> DataConstra
         clipped_R = np.clip(residual_R, -delta, delta)
         return float(np.sum(clipped_R * (residual_R - clipped_R / 2))) * 1e6
 
-    grid = np.log(np.geomspace(0.3, 300, 13))
-    start = min(((x, y) for x in grid for y in grid), key=lambda pair: objective(np.array(pair)))
+    if near is None:
+        grid = np.log(np.geomspace(0.3, 300, 13))
+        start = min(((x, y) for x in grid for y in grid), key=lambda pair: objective(np.array(pair)))
+    else:
+        start = (np.log(near.r_d), np.log(near.r_n))
     found = scipy.optimize.minimize(objective, start, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8})
     r_d, r_n = (float(value) for value in np.exp(np.clip(found.x, *_BOUNDS)))
     return DataConstrained(fitted, r_d, r_n, float(found.fun) / 1e6)
@@ -92,7 +100,7 @@ def analyse(fitted: Surface, runs: Repeated, *, replicates: int = 200, seed: int
     resampled = []
     for replicate in range(replicates):
         index = np.random.default_rng((seed, replicate)).integers(0, len(runs), len(runs))
-        resampled.append(fit(fitted, runs.take(index)))
+        resampled.append(fit(fitted, runs.take(index), near=best))
     predicted = best.loss(runs.n_R, runs.d_R, runs.unique_R)
     once = fitted.loss(runs.n_R, runs.d_R)
     result: dict[str, Any] = {

@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from data_pipeline.svg import BLUE, GREY, INK, ORANGE, PALE, SERIES, STYLE, WIDTH, to_svg
 from experiments.scaling import frontier
@@ -30,6 +32,14 @@ def says(outcome: Outcome) -> str:
         f"({trial.epochs:.2f} epochs), width {trial.shape.width} x {trial.shape.layers} layers, "
         f"learning rate {trial.overrides['optimizer.learning_rate']:.3g}, {outcome.seconds:.0f} s"
     )
+
+
+def _logarithmic(axis: Axis) -> None:
+    """A logarithmic axis whose ticks are plain text: matplotlib's own exponents take most of a page's time."""
+    getattr(axis.axes, "set_xscale" if axis is axis.axes.xaxis else "set_yscale")("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+", "e")))
+    axis.set_minor_formatter(NullFormatter())
 
 
 class _Marks:
@@ -58,7 +68,11 @@ def loss_curves(grid: Sequence[Outcome], title: str) -> str:
         figure = Figure(figsize=(WIDTH, 2.6 * rows))
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         lowest = min(outcome.loss for outcome in grid)
-        highest = max(curve[-1][1] for outcome in grid if (curve := outcome.curve)) if grid else 1.0
+        # The first tenth of a run falls from log V: it would leave the rest no room.
+        highest = max(
+            (loss for outcome in grid for tokens, loss in outcome.curve if tokens > 0.1 * outcome.tokens),
+            default=lowest + 1.0,
+        )
         for axes, budget in zip(panels, budgets, strict=False):
             for index, one in enumerate(sorted((o for o in grid if o.trial.budget == budget), key=lambda o: o.trial.n)):
                 tokens, losses = np.array(one.curve).T if one.curve else (np.array([]), np.array([]))
@@ -67,14 +81,14 @@ def loss_curves(grid: Sequence[Outcome], title: str) -> str:
                 (artist,) = axes.plot(tokens, losses, color=colour, linestyle=line, linewidth=1.1, label=label)
                 marks.name(artist, one)
                 marks.point(axes, one, one.tokens, one.loss, color=colour, marker=marker, markersize=4)
-            axes.set_xscale("log")
+            _logarithmic(axes.xaxis)
             axes.set_title(f"C = {budget:.3g}")
             axes.set_xlabel("tokens")
-            axes.legend(title="N", fontsize=7, title_fontsize=7.5, loc="upper right")
+            axes.legend(title="N", fontsize=7, title_fontsize=7.5, loc="lower left")
         for axes in panels[len(budgets) :]:
             axes.set_visible(False)
         span = max(highest - lowest, 0.05)
-        panels[0].set_ylim(lowest - 0.1 * span, highest + 1.6 * span)
+        panels[0].set_ylim(lowest - 0.1 * span, highest + 0.1 * span)
         panels[0].set_ylabel("loss, nats/token")
     return to_svg(figure, title, marks.said)
 
@@ -105,7 +119,7 @@ def isoflops(grid: Sequence[Outcome], found: Analysis, title: str) -> str:
             axes.plot([], [], color=colour, linestyle=line, marker=marker, label=f"C = {budget:.3g}")
         axes.plot([], [], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), label="fitted surface")
         axes.plot([], [], color=INK, marker="*", markersize=10, linestyle="none", label="minimum")
-        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
         axes.set_xlabel("N, parameters with embeddings")
         axes.set_ylabel("loss on the tuning split, nats/token")
         axes.legend(loc="upper right")
@@ -144,7 +158,7 @@ def frontier_loss(
             axes.annotate(
                 f"true entropy {floor:.3f}", (bands["c"][-1], floor), fontsize=8, va="bottom", ha="right", color=BLUE
             )
-        axes.set_xscale("log")
+        _logarithmic(axes.xaxis)
         axes.set_xlabel("C = 6 N D, FLOPs")
         axes.set_ylabel("loss, nats/token")
         axes.legend(loc="upper right")
@@ -172,8 +186,8 @@ def optimum(found: Analysis, members: Sequence[Mapping[str, Any]], title: str) -
                     [one["budget"] for one in members], [one["n" if name == "n" else "tokens"] for one in members],
                     color=ORANGE, marker="s", markersize=5, linestyle="none", label="family",
                 )  # fmt: skip
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            _logarithmic(axes.xaxis)
+            _logarithmic(axes.yaxis)
             axes.set_xlabel("C = 6 N D, FLOPs")
             axes.set_title(label)
             axes.legend(loc="upper left")
@@ -197,7 +211,7 @@ def residuals(grid: Sequence[Outcome], found: Analysis, title: str) -> str:
                 colour, _, marker = style_of(budgets, one.trial.budget)
                 x = one.trial.n if label.startswith("N") else one.tokens
                 marks.point(axes, one, x, 100 * residual, color=colour, marker=marker, markersize=5)
-            axes.set_xscale("log")
+            _logarithmic(axes.xaxis)
             axes.set_xlabel(label)
         panels[0].set_ylabel("measured - fitted, % of loss")
         if noise is not None:
@@ -231,7 +245,7 @@ def repeated(repeats: Sequence[Outcome], found: Analysis, title: str) -> str:
                         axes, one, one.tokens / unique, one.loss, color=colour, marker=marker, markersize=6,
                         label=f"N = {n:,}" if one is own[0] else None,
                     )  # fmt: skip
-            axes.set_xscale("log")
+            _logarithmic(axes.xaxis)
             axes.set_xlabel("passes over the data")
             axes.set_title(f"{unique:,} unique tokens")
         panels[0].set_ylabel("loss, nats/token")
@@ -252,8 +266,8 @@ def seconds(outcomes: Sequence[Outcome], title: str) -> str:
             marks.point(axes, one, one.trial.seconds or 1.0, one.seconds, color=BLUE, marker="o", markersize=4.5)
         ends = [o.seconds for o in known] + [o.trial.seconds or 1.0 for o in known]
         axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color=GREY, linestyle="--", linewidth=1)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _logarithmic(axes.xaxis)
+        _logarithmic(axes.yaxis)
         axes.set_xlabel("predicted seconds")
         axes.set_ylabel("measured seconds")
     return to_svg(figure, title, marks.said)
