@@ -23,7 +23,7 @@ done; \
 echo 'no python3 found; install Python 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)' >&2; exit 2
 endef
 
-.PHONY: force help setup demo test test-slow test-cluster test-parity lint format bench lock clean
+.PHONY: force help setup demo scaling-sweep test test-slow test-cluster test-parity lint format bench lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,10 @@ $(PARITY_VENV)/installed: requirements-parity.lock setup.cfg pyproject.toml $(if
 
 demo: setup  ## synthetic events -> corpus -> model -> futures -> report (MEDS=dir for your own data, WORKDIR=runs/demo)
 	$(RUN) -m experiments.demo --workdir '$(WORKDIR)' $(if $(MEDS),--meds '$(MEDS)')
+
+scaling-sweep: setup  ## pilot, plan, trials, fits, family, report (CONFIG=study.py WORKDIR=runs/scaling LAUNCHER=slurm|jobset ARGS=--yes)
+	$(RUN) -m experiments.scaling_sweep --config '$(or $(CONFIG),experiments/configs/scaling_world.py)' \
+	  --workdir '$(if $(filter file,$(origin WORKDIR)),runs/scaling,$(WORKDIR))' --launcher '$(or $(LAUNCHER),local)' $(ARGS)
 
 test: setup  ## all tests but the slow ones (ARGS='tests/cometjax -k resume' to choose)
 	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m 'not slow' --ignore=tests/parity $(ARGS)

@@ -1,0 +1,109 @@
+"""The report works offline, escapes what it is given, and runs in a browser without a word of complaint."""
+
+import http.server
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+from experiments.scaling import study
+from tests.experiments.scaling import made_up_study
+from tests.experiments.scaling.study_test import GRID
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> pathlib.Path:
+    """The report of a study with everything in it, on results from a known surface."""
+    folder = tmp_path_factory.mktemp("report")
+    changes = GRID | {
+        "seeds__repeats": 2, "data__repeated_unique_tokens": (2500.0,), "repeats__widths": (16, 32),
+        "repeats__epochs": (4.0, 16.0), "fit__bootstrap": 20,
+    }  # fmt: skip
+    config = made_up_study.config(folder, **changes)
+    config.name = "a<b>&"
+
+    def run_all(_plan, _path, chosen, workdir, **_) -> None:
+        made_up_study.pretend(workdir, chosen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.local, "run_all", run_all)
+        study.run(config, folder / "run", study.Launch(), yes=True, say=lambda _: None)
+    return folder / "run" / "report.html"
+
+
+def test_the_page_needs_nothing_from_outside_itself(page) -> None:
+    text = page.read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!#)""", text) and "@import" not in text
+    assert "http:" not in text and "https:" not in text and "<link" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_what_it_is_given_is_escaped(page) -> None:
+    assert "a&lt;b&gt;&amp;" in page.read_text() and "a<b>" not in page.read_text()
+
+
+def test_every_finished_trial_of_the_grid_can_be_pointed_at(page) -> None:
+    text = page.read_text()
+    planned = json.loads((page.parent / "plan.json").read_text())["trials"]
+    for trial in planned:
+        figures = 3 if trial["stage"] == "grid" else 0
+        assert text.count(f'<g class="mark" data-mark="{trial["name"]}">') >= figures
+        assert f'<tr data-mark="{trial["name"]}"' in text
+    assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', text)) == text.count("<svg ") >= 6
+
+
+def test_exact_commands_stand_on_the_page(page) -> None:
+    text = page.read_text()
+    assert "python -m cometjax.train --config=experiments/configs/from_json.py:" in text
+    assert "python -m experiments.scaling.fit --points" in text
+    assert (page.parent / "points.csv").read_text().count("\n") == 16
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="SKIPPED FOR LACK OF A BROWSER: no chromium on the PATH")
+def test_a_browser_shows_it_without_console_errors_or_network(page, tmp_path) -> None:
+    # The page tells a script of ours what it sees after a pointer has been over a mark.
+    probe = """<script>
+    window.addEventListener("load", function () {
+      var mark = document.querySelector("svg .mark");
+      var inner = mark.querySelector("path, use") || mark;
+      inner.dispatchEvent(new MouseEvent("mousemove", {bubbles: true, clientX: 5, clientY: 5}));
+      var lit = document.querySelectorAll(".lit").length, tip = document.getElementById("tip");
+      document.title = "lit=" + lit + " tip=" + tip.style.display + " says=" + tip.textContent +
+        " loaded=" + performance.getEntriesByType("resource").length;
+    });
+    </script></body>"""
+    served = tmp_path / "page.html"
+    served.write_text(page.read_text().replace("</body>", probe))
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_) -> None:
+            asked.append(self.path)
+
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        done = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000",
+             "--dump-dom", f"http://127.0.0.1:{server.server_port}/page.html"],
+            capture_output=True, text=True, check=True, timeout=180,
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert {path for path in asked if path != "/favicon.ico"} == {"/page.html"}
+    title = re.search(r"<title>(.*?)</title>", done.stdout).group(1)
+    assert "tip=block" in title and "nats/token" in title and "loaded=0" in title
+    assert int(re.search(r"lit=(\d+)", title).group(1)) >= 3
