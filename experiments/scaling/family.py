@@ -157,7 +157,7 @@ def for_time(
         return planned.hours(one["tokens"], min(mfu, planned.mfu_bound)), one, planned
 
     low, high = math.log(1e12), math.log(1e28)
-    for _ in range(60):
+    for _ in range(22):  # to a part in 100,000
         middle = (low + high) / 2
         low, high = (middle, high) if at(middle)[0] <= hours else (low, middle)
     took, one, planned = at(low)
@@ -273,7 +273,7 @@ def _for_accelerators(config: ml_collections.ConfigDict) -> ml_collections.Confi
 
 def _define_flags() -> None:
     flags.DEFINE_string("family", "runs/scaling/family.json", "a study's family.json, or comet")
-    flags.DEFINE_string("topology", None, "the pod, as in v5p:4x8x8 or h100:8x32", required=True)
+    flags.DEFINE_string("topology", None, "the pod, as in v5p:4x8x8", required=True)
     flags.DEFINE_float("days", 7.0, "how long it is yours", lower_bound=1e-3)
     flags.DEFINE_float("mfu", MFU, "utilization of the chips' peak to plan with", lower_bound=0.01, upper_bound=1.0)
     flags.DEFINE_string("out", None, "configuration file to write", required=True)

@@ -73,3 +73,27 @@ def test_a_configuration_file_holds_the_member_and_warns_of_far_extrapolation(co
         config = made.get_config()
         training.validate(config)
         assert config.model.width == one["shape"]["width"] and config.train.steps == one["steps"]
+
+
+def test_a_pod_for_a_week_becomes_a_model_that_takes_it_a_week(comet, tmp_path) -> None:
+    pytest.importorskip("cometjax.roofline", reason="the planner is not there yet")
+    one, pod = family.for_time(comet, "v5p:4x8x8", 168.0)
+    assert pod["chips"] == 256 and pod["hours"] == pytest.approx(168.0, rel=0.02)
+    assert pod["chip_hours"] == pytest.approx(256 * pod["hours"])
+    # The chips' peak at the utilization planned, over the counted FLOPs of a token: what the hours come from.
+    assert pod["mfu"] == family.MFU <= pod["mfu_bound"]
+    assert 6 * one["n"] * one["tokens"] < 168 * 3600 * 256 * 459e12 * pod["mfu"]
+    assert 6 * one["n"] * one["tokens"] > 0.7 * 168 * 3600 * 256 * 459e12 * pod["mfu"]
+    assert one["batch_rows"] % 256 == 0
+    twice, _ = family.for_time(comet, "v5p:4x8x8", 336.0)
+    assert twice["budget"] > 1.9 * one["budget"]
+    training.validate(family.config_of(comet, one))
+
+
+def test_a_study_names_the_chip_hours_of_its_members(comet) -> None:
+    pytest.importorskip("cometjax.roofline", reason="the planner is not there yet")
+    (m,) = [one for one in comet["members"] if one["name"] == "M"]
+    pod = family.on_pod(comet["base"], m["overrides"], "v5p:4x4x4", m["tokens"])
+    assert pod["chips"] == 64 and pod["chip_hours"] == pytest.approx(64 * pod["hours"])
+    refused = family.on_pod(comet["base"], m["overrides"] | {"train.batch_rows": 3}, "v5p:4x4x4", m["tokens"])
+    assert "3" in refused["refused"]
