@@ -176,16 +176,25 @@ def bands(
 ) -> dict[str, list[float]]:
     """N*, D* and the frontier's loss against C, with percentile bands, from half the least budget on."""
     c = np.geomspace(points.c_P.min() / 2, points.c_P.max() * BEYOND, _BAND_POINTS)
-    n, d = fitted.optimum(c)
-    found = {"c": c, "n": n, "d": d, "loss": fitted.loss(n, d)}
+    found = dict(zip(("n", "d", "loss"), _optimum(fitted, c), strict=True))
     if surfaces:
         tail = (1 - confidence) / 2
-        optima = [one.optimum(c) for one in surfaces]
-        drawn = {
-            "n": np.array([optimum[0] for optimum in optima]),
-            "d": np.array([optimum[1] for optimum in optima]),
-            "loss": np.array([one.loss(*optimum) for one, optimum in zip(surfaces, optima, strict=True)]),
-        }
-        for name, values in drawn.items():
-            found[f"{name}_low"], found[f"{name}_high"] = np.quantile(values, [tail, 1 - tail], axis=0)
+        drawn_BxKxC = np.array([_optimum(one, c) for one in surfaces])
+        # A replicate without one of the terms has no optimum: it counts as nothing, not as zero.
+        known_B = np.isfinite(drawn_BxKxC).all(axis=(1, 2))
+        if known_B.any():
+            low_KxC, high_KxC = np.quantile(drawn_BxKxC[known_B], [tail, 1 - tail], axis=0)
+            for index, name in enumerate(("n", "d", "loss")):
+                found |= {f"{name}_low": low_KxC[index], f"{name}_high": high_KxC[index]}
+    found["c"] = c
     return {name: [float(value) for value in values] for name, values in found.items()}
+
+
+def _optimum(fitted: surface.Surface, c: np.ndarray) -> np.ndarray:
+    """(N*, D*, loss) at each C; NaN where the surface has no optimum, for want of one of its terms."""
+    if not (fitted.A > 0 and fitted.B > 0):
+        return np.full((3, len(c)), np.nan)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        n, d = fitted.optimum(c)
+        values = np.array([n, d, fitted.loss(n, d)])
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)

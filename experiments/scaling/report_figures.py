@@ -36,10 +36,21 @@ def says(outcome: Outcome) -> str:
 
 def _logarithmic(axis: Axis) -> None:
     """A logarithmic axis whose ticks are plain text: matplotlib's own exponents take most of a page's time."""
+    low, high = axis.get_data_interval()
+    if not 0 < low <= high < float("inf"):  # nothing in it, where a fit found no optimum
+        axis.axes.set_visible(False)
+        return
     getattr(axis.axes, "set_xscale" if axis is axis.axes.xaxis else "set_yscale")("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+", "e")))
+    # On a short axis powers of ten alone would be one tick or none.
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _tick(value: float) -> str:
+    if 1 <= value < 1e5:
+        return f"{value:,.0f}"
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 class _Marks:

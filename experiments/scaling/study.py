@@ -17,6 +17,7 @@ Started again, a study goes on: plans that are written stay, finished trials are
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 import time
@@ -135,9 +136,12 @@ class Study:
         found = analysis.analyse(outcomes, self.config.fit, workers=self.config.run.workers or None)
         done, planned = len([one for one in outcomes if one.trial.stage == "grid"]), len(plan.of("grid"))
         whole = gates.Gate("grid finished", done == planned, f"{done} of {planned} trials of the grid are finished")
-        found.result["gates"].append(dataclasses.asdict(whole))
-        if not whole.passed:
-            found.result["refused"].append(whole.reason)
+        optimal = all(math.isfinite(n) for n in found.result["bands"]["n"])
+        reason = "the fitted surface has an optimum" if optimal else "a term of the surface is zero: it has no optimum"
+        for gate in (whole, gates.Gate("optimum", optimal, reason)):
+            found.result["gates"].append(dataclasses.asdict(gate))
+            if not gate.passed:
+                found.result["refused"].append(gate.reason)
         found.result["study"] = self.config.name
         return found
 

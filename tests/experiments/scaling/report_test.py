@@ -107,3 +107,18 @@ def test_a_browser_shows_it_without_console_errors_or_network(page, tmp_path) ->
     title = re.search(r"<title>(.*?)</title>", done.stdout).group(1)
     assert "tip=block" in title and "nats/token" in title and "loaded=0" in title
     assert int(re.search(r"lit=(\d+)", title).group(1)) >= 3
+
+
+def test_a_fit_without_an_optimum_is_reported_and_not_drawn(tmp_path) -> None:
+    config = made_up_study.config(tmp_path, **GRID)
+    # The loss falls with the size, whatever the tokens: no budget has an optimum.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            study.local, "run_all",
+            lambda _plan, _path, chosen, workdir, **_: made_up_study.pretend(
+                workdir, chosen, noise=0.0, loss_of=lambda trial: 2.0 + 5.0 * trial.n**-0.3
+            ),
+        )  # fmt: skip
+        found = study.run(config, tmp_path / "run", study.Launch(), yes=True, say=lambda _: None)
+    assert found.refused
+    assert "REFUSED" in (tmp_path / "run" / "report.html").read_text()
