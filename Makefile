@@ -23,7 +23,7 @@ done; \
 echo 'no python3 found; install Python 3.12 (Debian, Ubuntu: apt-get install python3 python3-venv)' >&2; exit 2
 endef
 
-.PHONY: force help setup demo scaling-sweep test test-slow test-cluster test-parity lint format bench lock clean
+.PHONY: force help setup demo scaling-sweep test test-slow test-hosts test-cluster test-parity lint format bench lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,6 +49,9 @@ test: setup  ## all tests but the slow ones (ARGS='tests/cometjax -k resume' to 
 
 test-slow: setup  ## the tests that take minutes
 	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m slow --timeout=1800 --ignore=tests/parity $(ARGS)
+
+test-hosts: setup  ## a run of several processes: losses, rows, kills, other numbers (as root on hosts of their own too)
+	JAX_PLATFORMS=cpu $(RUN) $(PYTEST) -m slow --timeout=600 tests/cometjax/processes_test.py $(ARGS)
 
 test-cluster: setup  ## a preempted job on a real Slurm (installs Debian's slurm-wlm and munge where missing; needs root)
 	@command -v slurmctld munged >/dev/null || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge; }

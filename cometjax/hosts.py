@@ -11,7 +11,7 @@ Else the process is alone, and nothing of this is used.
 Exit codes of a run of several processes: 0 finished, 2 a user's mistake (the same line from all), 143 saved after
 SIGTERM, 1 a failure of this process (traceback), 75 another process was lost: start all of them again. JAX's own watch
 ends a process by SIGABRT (134 in a shell) when a peer is silent for HEARTBEAT_TIMEOUT_SECONDS, or the first process is
-gone, and names it; it means the same as 75.
+gone, and names it; it means the same as 75. (PYTHONFAULTHANDLER=1 adds the stacks of all threads.)
 """
 
 import contextlib
@@ -149,12 +149,7 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
         if lost is None:
             traceback.print_exc()
             _leave(1)
-        print(
-            f"error: another process of this run was lost ({lost}); start all processes again with the same workdir "
-            "to go on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: another process of this run was lost ({lost}); {_advice(lost)}", file=sys.stderr, flush=True)
         # The first one's end would end the others before they could say the same.
         time.sleep(_LEAVE_SECONDS / 2 if jax.process_index() == 0 else 0)
         _leave(LOST_PEER_EXIT_CODE)
@@ -166,6 +161,9 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
 def _join(cluster: Cluster) -> None:
     # The service takes SIGTERM for itself; cometjax.preemption does.
     jax.config.update("jax_enable_preemption_service", False)
+    if "PYTHONFAULTHANDLER" not in os.environ:
+        # JAX says which peer is lost, and aborts; absl's fault handler would bury that under every thread's stack.
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
     if cluster.coordinator_address is not None:
         _await_coordinator(cluster)
     jax.distributed.initialize(
@@ -213,6 +211,20 @@ def _lost_peer(error: BaseException | None) -> str | None:
             return str(error).splitlines()[0]
         error = error.__cause__ or error.__context__
     return None
+
+
+def _advice(lost: str) -> str:
+    if "context initialization failed" not in lost:
+        return "start all processes again with the same workdir to go on from the last checkpoint"
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    return (
+        "CPU processes meet at the address of each machine's own name, which must be one that the others reach: "
+        f"{name} is {address} here, see /etc/hosts"
+    )
 
 
 def _leave(code: int, *, wait: bool = False) -> NoReturn:
