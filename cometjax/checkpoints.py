@@ -10,7 +10,8 @@ import logging as standard_logging
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -122,6 +123,8 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = f"step {step} could not be saved: {_reason(error)}"
+        if not isinstance(sys.unraisablehook, _ClosedLoopsIgnored):
+            sys.unraisablehook = _ClosedLoopsIgnored(sys.unraisablehook)
         # After an error it keeps raising it, close included.
         self._checkpointer = ocp.AsyncCheckpointer(_handler())
         if self._primary:
@@ -255,6 +258,21 @@ def _handler() -> ocp.CompositeCheckpointHandler:
             _METADATA: ocp.JsonCheckpointHandler(),
         }
     )
+
+
+class _ClosedLoopsIgnored:
+    """Instead of `sys.unraisablehook`, which prints a traceback of what no caller can catch.
+
+    Of a save that has failed other arrays are still being written. Tensorstore's threads then report to the event loop
+    that waited for them, and Orbax has closed it.
+    """
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self._before = before
+
+    def __call__(self, told: Any) -> None:
+        if not (isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"):
+            self._before(told)
 
 
 def _is_not_told_elsewhere(record: standard_logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ import threading
 import jax
 import pytest
 
-from cometjax import checkpoint_files, metrics, preemption
+from cometjax import checkpoint_files, metrics, preemption, sharding
 from cometjax.checkpoint_files import FOLDER
 from cometjax.train import train
 from data_pipeline.errors import UserError
@@ -113,6 +113,26 @@ def test_training_goes_on_while_a_slow_save_is_written(folder, finished, tmp_pat
     assert names(workdir) == ["12", "24"]
 
 
+def test_sigterm_in_the_warm_up_saves_at_the_next_step(folder, finished, tmp_path, monkeypatch):
+    put, puts = sharding.put_batch, []
+
+    def interrupted(mesh, batch):
+        puts.append(batch)
+        if len(puts) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(mesh, batch)
+
+    workdir = tmp_path / "run"
+    assert config(folder).optimizer.warmup_steps > 2
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sharding, "put_batch", interrupted)
+        train(config(folder), workdir, progress=False)
+    assert left.value.code == preemption.EXIT_CODE
+    assert names(workdir) == ["2"]
+    train(config(folder), workdir, progress=False)
+    assert losses(workdir) == losses(finished)
+
+
 def test_sigterm_in_an_evaluation_saves_and_leaves_there(folder, finished, tmp_path, monkeypatch):
     from cometjax import train as module
 
@@ -191,6 +211,10 @@ def test_on_a_full_disk_training_says_so_and_goes_on_and_saves_once_there_is_roo
     assert names(small_disk) == ["24"]
 
 
+# Tensorstore's threads end after the save has failed: no user wants their traceback.
+@pytest.mark.filterwarnings(
+    "error:(?s)Exception ignored in.*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("choice", ["stop", "continue"])
 def test_on_a_full_disk_training_stops_in_a_line_where_told_to_and_at_the_end_always(folder, small_disk, choice):
     fill(small_disk)
