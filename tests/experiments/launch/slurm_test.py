@@ -113,8 +113,10 @@ def wait_for(condition, what: str, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def submit(folder: pathlib.Path, name: str, partition: str, corpus: pathlib.Path) -> tuple[str, pathlib.Path]:
-    """Launch a two-task job as a user would; (its id, its workdir)."""
+def submit(
+    folder: pathlib.Path, name: str, partition: str, corpus: pathlib.Path, *flags: str, tasks: int = 2
+) -> tuple[str, pathlib.Path]:
+    """Launch a job of two tasks, or so many, as a user would; (its id, its workdir)."""
     (folder / "config.py").write_text(CONFIG)
     workdir = folder / name
     workdir.mkdir()
@@ -122,8 +124,8 @@ def submit(folder: pathlib.Path, name: str, partition: str, corpus: pathlib.Path
     run(
         sys.executable, "-m", "experiments.launch", "--cluster=slurm", f"--config={folder / 'config.py'}",
         f"--config.corpus={corpus}", f"--workdir={workdir}", f"--out={folder / 'launch' / name}", f"--name={name}",
-        "--slurm.tasks_per_node=2", f"--slurm.partition={partition}", f"--slurm.directory={ROOT}",
-        f"--slurm.setup={setup!r}",
+        f"--slurm.tasks_per_node={tasks}", f"--slurm.partition={partition}", f"--slurm.directory={ROOT}",
+        f"--slurm.setup={setup!r}", *flags,
     )  # fmt: skip
     return run("sbatch", "--parsable", str(folder / "launch" / name / "train.sbatch")).strip(), workdir
 
@@ -168,6 +170,20 @@ def test_a_preempted_job_comes_back_and_ends_with_the_undisturbed_loss(
     assert "resumed at step" in log_of(workdir)
     assert result["tuning_loss"] == undisturbed["tuning_loss"]
     assert result["step"] == undisturbed["step"] == 600
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_is_an_array_whose_tasks_train_a_trial_each(slurm, tmp_path, world_corpus) -> None:
+    sweep = ("--sweep=optimizer.learning_rate=1e-3,3e-3,1e-2", "--config.train.steps=8", "--slurm.parallel_trials=2")
+    _, workdir = submit(tmp_path, "sweep", "nograce", world_corpus, *sweep, tasks=1)
+    results = [workdir / f"trial-{trial}" / "result.json" for trial in range(3)]
+    wait_for(lambda: run("squeue", "--noheader") == "", "an empty queue", 240)
+    assert all(result.exists() for result in results), log_of(workdir)
+    rates = [
+        json.loads((result.parent / "config.json").read_text())["optimizer"]["learning_rate"] for result in results
+    ]
+    assert rates == [1e-3, 3e-3, 1e-2]
+    assert len({json.loads(result.read_text())["tuning_loss"] for result in results}) == 3
 
 
 @pytest.mark.timeout(600)
