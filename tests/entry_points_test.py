@@ -19,6 +19,7 @@ ENTRY_POINTS = (
     "cometjax.export",
     "experiments.demo",
     "experiments.launch",
+    "experiments.mup_transfer",
     "experiments.scaling.fit",
     "experiments.scaling.family",
     "experiments.scaling_sweep",
