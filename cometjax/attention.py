@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cometjax.blockwise import blockwise_attention
+from cometjax.packed import pallas_gpu_attention, pallas_tpu_attention
 from cometjax.splash import splash_attention
 from data_pipeline.errors import UserError
 
@@ -47,13 +48,13 @@ def attention(
     return IMPLEMENTATIONS[resolve(implementation)].attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 
 
-def resolve(implementation: str) -> str:
-    """The name of what `attention` will run on the devices traced for; "auto" is what DEFAULTS has for the platform.
+def resolve(implementation: str, platform: str | None = None) -> str:
+    """The name of what `attention` will run on `platform` (None: the one traced for); "auto" is a row of DEFAULTS.
 
     Raises:
       UserError: `implementation` is unknown, or cannot run on this device; those that can are named.
     """
-    platform = _platform()
+    platform = platform or _platform()
     name = DEFAULTS[platform] if implementation == AUTO else implementation
     if name not in IMPLEMENTATIONS or platform not in IMPLEMENTATIONS[name].platforms:
         known = f"cannot run on {platform}" if name in IMPLEMENTATIONS else "is not known"
@@ -125,11 +126,14 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(_reference, ("cpu", "gpu", "tpu")),
     "blockwise": Implementation(blockwise_attention, ("cpu", "gpu", "tpu")),
     "splash": Implementation(splash_attention, ("tpu",)),
+    "pallas_tpu": Implementation(pallas_tpu_attention, ("tpu",)),
+    "pallas_gpu": Implementation(pallas_gpu_attention, ("gpu",)),
 }
 
-# What "auto" means. On CPU measured (cometjax/blockwise.py); on accelerators nothing has been timed yet.
+# What "auto" means. On CPU measured (cometjax/blockwise.py). On accelerators nothing has been timed yet: these are what
+# docs/performance.md predicts to be fastest, and benchmarks/attention.py holds them to the reference on the device.
 AUTO = "auto"
-DEFAULTS = {"cpu": "blockwise", "gpu": "blockwise", "tpu": "splash"}
+DEFAULTS = {"cpu": "blockwise", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
 def _platform() -> str:

@@ -66,7 +66,7 @@ def test_only_blocks_with_a_segment_in_common_are_computed() -> None:
 
 
 def test_it_is_refused_off_tpu_and_for_rows_that_do_not_divide_in_blocks() -> None:
-    with pytest.raises(UserError, match=r"'splash' cannot run on cpu.*these can run: reference"):
+    with pytest.raises(UserError, match=r"'splash' cannot run on cpu.*these can run: reference, blockwise"):
         attention(*inputs(2), segment_ids_BxL=jnp.asarray(SEGMENTS_BxL), implementation="splash")
     short = tuple(x[:, :100] for x in inputs(2))
     with pytest.raises(UserError, match=r"config\.train\.row_length: rows of 100 tokens"):
