@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from cometjax.blockwise import blockwise_attention
 from cometjax.packed import pallas_gpu_attention, pallas_tpu_attention
+from cometjax.sharding import traced_platform
 from cometjax.splash import splash_attention
 from data_pipeline.errors import UserError
 
@@ -54,7 +55,7 @@ def resolve(implementation: str, platform: str | None = None) -> str:
     Raises:
       UserError: `implementation` is unknown, or cannot run on this device; those that can are named.
     """
-    platform = platform or _platform()
+    platform = platform or traced_platform()
     name = DEFAULTS[platform] if implementation == AUTO else implementation
     if name not in IMPLEMENTATIONS or platform not in IMPLEMENTATIONS[name].platforms:
         known = f"cannot run on {platform}" if name in IMPLEMENTATIONS else "is not known"
@@ -68,7 +69,7 @@ def resolve(implementation: str, platform: str | None = None) -> str:
 
 def available_implementations(platform: str | None = None) -> tuple[str, ...]:
     """Names of the implementations that can run on `platform` ("cpu", "gpu", "tpu"); None: the one traced for."""
-    platform = platform or _platform()
+    platform = platform or traced_platform()
     return tuple(name for name, known in IMPLEMENTATIONS.items() if platform in known.platforms)
 
 
@@ -134,10 +135,3 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 # docs/performance.md predicts to be fastest, and benchmarks/attention.py holds them to the reference on the device.
 AUTO = "auto"
 DEFAULTS = {"cpu": "blockwise", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
-
-
-def _platform() -> str:
-    """The platform of the mesh in use, which may be one that is only compiled for (`cometjax.plan`), or this one's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device is not None else jax.default_backend()
-    return "gpu" if platform in ("cuda", "rocm") else platform

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from cometjax.segment_blocks import on_each_device, pad_rows, shared_blocks
+from cometjax.segment_blocks import RESIDUAL_NAME, on_each_device, pad_rows, shared_blocks
 
 # Positions in a block. Two busy CPU cores, forward and backward, one row of 8,192 with 4 heads of 64 and segments of
 # 1,280 on average: 480 ms (256: 534 ms; 512: 1,154 ms; reference: 3,880 ms); 8 rows of 512, unpacked: 100 ms (256:
@@ -87,7 +88,8 @@ def _forward(
     weighted_BxKxGxLxC, highest_BxKxGxL, total_BxKxGxL = jax.lax.fori_loop(0, count, add_pair, start)
     total_BxKxGxL = jnp.where(total_BxKxGxL > 0, total_BxKxGxL, 1.0)  # 0 for padding alone
     out_BxKxGxLxC = (weighted_BxKxGxLxC / total_BxKxGxL[..., None]).astype(q_BxKxGxLxC.dtype)
-    logsumexp_BxKxGxL = highest_BxKxGxL + jnp.log(total_BxKxGxL)
+    out_BxKxGxLxC = checkpoint_name(out_BxKxGxLxC, RESIDUAL_NAME)
+    logsumexp_BxKxGxL = checkpoint_name(highest_BxKxGxL + jnp.log(total_BxKxGxL), RESIDUAL_NAME)
     kept = (q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, pairs_Px3, count, out_BxKxGxLxC, logsumexp_BxKxGxL)
     return out_BxKxGxLxC, kept
 

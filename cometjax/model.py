@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cometjax import attention, parameterization
+from cometjax.segment_blocks import RESIDUAL_NAME
 from cometjax.sharding import constrain
 from data_pipeline.errors import UserError
 
@@ -28,10 +29,13 @@ from data_pipeline.errors import UserError
 INIT_STDDEV = 0.02
 
 # What a layer's forward pass keeps for its backward pass. "none": everything (no recomputation). "dots": results of
-# matmuls with weights, the rest is recomputed. "full": nothing but the layer's input.
+# matmuls with weights and of attention kernels, the rest is recomputed. "full": nothing but the layer's input.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(RESIDUAL_NAME),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -155,13 +159,16 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
         """Next-token logits_BxLxV (float32) of packed rows; segment id 0 is padding, positions restart per segment."""
+        return self.logits(self.hidden_of_rows(tokens_BxL, segment_ids_BxL, positions_BxL))
+
+    def hidden_of_rows(self, tokens_BxL: jax.Array, segment_ids_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+        """x_BxLxD of packed rows after the final norm, in the compute dtype: what `head` scores."""
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: None) -> tuple[jax.Array, None]:
             name = self.config.attention
             return attention.attention(q, k, v, segment_ids_BxL=segment_ids_BxL, implementation=name), cache
 
-        x_BxLxD, _ = self.hidden(tokens_BxL, positions_BxL, attend)
-        return self.logits(x_BxLxD)
+        return self.hidden(tokens_BxL, positions_BxL, attend)[0]
 
     def hidden(
         self, tokens_BxL: jax.Array, positions_BxL: jax.Array, attend: Attend, caches: Any = None
@@ -192,10 +199,13 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D]."""
-        head_VxD = self.embedding[...] if self.config.tied_embeddings else self.lm_head[...]
-        head_VxD = head_VxD.astype(self.config.compute_dtype)
-        logits = jnp.einsum("...d,vd->...v", x, head_VxD, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", x, self.head(), preferred_element_type=jnp.float32)
         return constrain(logits, "BLV") if logits.ndim == 3 else logits
+
+    def head(self) -> jax.Array:
+        """The matrix [V, D] that scores hidden states, in the compute dtype."""
+        head_VxD = self.embedding[...] if self.config.tied_embeddings else self.lm_head[...]
+        return head_VxD.astype(self.config.compute_dtype)
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:

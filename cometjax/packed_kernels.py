@@ -26,8 +26,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as pltriton
 
-# What the backward pass needs and cannot recompute without the kernel; a remat policy may keep them by this name.
-RESIDUAL_NAME = "attention_residual"
+from cometjax.segment_blocks import RESIDUAL_NAME
+
 # Finite, and below _NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
 _MASKED_SCORE = -1e30
 _NO_SCORE_YET = -1e20

@@ -18,6 +18,10 @@ from jax.sharding import PartitionSpec as P
 _ROW_AXES = ("data", "fsdp")
 _HEAD_AXIS = "tensor"
 
+# Name (jax.ad_checkpoint) of an implementation's output and log-sum-exp. The backward pass needs them, and recomputing
+# them is the whole forward pass of attention: a remat policy keeps them by this name (cometjax.model).
+RESIDUAL_NAME = "attention_residual"
+
 AttendRows = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 

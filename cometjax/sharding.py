@@ -221,3 +221,10 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
 @functools.lru_cache(maxsize=1)
 def _parts(mesh: Mesh) -> int:
     return share_of(mesh.devices, jax.process_index())[1]
+
+
+def traced_platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh in use, which may be one that is only compiled for, or of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = device.platform if device is not None else jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else platform

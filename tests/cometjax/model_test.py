@@ -120,11 +120,15 @@ def test_remat_changes_no_gradient(state: nnx.State, remat: str, scan_layers: bo
 
 
 def test_remat_policies_recompute_nothing_little_and_all(state: nnx.State) -> None:
-    def products(remat: str) -> int:
-        config = dataclasses.replace(CONFIG, remat=remat)
+    def products(remat: str, attention: str) -> int:
+        config = dataclasses.replace(CONFIG, remat=remat, attention=attention)
         return str(jax.make_jaxpr(functools.partial(gradients, config))(state, *PACKED)).count("dot_general[")
 
-    assert products("none") < products("dots") < products("full")
+    none, dots, full = (products(remat, "reference") for remat in ("none", "dots", "full"))
+    assert none < dots < full
+    # Its output and log-sum-exp are kept: "dots" has no product of `blockwise` done again.
+    none, dots, full = (products(remat, "blockwise") for remat in ("none", "dots", "full"))
+    assert none == dots < full
 
 
 def test_a_row_of_padding_gives_finite_logits_and_gradients(state: nnx.State) -> None:
