@@ -15,24 +15,23 @@ def get_config() -> ml_collections.ConfigDict:
     """The study."""
     config = study_config.default_config()
     config.name = "world"
-    config.data.world_patients = 40_000
+    config.data.world_patients = 50_000
     config.data.validation_subjects = 400
-    config.data.repeated_unique_tokens = (100_000.0, 300_000.0)
-    config.base.optimizer.clip_norm = 1.0
-    config.base.loader.prefetch = 2
+    config.data.repeated_unique_tokens = (60_000.0, 200_000.0)
     config.recipe.update(
-        width_multiple=8, min_width=8, max_width=256, width_per_layer=64.0, min_layers=2, max_layers=4, head_dim=16,
+        width_multiple=4, min_width=8, max_width=256, width_per_layer=64.0, min_layers=2, max_layers=4, head_dim=16,
         mlp_ratio=4.0, parameterization="mup", mup_base_width=32, row_length=256, batch_rows=8, batch_multiple=1,
         warmup_fraction=0.1, final_fraction=0.0,
     )  # fmt: skip
-    config.pilot.budgets = (5e10, 2e11)
-    config.pilot.widths = (16, 24, 40)
-    config.pilot.learning_rates = (1e-2, 3e-2, 9e-2)
-    config.grid.budgets = (3.6e11, 5.8e11, 9.2e11, 1.48e12)
+    config.pilot.budgets = (6e10, 1.6e11)
+    config.pilot.widths = (12, 20, 32)
+    config.pilot.learning_rates = (1.2e-2, 3.5e-2, 1e-1)
+    config.grid.budgets = (2.5e11, 4e11, 6.4e11, 1.02e12)
     config.grid.sizes = 6
-    config.grid.spread = 3.5
+    config.grid.spread = 2.5
     config.seeds.repeats = 3
-    config.repeats.widths = (24, 48)
-    config.repeats.epochs = (4.0, 16.0)
+    config.repeats.widths = (16, 32)
+    config.repeats.epochs = (4.0, 12.0)
+    config.family.topology = "v5p:2x2x1"
     config.run.workers = 0
     return config

@@ -20,6 +20,8 @@ import numpy as np
 from absl import flags
 
 from cometjax import workdir as workdirs
+from cometjax.chips import parse_topology
+from cometjax.roofline import analytic_plan
 from data_pipeline import command_line
 from data_pipeline.errors import UserError
 from experiments.scaling.analysis import Analysis
@@ -114,8 +116,6 @@ def real_shape(recipe: Recipe, n: float, vocab_size: int) -> Shape:
 
 def on_pod(base: Mapping[str, Any], overrides: Mapping[str, Any], topology: str, tokens: float) -> dict[str, Any]:
     """Chip-hours on a pod by the planner's analytic model; `refused` says why, where it cannot run there."""
-    from cometjax.roofline import analytic_plan  # imports JAX's devices' tables: not for a launcher's start
-
     config = _for_accelerators(apply(base, overrides))
     try:
         planned = analytic_plan(config, topology)
@@ -140,8 +140,6 @@ def for_time(
 
     Raises UserError where even the smallest shape does not run on the pod.
     """
-    from cometjax.roofline import analytic_plan
-
     law, recipe, base = _law(family), _recipe(family), family["base"]
 
     def at(log_c: float) -> tuple[float, dict[str, Any], Any]:
@@ -252,8 +250,6 @@ def _recipe(family: Mapping[str, Any]) -> Recipe:
 
 def _rows_for(rows: int, topology: str) -> int:
     """Batch rows that divide among the chips: at least one each."""
-    from cometjax.chips import parse_topology
-
     chips = parse_topology(topology).chips
     return chips * max(1, round(rows / chips))
 

@@ -76,7 +76,6 @@ def test_a_configuration_file_holds_the_member_and_warns_of_far_extrapolation(co
 
 
 def test_a_pod_for_a_week_becomes_a_model_that_takes_it_a_week(comet, tmp_path) -> None:
-    pytest.importorskip("cometjax.roofline", reason="the planner is not there yet")
     one, pod = family.for_time(comet, "v5p:4x8x8", 168.0)
     assert pod["chips"] == 256 and pod["hours"] == pytest.approx(168.0, rel=0.02)
     assert pod["chip_hours"] == pytest.approx(256 * pod["hours"])
@@ -91,7 +90,6 @@ def test_a_pod_for_a_week_becomes_a_model_that_takes_it_a_week(comet, tmp_path) 
 
 
 def test_a_study_names_the_chip_hours_of_its_members(comet) -> None:
-    pytest.importorskip("cometjax.roofline", reason="the planner is not there yet")
     (m,) = [one for one in comet["members"] if one["name"] == "M"]
     pod = family.on_pod(comet["base"], m["overrides"], "v5p:4x4x4", m["tokens"])
     assert pod["chips"] == 64 and pod["chip_hours"] == pytest.approx(64 * pod["hours"])
