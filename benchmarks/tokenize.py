@@ -1,11 +1,12 @@
 """Tokenizing speed: MEDS parquet to finished corpus, beside a floor that only reads, joins and sorts the same files.
 
-    python benchmarks/tokenize.py --meds ../shared/data/mimic-iv-demo-meds --repeats 20 --code_map mimic
+    python -m benchmarks.tokenize --meds ../shared/data/mimic-iv-demo-meds --repeats 50
 
-Without --meds a synthetic world of 2,000 patients is the data set. It is repeated under new subject ids in --shards
-files. The last line is one JSON object: events_per_s (all
-rows of the input over the wall time of data_pipeline.build), floor_events_per_s (polars: read every shard, join its
-splits, sort by subject, time and code), their ratio, and peak_rss_bytes of the whole process tree during the build.
+Without --meds a synthetic world of 2,000 patients is the data set. It is repeated under new subject ids, each copy in
+--files_per_copy files, so that files are of one size whatever the number of copies. The last line is one JSON object:
+events_per_s (all rows of the input over the wall time of data_pipeline.build), floor_events_per_s (polars: read every
+shard, join its splits, sort by subject, time and code), their ratio, and peak_rss_bytes of the whole process tree
+during the build.
 """
 
 import sys
@@ -28,7 +29,7 @@ from data_pipeline import build_config, meds, world
 from data_pipeline.build import build_corpus
 
 
-def repeat(dataset: meds.MedsDataset, out: pathlib.Path, repeats: int, shards: int) -> int:
+def repeat(dataset: meds.MedsDataset, out: pathlib.Path, repeats: int, files_per_copy: int) -> int:
     """Write `repeats` copies of a data set under new subject ids; returns the number of events."""
     events = pl.concat([meds.read_shard(path) for path in dataset.shards], how="diagonal")
     ids = dataset.splits["subject_id"]
@@ -40,9 +41,7 @@ def repeat(dataset: meds.MedsDataset, out: pathlib.Path, repeats: int, shards: i
     pl.concat([dataset.splits.with_columns(copy) for copy in copies]).write_parquet(
         out / "metadata" / "subject_splits.parquet"
     )
-    # A copy is cut among as many files as make up the number of shards, along subjects.
-    pieces = -(-shards // repeats)
-    part = (pl.col("subject_id").rank("dense") - 1) * pieces // len(ids)
+    part = (pl.col("subject_id").rank("dense") - 1) * files_per_copy // len(ids)
     for copy, shifted in enumerate(copies):
         for (piece,), rows in events.with_columns(part=part).partition_by("part", as_dict=True).items():
             rows.drop("part").with_columns(shifted).write_parquet(out / "data" / f"{copy:04d}_{piece}.parquet")
@@ -96,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meds", type=pathlib.Path)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--files_per_copy", type=int, default=2)
     parser.add_argument("--code_map", default=None, help="default: mimic with --meds, world without")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +103,7 @@ def main() -> None:
         if args.meds is None:
             world.write_world(root / "world", patients=2000, seed=0)
         dataset = meds.open_dataset(args.meds or root / "world")
-        events = repeat(dataset, root / "meds", args.repeats, args.shards)
+        events = repeat(dataset, root / "meds", args.repeats, args.files_per_copy)
         config = build_config.get_config()
         config.code_map = args.code_map or ("mimic" if args.meds else "world")
         floor = floor_seconds(root / "meds")
@@ -114,6 +113,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
     figures = {
         "events": events,
+        "files": corpus.manifest["source"]["shards"],
         "tokens": sum(split["tokens"] for split in corpus.manifest["splits"].values()),
         "events_per_s": round(events / seconds),
         "floor_events_per_s": round(events / floor),

@@ -34,6 +34,7 @@ class BuildFacts:
     totals: statistics.Statistics
     vocabulary: Vocabulary
     frozen: FrozenVocabulary | None
+    subjects_without_events: int
 
 
 def write_manifest(
@@ -75,6 +76,8 @@ def write_manifest(
             "meds_version": dataset.meds_version,
             "shards": len(dataset.shards),
             "rows": sum(pieces.read(piece, ["rows"])["rows"] for _, piece in counted),
+            # They have a split: their file may be missing.
+            "subjects_without_events": facts.subjects_without_events,
             "notes": list(dataset.notes),
         },
         "vocabulary_source": dict(facts.frozen.source) if facts.frozen else None,

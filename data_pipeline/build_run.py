@@ -62,6 +62,9 @@ class BuildRun:
         """Write the corpus into the build's folder."""
         splits.save(self.folder)
         counted = self._count()
+        silent = splits.count_without([shard.subject_ids() for shard in counted])
+        if silent:
+            print(f"{self.dataset.root}: {silent:,} subjects have a split and no event", file=sys.stderr)
         totals = self._merge([shard.piece for shard in counted])
         vocabulary = self.frozen.vocabulary if self.frozen else self._make_vocabulary(totals)
         written = build_manifest.read_splits(self._tokenize(counted, vocabulary))
@@ -70,7 +73,7 @@ class BuildRun:
         if not self.frozen:
             vocabulary = _with_measured_intervals(vocabulary, [split for _, split in written])
         self._save(vocabulary, self.folder.corpus / corpus.VOCABULARY)
-        facts = build_manifest.BuildFacts(self.dataset, self.config, totals, vocabulary, self.frozen)
+        facts = build_manifest.BuildFacts(self.dataset, self.config, totals, vocabulary, self.frozen, silent)
         manifest = build_manifest.write_manifest(
             self.folder, facts, written, [(shard.file, shard.piece) for shard in counted]
         )

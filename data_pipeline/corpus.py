@@ -17,6 +17,8 @@ import json
 import pathlib
 import re
 import struct
+import tokenize
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -97,8 +99,12 @@ def write_shard(path: pathlib.Path, records: Iterable[SubjectRecord]) -> int:
 class SplitReader:
     """Random access to one split's records; opens its files on first use, so that it travels to worker processes."""
 
-    def __init__(self, root: pathlib.Path, name: str, shards: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, root: pathlib.Path, name: str, shards: Sequence[Mapping[str, Any]], tokens: int | None = None
+    ) -> None:
+        """`shards` is the manifest's; `tokens` its number of tokens of the split, to compare the lengths with."""
         self.name = name
+        self._tokens = tokens
         self._folder = root / name
         self._paths = [root / shard["file"] for shard in shards]
         self._starts = np.cumsum([0] + [shard["records"] for shard in shards])
@@ -106,8 +112,17 @@ class SplitReader:
 
     @functools.cached_property
     def lengths_R(self) -> np.ndarray:
-        """uint32 tokens of each record, memory-mapped."""
-        return _load_array(self._folder / "lengths.npy", np.uint32, len(self))
+        """uint32 tokens of each record, memory-mapped; raises UserError when they are not those that were written."""
+        path = self._folder / "lengths.npy"
+        lengths_R = _load_array(path, np.uint32, len(self))
+        # Else a damaged length would show only at its record, hours into a run, or never, in a table of lengths.
+        if self._tokens is not None and int(lengths_R.sum(dtype=np.int64)) != self._tokens:
+            raise UserError(
+                f"the lengths add up to {int(lengths_R.sum(dtype=np.int64))} tokens, corpus.json says {self._tokens}",
+                where=str(path),
+                fix="rebuild the corpus",
+            )
+        return lengths_R
 
     @functools.cached_property
     def subject_ids_R(self) -> np.ndarray:
@@ -123,7 +138,8 @@ class SplitReader:
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps would travel whole, and open files not at all: the other process opens its own.
         state = {key: value for key, value in self.__dict__.items() if key not in ("lengths_R", "subject_ids_R")}
-        return state | {"_readers": {}}
+        # The lengths have been added up here.
+        return state | {"_readers": {}, "_tokens": None}
 
     def record(self, index: int) -> SubjectRecord:
         """The record numbered `index`; raises UserError when the file is damaged."""
@@ -197,22 +213,27 @@ class Corpus:
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The corpus's vocabulary; raises UserError when it is not the one that the corpus was written with."""
-        vocabulary = Vocabulary.load(self.root / VOCABULARY)
-        if vocabulary.fingerprint != self.manifest["vocabulary_fingerprint"]:
+        path = self.root / VOCABULARY
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError("cannot be read", where=str(path), fix="rebuild the corpus") from error
+        # A vocabulary's fingerprint is that of its file: nothing of a damaged one is parsed.
+        found, expected = hashlib.sha256(content).hexdigest(), self.manifest["vocabulary_fingerprint"]
+        if found != expected:
             raise UserError(
-                f"fingerprint {vocabulary.fingerprint[:12]}, but corpus.json says "
-                f"{self.manifest['vocabulary_fingerprint'][:12]}",
-                where=str(self.root / VOCABULARY),
+                f"fingerprint {found[:12]}, but corpus.json says {expected[:12]}",
+                where=str(path),
                 fix="rebuild the corpus",
             )
-        return vocabulary
+        return Vocabulary.from_json(content.decode(), where=str(path))
 
     def split(self, name: str) -> SplitReader:
         """Reader of split `name`; raises UserError naming the splits there are."""
         splits = self.manifest["splits"]
         if name not in splits:
             raise UserError(f"no split {name!r}", where=str(self.root / MANIFEST), fix=f"it has {', '.join(splits)}")
-        return SplitReader(self.root, name, splits[name]["shards"])
+        return SplitReader(self.root, name, splits[name]["shards"], splits[name]["tokens"])
 
 
 def encode_manifest(content: Mapping[str, Any]) -> bytes:
@@ -262,8 +283,11 @@ def file_sha256(path: pathlib.Path) -> str:
 def _load_array(path: pathlib.Path, dtype: type, length: int) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    # numpy parses a header as Python, and lets what its tokenizer says of a damaged one through.
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile) as error:
         raise UserError("cannot be read", where=str(path), fix="rebuild the corpus") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError("holds something else than an array", where=str(path), fix="rebuild the corpus")
     if array.dtype != dtype or array.shape != (length,):
         raise UserError(
             f"holds {array.dtype}{list(array.shape)}, corpus.json wants {np.dtype(dtype)}[{length}]",

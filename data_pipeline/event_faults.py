@@ -12,6 +12,10 @@ import polars as pl
 from data_pipeline.parquet_tables import Lost
 
 _NO_TIME = np.iinfo(np.int64).min
+# Microseconds since 1970 of the first and last instant of the years 1 to 9999, which are all that Python has dates for.
+# What lies outside is damage or a wrong unit, and its differences would overflow.
+_CALENDAR_US = (-62_135_596_800_000_000, 253_402_300_799_999_999)
+NO_DATE = "not a date of the years 1 to 9999"
 # What is set aside: a subject with the number of its rows and the first bad one, if it is a row that is bad; the rows
 # without a subject, together; or, without row and column, a file (its rows null where it can't even tell their number).
 SET_ASIDE_SCHEMA = {
@@ -43,6 +47,7 @@ def find_faults(events: pl.DataFrame) -> Iterator[RowFault]:
         "not a finite 32-bit number",
         "write null where there is no value",
     )
+    yield from _fault(outside_calendar(events["time"]), "time", NO_DATE, "see that its unit is what the file says")
     subject_E = events["subject_id"].to_numpy()
     new_E = subject_E[1:] != subject_E[:-1]
     first_rows = np.concatenate(([0], np.flatnonzero(new_E) + 1)) if len(subject_E) else np.zeros(0, np.int64)
@@ -55,6 +60,11 @@ def find_faults(events: pl.DataFrame) -> Iterator[RowFault]:
     if len(back):
         fix = "sort each file by subject_id and time, rows without time first"
         yield RowFault(back + 1, "time", "earlier than the row before it, of the same subject", fix)
+
+
+def outside_calendar(times: pl.Series) -> pl.Series:
+    """Mask of the times (Datetime in microseconds) outside the years 1 to 9999; null where there is none."""
+    return ~times.to_physical().is_between(*_CALENDAR_US)
 
 
 def set_aside(events: pl.DataFrame, lost: Sequence[Lost]) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -114,7 +114,7 @@ def read_shard(path: pathlib.Path, *, text_values: bool = False, categories: boo
 
     Raises:
         UserError: a column is missing or of the wrong type; a subject or code is null; a numeric value is not finite;
-            a subject's rows are not sorted by time or not together.
+            a time is no date of the calendar; a subject's rows are not sorted by time or not together.
     """
     events = parquet_tables.read(path, _event_columns(text_values), categories=categories)
     for fault in event_faults.find_faults(events):
@@ -213,6 +213,9 @@ def read_labels(path: str | pathlib.Path, subjects: Iterable[int] | pl.Series) -
 def _read_label_file(path: pathlib.Path, known: pl.Series) -> pl.DataFrame:
     labels = parquet_tables.read(path, _LABEL_COLUMNS, fill_missing=False)
     _check_no_nulls(labels, path, _LABEL_COLUMNS)
+    late = _first(event_faults.outside_calendar(labels["prediction_time"]))
+    if late is not None:
+        raise UserError(event_faults.NO_DATE, where=parquet_tables.place(path, late, "prediction_time"))
     if "float_value" in labels.columns:
         bad = _first(~labels["float_value"].is_finite())
         if bad is not None:
@@ -339,6 +342,7 @@ def _as_ids(subject_ids: Iterable[int] | pl.Series) -> pl.Series:
 
 
 def _parquet_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = (path for path in folder.rglob("*.parquet") if path.is_file())
+    # A link to nowhere stands for a file that is missed: it is kept, and found unreadable.
+    found = (path for path in folder.rglob("*.parquet") if path.is_file() or (path.is_symlink() and not path.exists()))
     visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())

@@ -3,15 +3,19 @@
 import dataclasses
 import functools
 import pathlib
+import re
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
 
-from data_pipeline import build_job, meds, pieces
+from data_pipeline import build_job, corpus, meds, pieces
 from data_pipeline.build_folder import BuildFolder
 from data_pipeline.errors import UserError
 
 NO_SPLIT = 255
+# A split has a folder of that name in the corpus.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +34,32 @@ class SplitTable:
 
     @classmethod
     def of(cls, splits: pl.DataFrame, where: pathlib.Path) -> "SplitTable":
-        """From a data set's [subject_id, split]; raises UserError naming `where` when there are too many splits."""
+        """From a data set's [subject_id, split].
+
+        Raises UserError naming `where` when there are too many splits, or one whose name cannot be a folder's.
+        """
         there = set(splits["split"].unique())
+        if not all(_NAME.fullmatch(name) and name not in (corpus.MANIFEST, corpus.VOCABULARY) for name in there):
+            raise UserError(
+                "a split's name cannot be a folder's",
+                where=str(where),
+                fix="use train, tuning and held_out, or letters, digits, _, - and .",
+            )
         names = (*meds.SPLITS, *sorted(there - set(meds.SPLITS)))
         if len(names) >= NO_SPLIT:
             raise UserError(f"{len(there)} different splits", where=str(where), fix="use train, tuning and held_out")
         ordered = splits.sort("subject_id")
         split_N = ordered["split"].replace_strict(names, range(len(names)), return_dtype=pl.UInt8)
         return cls(names, ordered["subject_id"].to_numpy(), split_N.to_numpy())
+
+    def count_without(self, ids_of_files: Iterable[np.ndarray]) -> int:
+        """How many subjects of the table are in none of the arrays: without events, or in a file that is missing."""
+        found_N = np.zeros(len(self.subject_ids_N), bool)
+        for ids in ids_of_files:
+            place = np.searchsorted(self.subject_ids_N, ids)
+            place = place[place < len(found_N)]
+            found_N[place[np.isin(self.subject_ids_N[place], ids)]] = True
+        return int(len(found_N) - found_N.sum())
 
     @functools.cached_property
     def key(self) -> str:

@@ -256,7 +256,7 @@ class Vocabulary:
             # Every event must be spelt in tokens that there are.
             _ = vocabulary.spelling, vocabulary.interval_ids
             return vocabulary
-        except (ValueError, KeyError, IndexError, OverflowError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, OverflowError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"not a readable vocabulary ({type(error).__name__})", where=where, fix="rebuild the corpus"
             ) from error
