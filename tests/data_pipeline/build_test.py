@@ -224,6 +224,21 @@ def test_every_row_is_accounted_for_with_every_policy_on(world_meds, tmp_path) -
     assert two.manifest["splits"]["train"]["rows"] == corpus.manifest["splits"]["train"]["rows"]
 
 
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "corpus.json", "a\nb"])
+def test_a_split_that_cannot_be_a_folder_is_refused(write_meds, tmp_path, name) -> None:
+    root = write_meds({"0": [*rows_of(1), *rows_of(2)]}, {1: "train", 2: name})
+    with pytest.raises(UserError, match="a split's name cannot be a folder's; use train, tuning"):
+        build_corpus(root, tmp_path / "c", config(), workers=1)
+    assert not list(tmp_path.glob("*up*")) and not (tmp_path / "c").exists()
+
+
+def test_subjects_with_a_split_and_no_event_are_counted(write_meds, tmp_path, capsys) -> None:
+    root = write_meds({"0": [*rows_of(1), *rows_of(3)]}, {subject: "train" for subject in (0, 1, 2, 3, 9)})
+    corpus = build_corpus(root, tmp_path / "c", config(), workers=1)
+    assert corpus.manifest["source"]["subjects_without_events"] == 3
+    assert f"{root}: 3 subjects have a split and no event" in capsys.readouterr().err
+
+
 def test_a_cohort_without_training_subjects_is_a_clear_line(small, tmp_path) -> None:
     with pytest.raises(UserError, match=r"no subject of the cohort.*config\.cohort"):
         build_corpus(small, tmp_path / "c", config(cohort={"min_encounters": 2}), workers=1)

@@ -146,6 +146,8 @@ def test_a_wrong_type_is_named_with_the_type_it_should_be(shard, column: str, va
         (2, "time", [None, T0 + HOUR, T0, None, T0], "earlier than the row before"),
         (1, "time", [T0, None, T0, None, T0], "earlier than the row before"),
         (4, "subject_id", [1, 1, 7, 7, 1], "further up"),
+        (2, "time", pl.Series([None, 0, 2**62, None, 0]).cast(pl.Datetime("us")), "not a date of the years 1 to 9999"),
+        (1, "time", pl.Series([None, -(2**63), 0, None, 0]).cast(pl.Datetime("us")), "not a date of the years"),
     ],
 )
 def test_a_bad_row_is_named(shard, row: int, column: str, values: object, what: str) -> None:
@@ -260,6 +262,13 @@ def test_hidden_files_are_no_data(root) -> None:
     (root / "data/.tmp").mkdir()
     (root / "data/.tmp/1.parquet").write_bytes(b"x")
     assert len(meds.open_dataset(root).shards) == 2
+
+
+def test_a_link_to_nowhere_is_not_passed_over(root) -> None:
+    (root / "data/train/1.parquet").symlink_to(root / "nowhere")
+    dataset = meds.open_dataset(root)
+    assert len(dataset.shards) == 3
+    assert "no such file" in message(meds.read_shard, root / "data/train/1.parquet")
 
 
 def test_the_mimic_demo_is_read_whole(mimic_demo) -> None:
@@ -422,6 +431,10 @@ def test_a_folder_of_labels_is_read_file_by_file(shard, tmp_path) -> None:
         ({"subject_id": [7, 99]}, ", row 1, column subject_id: 1 of 2 rows name subjects that the data set does not"),
         ({"subject_id": [None, 7]}, ", row 0, column subject_id: null"),
         ({"prediction_time": [T0, None]}, ", row 1, column prediction_time: null"),
+        (
+            {"prediction_time": pl.Series([0, 2**62]).cast(pl.Datetime("us"))},
+            ", row 1, column prediction_time: not a date of the years 1 to 9999",
+        ),
         ({"prediction_time": ["2020-01-01"] * 2}, ": column prediction_time holds String"),
         ({"boolean_value": [0, 1]}, ": column boolean_value holds Int64"),
         ({"float_value": [1.0, NAN]}, ", row 1, column float_value: not a finite number"),

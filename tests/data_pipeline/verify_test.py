@@ -102,6 +102,29 @@ def test_missing_strange_and_shortened_files_are_named(copy) -> None:
     )
 
 
+def test_a_file_replaced_by_a_link_to_nowhere_is_missing(copy) -> None:
+    (copy / "train" / "lengths.npy").unlink()
+    (copy / "train" / "lengths.npy").symlink_to(copy / "nowhere")
+    assert verify(Corpus.open(copy)) == [Fault("train/lengths.npy", "missing")]
+
+
+def test_changed_lengths_are_found_when_they_are_read(copy) -> None:
+    lengths_R = np.load(copy / "train" / "lengths.npy")
+    lengths_R[len(lengths_R) // 2] += 1
+    np.save(copy / "train" / "lengths.npy", lengths_R)
+    with pytest.raises(UserError, match=r"train/lengths\.npy: the lengths add up to"):
+        _ = Corpus.open(copy).split("train").lengths_R
+
+
+@pytest.mark.parametrize("header", [b"(" * 40, b"[{'descr'", b"\x00" * 30])
+def test_an_array_whose_header_is_damaged_cannot_be_read(copy, header) -> None:
+    path = copy / "train" / "lengths.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + header + content[10 + len(header) :])
+    with pytest.raises(UserError, match=r"train/lengths\.npy: cannot be read"):
+        _ = Corpus.open(copy).split("train").lengths_R
+
+
 def run(root: pathlib.Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "data_pipeline.show", "--corpus", str(root), "--verify"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
