@@ -68,7 +68,8 @@ def write_split(root, split, subjects, random):
     np.save(root / split / "lengths.npy", np.array([len(record.tokens_T) for record in records], np.uint32))
     np.save(root / split / "subject_ids.npy", np.arange(subjects, dtype=np.int64))
     shard = {"file": f"{split}/00000.array_record", "records": subjects, "sha256": corpus.file_sha256(path)}
-    return {"subjects": subjects, "shards": [shard]}
+    tokens = sum(len(record.tokens_T) for record in records)
+    return {"subjects": subjects, "tokens": tokens, "shards": [shard]}
 
 
 def config_of(folder, **train_keys):

@@ -29,7 +29,7 @@ def write_part(source, root, place):
         np.save(root / split / "lengths.npy", np.array([len(record.tokens_T) for record in records], np.uint32))
         np.save(root / split / "subject_ids.npy", np.array([record.subject_id for record in records], np.int64))
         shard = {"file": f"{split}/00000.array_record", "records": len(records), "sha256": corpus.file_sha256(path)}
-        splits[split] = {"shards": [shard]}
+        splits[split] = {"tokens": sum(len(record.tokens_T) for record in records), "shards": [shard]}
     shutil.copy(source.root / corpus.VOCABULARY, root)
     changed = {"fingerprint": corpus.fingerprint(source.vocabulary.fingerprint, splits), "splits": splits}
     (root / corpus.MANIFEST).write_bytes(corpus.encode_manifest(dict(source.manifest) | changed))

@@ -34,7 +34,7 @@ def write_part(root, *, subjects, first_token, vocabulary_from):
         np.save(root / split / "lengths.npy", np.array([len(record.tokens_T) for record in records], np.uint32))
         np.save(root / split / "subject_ids.npy", np.arange(number, dtype=np.int64))
         shard = {"file": f"{split}/00000.array_record", "records": number, "sha256": corpus.file_sha256(path)}
-        splits[split] = {"shards": [shard]}
+        splits[split] = {"tokens": sum(len(record.tokens_T) for record in records), "shards": [shard]}
     shutil.copy(vocabulary_from / corpus.VOCABULARY, root / corpus.VOCABULARY)
     manifest = json.loads((vocabulary_from / corpus.MANIFEST).read_text()) | {
         "fingerprint": corpus.fingerprint(str(first_token), splits),
@@ -212,7 +212,8 @@ def test_another_vocabulary_is_refused_with_both(folders, world_corpus, tmp_path
     other = write_part(tmp_path / "other", subjects=10, first_token=4000, vocabulary_from=world_corpus)
     content = json.loads((other / corpus.VOCABULARY).read_text())
     content["tokens"][-1]["text"] = "another"
-    (other / corpus.VOCABULARY).write_text(json.dumps(content))
+    # As save writes it: a vocabulary's fingerprint is its file's.
+    mixture.Vocabulary.from_json(json.dumps(content)).save(other / corpus.VOCABULARY)
     manifest = json.loads((other / corpus.MANIFEST).read_text())
     manifest["vocabulary_fingerprint"] = mixture.Vocabulary.load(other / corpus.VOCABULARY).fingerprint
     write_manifest(other, manifest)
