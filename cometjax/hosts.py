@@ -44,6 +44,8 @@ _LEAVE_SECONDS = 10.0
 _AUTO = "auto"
 # What errors of a collective say when a peer is gone: gloo on CPU, NCCL on GPU, the coordination service anywhere.
 _LOST_PEER = re.compile(r"gloo|nccl|connection|heartbeat|coordination|unavailable|barrier", re.IGNORECASE)
+# How such an error begins, whatever its type: where a failed collective's result is an argument, it is a ValueError.
+_STATUS = re.compile(r"[A-Z_]+: ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,9 +207,10 @@ def _await_coordinator(cluster: Cluster) -> None:
 
 
 def _lost_peer(error: BaseException | None) -> str | None:
-    """The first line of the JAX error that says that a peer is gone, in an error or what it came from; or None."""
+    """The first line of JAX's error that says that a peer is gone, in an error or what it came from; or None."""
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST_PEER.search(str(error)):
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+        if of_jax and _LOST_PEER.search(str(error)):
             return str(error).splitlines()[0]
         error = error.__cause__ or error.__context__
     return None
