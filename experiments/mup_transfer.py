@@ -7,7 +7,7 @@ apart, each on the same batches and with the schedule of `cometjax.train`, once 
 narrowest width but one as its base. OUT/runs.jsonl gets a line a run, and a stopped experiment goes on where it was;
 the figure shows the tuning loss over the learning rate, a curve a width. Ends with a line of JSON: each width's best
 rate (the minimum of a parabola through the best rate tried and its neighbours), and by how many octaves the best rate
-moves from the narrowest to the widest. Expect a quarter of an hour on two busy cores. docs/mup.md says what was seen.
+moves from the narrowest to the widest. Expect ten to fifteen minutes on two busy cores. docs/mup.md says what was seen.
 
 W widths   R learning rates
 """
@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from cometjax.config import default_config
 from cometjax.metrics import LossTotals
@@ -199,6 +199,7 @@ def draw(done: Sequence[Run], widths: Sequence[int], file: pathlib.Path) -> None
                 axes.plot(*best_rate(rates_R, losses_R), marker, color=colour, markersize=7)
             axes.set(title=parameterization, xlabel="peak learning rate", xscale="log")
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(base=4))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.2g}"))
         panels[0].set_ylabel("tuning loss (nats per token)")
         # Rates at which training fails would press the minima flat.
@@ -212,7 +213,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("corpus", None, "a build's folder", required=True)
     flags.DEFINE_string("out", None, "folder of runs.jsonl; a stopped experiment in it goes on", required=True)
     flags.DEFINE_string("figure", "", "file to draw (.svg or .png); default: OUT/mup.svg")
-    flags.DEFINE_list("widths", "32,64,128,256", f"multiples of {HEAD_DIM}, ascending; the second is mup's base")
+    flags.DEFINE_list("widths", "32,64,128", f"multiples of {HEAD_DIM}, ascending; the second is mup's base")
     flags.DEFINE_integer("steps", 160, "of each run, 1,024 tokens each")
     flags.DEFINE_list("octaves", "-11,-10,-9,-8,-7,-6,-5,-4", "powers of two: the peak learning rates")
 
