@@ -8,6 +8,11 @@ A tokenizer there reads text, and splits it before it looks words up; a text of 
 So `tokenizer.json` splits at line breaks, looks whole lines up, and refuses a line that is no token; decoding puts the
 line breaks back. PAD is called <PAD> there: transformers finds special tokens anywhere in the text, and "PAD" may well
 be part of a drug's name. All other texts, and all ids, are the vocabulary's own.
+
+For models of type qwen2, transformers 5 ignores `tokenizer_class` and takes Qwen2's own tokenizer, which splits words
+(`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS` there), unless the configuration names a class of the folder. So it names
+`tokenization_events.EventTokenizer`, the general class by another name; without trust_remote_code that file is not run,
+and the general class itself is taken.
 """
 
 import json
@@ -22,7 +27,7 @@ _SEPARATOR = "\n"
 
 
 def write(folder: pathlib.Path, vocabulary: Vocabulary, *, max_positions: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json; `max_positions` is the row length of training.
+    """Write the tokenizer's three files; `max_positions` is the row length of training.
 
     Raises:
       UserError: a token's text holds a line break, or one of the two special tokens' texts (named by its id).
@@ -31,6 +36,7 @@ def write(folder: pathlib.Path, vocabulary: Vocabulary, *, max_positions: int) -
     (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(texts), indent=1, ensure_ascii=False) + "\n")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "auto_map": {"AutoTokenizer": [None, "tokenization_events.EventTokenizer"]},
         "pad_token": PAD_TEXT,
         "eos_token": TIMELINE_END,
         "model_max_length": max_positions,
@@ -38,6 +44,16 @@ def write(folder: pathlib.Path, vocabulary: Vocabulary, *, max_positions: int) -
         "padding_side": "left",  # as generation wants it
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "tokenization_events.py").write_text(_CLASS)
+
+
+_CLASS = """\
+from transformers import PreTrainedTokenizerFast
+
+
+class EventTokenizer(PreTrainedTokenizerFast):
+    \"\"\"tokenizer.json as it is.\"\"\"
+"""
 
 
 def _texts(vocabulary: Vocabulary) -> list[str]:

@@ -87,7 +87,7 @@ def test_greedy_continuations_are_identical(exported) -> None:
         tokens_BxL = np.concatenate([tokens_BxL, logits_BxV.argmax(-1)[:, None]], axis=1)
     assert got.shape == tokens_BxL.shape
     np.testing.assert_array_equal(got, tokens_BxL)
-    assert len(np.unique(got[:, 16:])) > 5
+    assert len(np.unique(got[:, 16:])) > 1
 
 
 def test_sampling_is_of_the_whole_distribution_until_the_timeline_ends(exported) -> None:
@@ -127,6 +127,11 @@ def test_the_tokenizer_maps_every_token_to_its_id_and_back(exported) -> None:
     folder, _, vocabulary = exported
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     check_tokenizer(tokenizer, vocabulary)
+
+
+def test_the_class_of_the_folder_is_the_same_tokenizer(exported) -> None:
+    folder, _, vocabulary = exported
+    check_tokenizer(transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True), vocabulary)
 
 
 def test_texts_with_spaces_and_signs_are_single_tokens(tmp_path: pathlib.Path, mimic_demo_vocabulary) -> None:
