@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from cometjax import (
     checkpoints,
+    compile_cache,
     engine,
     estimators,
     metrics,
@@ -366,6 +367,7 @@ def _define_flags() -> None:
 def main() -> None:
     """Evaluate as the flags say."""
     values = flags.FLAGS
+    compile_cache.turn_on()
     chosen: dict[str, Any] = {field.name: values[field.name].value for field in dataclasses.fields(Options)}
     results = evaluate(
         work=pathlib.Path(values.workdir),

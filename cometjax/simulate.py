@@ -28,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from cometjax import checkpoints, simulation_job, trajectories
+from cometjax import checkpoints, compile_cache, simulation_job, trajectories
 from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig
 from data_pipeline import command_line, meds
 from data_pipeline.errors import UserError
@@ -143,6 +143,7 @@ def _define_flags() -> None:
 def main() -> None:
     """Simulate as the flags say."""
     values = flags.FLAGS
+    compile_cache.turn_on()
     config = SimulationConfig(
         samples=values.samples,
         horizon_seconds=values.horizon_days * SECONDS_PER_DAY,

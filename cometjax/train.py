@@ -31,6 +31,7 @@ from cometjax import (
     agreement,
     attention,
     chips,
+    compile_cache,
     flops,
     hosts,
     initial_weights,
@@ -453,6 +454,7 @@ def main() -> None:
     """Train as the flags say."""
     values = flags.FLAGS
     configs.validate(values.config)
+    compile_cache.turn_on()
     with hosts.joined(hosts.find_cluster(values.coordinator_address, values.num_processes, values.process_id)):
         train(values.config, pathlib.Path(values.workdir))
 

@@ -22,6 +22,12 @@ def events_frame(rows: Sequence[Row]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Programs under test keep what they keep in a folder of the session's, and share what was compiled."""
+    os.environ["COMETJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def write_meds(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     """write_meds({"train/0": rows, ...}, splits={subject: split}) -> root of a MEDS data set."""
