@@ -308,6 +308,7 @@ def test_samples_share_their_prompts_keys_and_values(monkeypatch) -> None:
     assert max(held) >= separate / 64
 
 
+@pytest.mark.slow
 def test_a_cache_in_bfloat16_takes_half_and_draws_much_the_same(monkeypatch) -> None:
     dtypes = set()
     prefill = decoding.prefill

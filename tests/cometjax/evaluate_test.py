@@ -125,6 +125,7 @@ def test_scores_by_samples_are_told_of_every_task(evaluated) -> None:
         assert not table or (table[-1]["auroc"], table[-1]["brier"]) == (task["auroc"], task["brier"])
 
 
+@pytest.mark.slow
 def test_scope_predicts_the_same_rows_finer_than_by_counting(run, world_meds, evaluated, tmp_path) -> None:
     options = dataclasses.replace(OPTIONS, estimator="scope", target_se=0.2)
     results = evaluate.evaluate(

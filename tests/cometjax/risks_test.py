@@ -43,7 +43,14 @@ def test_some_of_the_samples_give_a_risk_of_their_own() -> None:
         np.testing.assert_allclose((halves[0] + halves[1]) / 2, simulation.estimate(TASKS[0])["risk"], atol=1e-9)
 
 
-@pytest.mark.parametrize("estimator, target", [("monte_carlo", 0.12), ("scope", 0.07), ("reach", 0.05)])
+@pytest.mark.parametrize(
+    "estimator, target",
+    [
+        ("monte_carlo", 0.12),
+        pytest.param("scope", 0.07, marks=pytest.mark.slow),
+        pytest.param("reach", 0.05, marks=pytest.mark.slow),
+    ],
+)
 def test_a_prompt_is_sampled_until_its_errors_are_small_enough(estimator, target) -> None:
     stopped, whole = simulated(estimator, target), simulated(estimator)
     kept = {(future.subject_id, future.sample): future.tokens_T.tolist() for future in whole.futures}
@@ -56,6 +63,7 @@ def test_a_prompt_is_sampled_until_its_errors_are_small_enough(estimator, target
     assert np.sqrt(np.mean(np.concatenate(errors) ** 2)) < 1.15 * target
 
 
+@pytest.mark.slow
 def test_stopping_by_a_pilot_leaves_no_bias_to_see() -> None:
     stopped = simulated("monte_carlo", 0.12, prompts=len(PROMPTS), seed=1)
     for k, task in enumerate(TASKS):
