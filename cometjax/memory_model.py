@@ -4,7 +4,7 @@
     gradients               float32, where the parameters are
     saved activations       what the layers' backward pass needs from the forward pass: the model is traced with one
                             chip's share of rows, heads and mlp under its remat policy, and what it keeps is counted
-    working set             the larger of the loss (logits and their gradient) and one layer's backward pass
+    working set             the larger of the loss (a chunk of logits, gradients) and one layer's backward pass
 
 The backward pass begins with the saved activations of all layers and the working set of the loss, and ends with the
 gradients of all layers and the working set of a layer. XLA's heap adds fragmentation, which is not modelled.
@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 
 from cometjax import attention, sharding
+from cometjax.cross_entropy import CHUNK_BYTES
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import make_optimizer
 from cometjax.pod_run import PodRun, abstract_mesh
@@ -34,6 +35,8 @@ from data_pipeline.loader import BATCH_DTYPES
 
 # TPU arrays lie in tiles of 8 x 128 (sublanes x lanes) of their two innermost dimensions.
 LANES, SUBLANES = 128, 8
+# Attention whose kernels lay heads out by the lanes.
+_LANE_PADDED = ("splash", "pallas_tpu")
 # Operations that give the same numbers in another shape: XLA keeps one copy for all.
 _RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose")
 
@@ -73,7 +76,7 @@ def chip_memory(run: PodRun) -> Memory:
         # In microbatches: the sum so far, and the part's own.
         gradients=gradients * (2 if train.microbatches > 1 else 1),
         saved_activations=saved_bytes(share, run.microbatch_rows, train.row_length, tiled),
-        working_set=max(_loss_bytes(share, tokens, tiled), _layer_bytes(share, tokens) + gathered),
+        working_set=max(_loss_bytes(run, tokens), _layer_bytes(share, tokens) + gathered),
         batch=tokens * train.microbatches * sum(np.dtype(dtype).itemsize for dtype in BATCH_DTYPES.values()),
     )
 
@@ -237,16 +240,20 @@ def _kept_bytes(aval: Any, share: ModelConfig, tiled: bool) -> int:
         (share.heads, share.head_dim),
         (share.kv_heads, share.head_dim),
     }
-    if tiled and of_heads and share.attention == "splash":
+    if tiled and of_heads and share.attention in _LANE_PADDED:
         return size * -(-share.head_dim // LANES) * LANES // share.head_dim
     return size
 
 
-def _loss_bytes(share: ModelConfig, tokens: int, tiled: bool) -> int:
-    """Float32 logits, their gradient in the compute dtype, and the last hidden states with theirs."""
-    vocabulary = -(-share.vocab_size // LANES) * LANES if tiled else share.vocab_size
-    itemsize = jnp.dtype(share.compute_dtype).itemsize
-    return tokens * (vocabulary * (4 + itemsize) + share.width * (4 + 2 * itemsize))
+def _loss_bytes(run: PodRun, tokens: int) -> int:
+    """A chunk's float32 logits and their gradient, the head and its float32 gradient, whole; hidden states, twice.
+
+    See cometjax.cross_entropy: a chunk is bounded, and `tensor` splits tokens there, not the vocabulary.
+    """
+    width, vocabulary = run.model.width, run.model.vocab_size
+    itemsize = jnp.dtype(run.model.compute_dtype).itemsize
+    chunk = min(CHUNK_BYTES["accelerator"], 4 * vocabulary * tokens // run.sizes["tensor"])
+    return chunk * (4 + itemsize) // 4 + vocabulary * width * (4 + itemsize) + 2 * tokens * width * itemsize
 
 
 def _layer_bytes(share: ModelConfig, tokens: int) -> int:

@@ -21,6 +21,7 @@ from cometjax.blockwise import BLOCK
 from cometjax.interconnect import all_reduce_seconds, axis_bandwidth, gather_seconds
 from cometjax.memory_model import Memory
 from cometjax.model import ModelConfig, num_parameters
+from cometjax.packed import GPU_BLOCK, TPU_BLOCK
 from cometjax.pod_run import PodRun, pod_run
 from cometjax.splash import LANES, MAX_BLOCK
 
@@ -30,10 +31,10 @@ PAPER_SEGMENT = 1_280
 _OPTIMIZER_PASSES = 7
 
 # Products of attention in the backward pass. The reference has kept its weights; a kernel works scores out again, and
-# splash, in two passes (dq, dkv), the scores and the weights' gradient twice.
-_BACKWARD_PRODUCTS = {"reference": 4, "splash": 7}
+# in two passes (one for queries, one for keys and values), the scores and the weights' gradient twice.
+_BACKWARD_PRODUCTS = {"reference": 4, "splash": 7, "pallas_tpu": 7, "pallas_gpu": 7}
 # Tokens of a block, in which pairs of different segments are computed too.
-_BLOCKS = {"splash": MAX_BLOCK, "blockwise": BLOCK}
+_BLOCKS = {"splash": MAX_BLOCK, "blockwise": BLOCK, "pallas_tpu": TPU_BLOCK, "pallas_gpu": GPU_BLOCK}
 
 _parameters = functools.lru_cache(num_parameters)
 

@@ -9,7 +9,7 @@ from cometjax.pod_run import pod_run
 from experiments.configs import comet_l, comet_m, comet_s
 
 # Peak bytes of a chip (arguments, outputs that are not aliased, temporaries), libtpu 0.0.52 of jax 0.10.2, attention
-# "splash". benchmarks/plan_memory.py compiles anew.
+# "splash", when the loss still held all logits at once. benchmarks/plan_memory.py compiles anew.
 COMPILED = [
     (comet_s, "v5p:2x2x2", {}, 32_268_966_912),
     (comet_m, "v5e:4x4", {}, 9_757_884_416),
