@@ -80,6 +80,8 @@ class Reader:
 class _Block:
     """A walk.Chooser that reads; the rows' places in the tokens, and their weights, stand beside the State."""
 
+    skips: frozenset[int] = frozenset()
+
     def __init__(self, reader: Reader, sequences: Sequence[np.ndarray]) -> None:
         self._reader = reader
         self._offsets_S1 = np.cumsum([0, *map(len, sequences)])
@@ -358,6 +360,7 @@ class _Block:
         if is_copy.any():
             self._is_split = True
             copied = rows_k[is_copy]
+            self._refuse_too_many(rows_k)
             rows_k = np.where(is_copy, len(s) + np.cumsum(is_copy) - 1, rows_k)
             s.append_copies(copied)
             for name in ("_subject_P", "_log_weight_P", "_pos_P", "_reached_P"):

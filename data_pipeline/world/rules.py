@@ -177,12 +177,13 @@ def gap_weights(rates_nxExG: np.ndarray) -> np.ndarray:
 
 def departments(s: StateRows, t: Tables) -> np.ndarray:
     """Weights [n, D] of the encounter's department."""
-    certain_nxD = np.eye(len(DEPARTMENT))[
-        np.where(s.type_P == ICU, DEPARTMENT["CRITICAL_CARE"], DEPARTMENT["EMERGENCY_MEDICINE"])
-    ]
-    office_n = (s.type_P == OUTPATIENT) | (s.type_P == TELEHEALTH)
-    out_nxD = np.where(office_n[:, None], office_departments(s, t), certain_nxD)
-    return np.where((s.type_P == INPATIENT)[:, None], stay_departments(s, t), out_nxD)
+    out_nxD = np.zeros((len(s), len(DEPARTMENT)))
+    out_nxD[s.type_P == EMERGENCY, DEPARTMENT["EMERGENCY_MEDICINE"]] = 1
+    out_nxD[s.type_P == ICU, DEPARTMENT["CRITICAL_CARE"]] = 1
+    office, ward = np.flatnonzero(s.type_P <= TELEHEALTH), np.flatnonzero(s.type_P == INPATIENT)
+    out_nxD[office] = office_departments(s.rows(office), t)
+    out_nxD[ward] = stay_departments(s.rows(ward), t)
+    return out_nxD
 
 
 def office_departments(s: StateRows, t: Tables) -> np.ndarray:

@@ -84,6 +84,8 @@ _BIRTH = catalogue.INDEX[catalogue.BIRTH_CODE]
 class Timelines:
     """A walk.Chooser that draws, and writes down what it drew."""
 
+    skips: frozenset[int] = frozenset()
+
     def __init__(self, subject_ids_P: np.ndarray, seed: int) -> None:
         self.subject_ids_P = subject_ids_P
         self.draws = Draws(seed, subject_ids_P)

@@ -25,7 +25,12 @@ _FADING_DAYS = 4
 
 
 class Chooser(Protocol):
-    """Who says what happens. Rows may come back fewer (nothing can happen to those left out) or more (copies)."""
+    """Who says what happens. Rows may come back fewer (nothing can happen to those left out) or more (copies).
+
+    `skips`: elements, of those that nothing else depends on (TESTS, PROCEDURES), that it need not be asked about.
+    """
+
+    skips: frozenset[int]
 
     def time(self, s: State, rows_n: np.ndarray, weights_nxG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows for which time passes, the gap's column)."""
@@ -51,7 +56,7 @@ def pass_instant(s: State, choose: Chooser) -> None:
     _complaint(s, t, choose)
     _diagnoses(s, t, choose)
     rows = _rows_with(s, instants.TESTS)
-    if len(rows):
+    if len(rows) and instants.TESTS not in choose.skips:
         now = s.at(rows)
         choose.tests(s, rows, rules.lab_orders(now, t), rules.lab_means(now, t))
     _treatments(s, t, choose)
@@ -137,7 +142,7 @@ def _treatments(s: State, t: Tables, choose: Chooser) -> None:
         rows, given_nxR = choose.some(s, instants.DRUGS, rows, rules.drugs(s.at(rows), t))
         s.on_PxR[rows] |= given_nxR & t.lasting_R
     rows = _rows_with(s, instants.PROCEDURES)
-    if len(rows):
+    if len(rows) and instants.PROCEDURES not in choose.skips:
         choose.some(s, instants.PROCEDURES, rows, rules.procedures(s.at(rows), t))
 
 
