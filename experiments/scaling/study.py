@@ -9,6 +9,7 @@
       trials/NAME/          training runs
       points.csv, fit.json, family.json, report.html
       check.json            the trial of the test that counts
+      floor.json            true entropy, if somebody put it there (data_pipeline.world --score --split tuning)
       compiled/             XLA's programs, to be used again
 
 Started again, a study goes on: plans that are written stay, finished trials are read and not run.
@@ -48,8 +49,8 @@ from experiments.scaling.fit import finite
 from experiments.scaling.plan import PLAN, Plan, PlannedTrial, Planner, describe
 from experiments.scaling.recipe import LearningRate, Recipe
 
-STUDY, PILOT, CHECK, FIT, FAMILY, REPORT = (
-    "study.json", "pilot.json", "check.json", "fit.json", "family.json", "report.html",
+STUDY, PILOT, CHECK, FIT, FAMILY, REPORT, FLOOR = (
+    "study.json", "pilot.json", "check.json", "fit.json", "family.json", "report.html", "floor.json",
 )  # fmt: skip
 
 
@@ -274,8 +275,10 @@ class Study:
         return result
 
     def _entropy_floor(self) -> float | None:
-        path = self.config.data.entropy_floor
-        return None if not path else read_floor(pathlib.Path(path))
+        path, own = self.config.data.entropy_floor, self.workdir / FLOOR
+        if not path and not own.exists():
+            return None
+        return read_floor(pathlib.Path(path) if path else own)
 
     # Running
 
@@ -351,9 +354,8 @@ def _report(study: Study, found: Analysis, start: float) -> None:
 def read_floor(path: pathlib.Path) -> float:
     """Nats per token of the true distribution, from the file that `data_pipeline.world --score` writes."""
     content = _read_if_any(path)
-    for key in ("nats_per_token", "floor_nats_per_token", "entropy_floor"):
-        if content is not None and key in content:
-            return float(content[key])
+    if content is not None and isinstance(content.get("floor"), float):
+        return float(content["floor"])
     raise UserError("has no entropy floor", where=str(path), fix="write it with python -m data_pipeline.world --score")
 
 

@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from experiments.scaling import gates, recipe, surface
 
 # What may change between two starts of one study: how trials are run and read, not what they are.
-FREE_KEYS = ("run.", "fit.", "family.")
+FREE_KEYS = ("run.", "fit.", "family.", "data.entropy_floor")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -30,7 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
             "world_seed": 0,
             "validation_subjects": 0,  # of the tuning split, the same for every trial; 0 = all
             "repeated_unique_tokens": (),  # sizes of the small corpora for trials that repeat their data
-            "entropy_floor": "",  # file of `python -m data_pipeline.world --score` for this corpus; "" = not known
+            "entropy_floor": "",  # file of `data_pipeline.world --score`; "" = floor.json in the workdir, if any
             "max_epochs": 1.0,  # passes of the grid over its data: more would mix two laws
         }
     )

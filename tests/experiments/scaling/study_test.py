@@ -201,7 +201,12 @@ def test_a_jobset_study_writes_a_manifest_for_each_trial(folder, tmp_path) -> No
 
 
 def test_an_entropy_floor_stands_beside_e(folder, tmp_path, pretended) -> None:
-    (tmp_path / "floor.json").write_text('{"nats_per_token": 1.1234}')
-    changes = {"fit__bootstrap": 0, "data__entropy_floor": str(tmp_path / "floor.json")}
+    changes = {"fit__bootstrap": 0}
     run(folder, tmp_path / "run", changes=changes)
+    assert "true entropy not known" in (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "run" / "floor.json").write_text('{"split": "tuning", "floor": 1.1234}')
+    run(folder, tmp_path / "run", changes=changes, report_only=True)
     assert "true entropy 1.1234" in (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match=r"other.json: has no entropy floor"):
+        run(folder, tmp_path / "run", changes=changes | {"data__entropy_floor": str(tmp_path / "other.json")})
