@@ -1,13 +1,14 @@
 """The pilot: small trials that say where the grid's centre lies and what learning rate a trial takes.
 
-Every (budget, width) of the pilot is trained at the same few learning rates. One least-squares problem then describes
-them all: near its minimum the loss of cell i is a parabola in x = log(learning rate),
+Every (budget, width) of the pilot is trained at the same few learning rates. In each such cell a parabola of log(loss)
+in log(learning rate) has the best rate at its minimum, and a line through these minima,
 
-    loss = base_i + k (x - x*_i)^2,   x*_i = a + b log N_i + c log D_i,
+    log(best rate) = a + b log N + c log D,
 
-linear in (base_i + k x*_i^2, k, k a, k b, k c). Cells share the curvature k, so that few rates suffice, and a, b, c
-are the power law of the recipe. The base losses give each budget's best size by a parabola in log N; N* = r C^exponent
-through them centres the grid. Nothing here is a result: only a starting point that the grid then corrects.
+is the recipe's power law. A slope that is not twice its standard error is set to zero: an exponent that the pilot
+cannot tell from nothing must not be carried to runs of ten times the tokens. The losses at the minima give each
+budget's best size by a parabola in log N; N* = r C^exponent through them centres the grid. Nothing here is a result:
+only a starting point that the grid then corrects.
 """
 
 import dataclasses
@@ -78,44 +79,76 @@ def analyse(runs: Sequence[PilotRun], *, by_width: bool, by_tokens: bool, center
 def _learning_rate(
     runs: Sequence[PilotRun], cells: Sequence[tuple[float, float]], by_width: bool, by_tokens: bool
 ) -> tuple[LearningRate, float, dict[tuple[float, float], float], list[str]]:
-    x_P = np.log([run.learning_rate for run in runs])
-    features = [np.ones(len(runs))]
-    features += [np.log([run.n for run in runs])] if by_width else []
-    features += [np.log([run.d for run in runs])] if by_tokens else []
-    centered = [feature - (feature.mean() if index else 0.0) for index, feature in enumerate(features)]
-    index_P = [cells.index((run.budget, run.n)) for run in runs]
-    middle = x_P.mean()
-    x_P = x_P - middle
-    columns = np.column_stack([np.eye(len(cells))[index_P], x_P**2, *(-2 * x_P * feature for feature in centered)])
-    losses_P = np.array([run.loss for run in runs])
-    solved, *_ = np.linalg.lstsq(columns, losses_P, rcond=None)
-    levels, curvature, slopes = solved[: len(cells)], float(solved[len(cells)]), solved[len(cells) + 1 :]
-    if curvature <= 0:
+    minima = {cell: _cell_minimum([run for run in runs if (run.budget, run.n) == cell]) for cell in cells}
+    curvatures = [one.curvature for one in minima.values()]
+    if max(curvatures) <= 0:
         raise UserError(
             "the loss has no minimum over the learning rates of the pilot",
             where="config.pilot.learning_rates",
             fix="try a wider range",
         )
-    exponents = slopes / curvature
-    optimum_P = sum(
-        (exponent * feature for exponent, feature in zip(exponents, centered, strict=True)), np.zeros(len(runs))
-    )
-    bases = {cell: float(levels[i] - curvature * optimum_P[index_P.index(i)] ** 2) for i, cell in enumerate(cells)}
-    found = dict(zip(["1", *(["n"] if by_width else []), *(["d"] if by_tokens else [])], exponents, strict=True))
-    constant = float(found["1"]) + middle - sum(
-        float(exponent) * float(feature.mean())
-        for exponent, feature in zip(exponents[1:], features[1:], strict=True)
-    )  # fmt: skip
-    warnings = []
-    outside = int(np.sum((optimum_P < x_P.min()) | (optimum_P > x_P.max())))
-    if outside:
-        low, high = math.exp(float(x_P.min() + middle)), math.exp(float(x_P.max() + middle))
+    features = {"n": np.log([n for _, n in cells])} if by_width else {}
+    if by_tokens:
+        features["d"] = np.log([next(run.d for run in runs if (run.budget, run.n) == cell) for cell in cells])
+    best = np.array([one.log_rate for one in minima.values()])
+    constant, slopes, dropped = _line(features, best)
+    rates = sorted({run.learning_rate for run in runs})
+    warnings = [
+        f"how the best learning rate depends on {name.upper()} cannot be told from this pilot: it is taken not to"
+        for name in dropped
+    ]
+    if outside := sum(one.outside for one in minima.values()):
         warnings.append(
-            f"the best learning rate of {outside} of {len(runs)} pilot trials lies outside {low:.3g} to {high:.3g}: "
-            "widen config.pilot.learning_rates"
+            f"the best learning rate of {outside} of {len(cells)} pilot cells lies outside {rates[0]:.3g} to "
+            f"{rates[-1]:.3g}: widen config.pilot.learning_rates"
         )
-    rule = LearningRate(math.exp(constant), float(found.get("n", 0.0)), float(found.get("d", 0.0)))
-    return rule, curvature, bases, warnings
+    rule = LearningRate(math.exp(constant), slopes.get("n", 0.0), slopes.get("d", 0.0))
+    bases = {cell: math.exp(one.log_loss) for cell, one in minima.items()}
+    return rule, float(np.median(curvatures)), bases, warnings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Minimum:
+    """Of log(loss) over log(rate) in one cell; `outside`: beyond the rates tried, and taken half a step beyond."""
+
+    log_rate: float
+    log_loss: float
+    curvature: float
+    outside: bool
+
+
+def _cell_minimum(runs: Sequence[PilotRun]) -> _Minimum:
+    x = np.log([run.learning_rate for run in runs])
+    y = np.log([run.loss for run in runs])
+    curvature, slope, level = (float(value) for value in np.polyfit(x - x.mean(), y, 2))
+    if curvature <= 0:
+        best = int(np.argmin(y))
+        return _Minimum(float(x[best]), float(y[best]), curvature, bool(x[best] in (x.min(), x.max())))
+    vertex = -slope / (2 * curvature)
+    half = (x.max() - x.min()) / (len(set(x.tolist())) - 1) / 2
+    taken = float(np.clip(vertex, x.min() - x.mean() - half, x.max() - x.mean() + half))
+    outside = not x.min() <= vertex + x.mean() <= x.max()
+    return _Minimum(taken + float(x.mean()), level + slope * taken + curvature * taken**2, curvature, outside)
+
+
+def _line(features: dict[str, np.ndarray], y: np.ndarray) -> tuple[float, dict[str, float], list[str]]:
+    """(constant, slope by name, names dropped): least squares, without slopes below twice their standard error."""
+    kept, dropped = dict(features), []
+    while True:
+        columns = np.column_stack([np.ones(len(y)), *kept.values()])
+        solved, *_ = np.linalg.lstsq(columns, y, rcond=None)
+        freedom = len(y) - columns.shape[1]
+        if not kept:
+            break
+        variance = float(np.sum((y - columns @ solved) ** 2)) / max(1, freedom)
+        errors = np.sqrt(variance * np.diag(np.linalg.pinv(columns.T @ columns)))
+        ratios = {name: abs(solved[i + 1]) / max(errors[i + 1], 1e-12) for i, name in enumerate(kept)}
+        weakest = min(ratios, key=lambda name: ratios[name])
+        if ratios[weakest] >= 2:
+            break
+        dropped.append(weakest)
+        del kept[weakest]
+    return float(solved[0]), {name: float(solved[i + 1]) for i, name in enumerate(kept)}, dropped
 
 
 def _best_size(budget: float, bases: dict[tuple[float, float], float]) -> tuple[float, float]:

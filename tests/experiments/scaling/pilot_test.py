@@ -20,7 +20,7 @@ def runs(law=LAW, rates=RATES, curvature=0.05, noise=0.0) -> list[PilotRun]:
         for n in TRUE.optimum(np.array(c))[0] * np.array([0.4, 1.0, 2.5]):
             d = c / (6 * n)
             for rate in rates:
-                loss = TRUE.loss(n, d) + curvature * np.log(rate / law(n, d)) ** 2 + noise * random.normal()
+                loss = TRUE.loss(n, d) * np.exp(curvature * np.log(rate / law(n, d)) ** 2 + noise * random.normal())
                 made.append(PilotRun(c, float(n), float(d), rate, float(loss)))
     return made
 
@@ -68,3 +68,20 @@ def test_the_calibration_foretells_what_it_was_not_fitted_to() -> None:
     assert calibrated.seconds(4e6, 2e12) == pytest.approx(seconds(4e6, 2e12), rel=1e-6)
     assert calibrated.mean_error < 1e-6
     assert calibrate(timings[:2]) is None
+
+
+def test_an_exponent_that_the_pilot_cannot_tell_is_none() -> None:
+    # Losses of the embedded study's first pilot: the shortest run is the steepest, and said nothing of the longer ones.
+    measured = {
+        (6e10, 11916): (1.5888, 1.5712, 1.5940), (6e10, 23636): (1.7547, 1.6621, 1.7616),
+        (6e10, 51168): (2.3362, 2.2482, 2.9038), (1.6e11, 11916): (1.4237, 1.4506, 1.4670),
+        (1.6e11, 23636): (1.4238, 1.3923, 1.4236), (1.6e11, 51168): (1.5603, 1.4881, 1.5277),
+    }  # fmt: skip
+    made = [
+        PilotRun(c, n, c / (6 * n), rate, loss)
+        for (c, n), losses in measured.items()
+        for rate, loss in zip((1.2e-2, 3.5e-2, 1e-1), losses, strict=True)
+    ]
+    found = analyse(made, by_width=False, by_tokens=True, center_exponent=0.5)
+    assert found.learning_rate.d_exponent == 0.0 and 0.02 < found.learning_rate.coefficient < 0.04
+    assert any("cannot be told" in warning for warning in found.warnings)
