@@ -23,10 +23,10 @@ def get_config() -> ml_collections.ConfigDict:
         mlp_ratio=4.0, parameterization="mup", mup_base_width=32, row_length=256, batch_rows=8, batch_multiple=1,
         warmup_fraction=0.1, final_fraction=0.0,
     )  # fmt: skip
-    config.pilot.budgets = (6e10, 1.6e11)
+    config.pilot.budgets = (8e10, 2e11)
     config.pilot.widths = (12, 20, 32)
     config.pilot.learning_rates = (1.2e-2, 3.5e-2, 1e-1)
-    config.grid.budgets = (2.5e11, 4e11, 6.4e11, 1.02e12)
+    config.grid.budgets = (3.2e11, 5.2e11, 8.3e11, 1.32e12)
     config.grid.sizes = 6
     config.grid.spread = 2.5
     config.seeds.repeats = 3
