@@ -109,7 +109,7 @@ def assert_told_that_one_is_lost(ended):
 def test_of_two_processes_one_is_killed_and_the_other_ends_and_one_alone_goes_on(folder, alone, group, tmp_path):
     workdir = tmp_path / "run"
     started = group(workdir, 2)
-    started.wait_until(step_reached(workdir, 8))
+    started.wait_until(lambda: step_reached(workdir, 8)() and bool(checkpoint_files.whole_steps(workdir / FOLDER)))
     started.processes[1].kill()
     first, _ = started.end()
     assert_told_that_one_is_lost(first)
