@@ -105,21 +105,26 @@ def wait_for(condition, seconds: float = 200) -> None:
 
 
 def kill_again_and_again(meds_root, out, expected, kills: int, draw: random.Random) -> list[int]:
-    """Kill a build that often, at random moments; returns how many files were finished each time."""
+    """Kill a build that often, at random moments; returns how many files were finished each time.
+
+    What a run finishes before it can be killed is removed, and the next starts anew.
+    """
     stopped_at: list[int] = []
     before: dict[str, tuple[int, int]] = {}
     while True:
         run = start(meds_root, out, "--workers=2")
         if len(stopped_at) < kills:
-            aim = len(before) + draw.randint(0, max(0, 2 * SHARDS - len(before)))
+            # More than what is there already: a run is killed after some work of its own, or ends.
+            aim = len(before) + draw.randint(1, SHARDS)
             wait_for(lambda aim=aim, run=run: len(finished_work(out)) >= aim or run.poll() is not None)
             time.sleep(draw.uniform(0, 0.1))
             family = process_tree(run.pid)
             run.kill()
-            stopped_at.append(len(finished_work(out)))
             wait_for(lambda family=family: not any(map(is_alive, family)), seconds=30)
         status = run.wait()
         assert status in (0, -signal.SIGKILL), run.stderr.read()
+        if status == -signal.SIGKILL:
+            stopped_at.append(len(finished_work(out)))
         after = finished_work(out)
         kept = [path for path in before if path.startswith("corpus/")] if out.exists() else before
         assert {path: before[path] for path in kept} == {path: after.get(path) for path in kept}
