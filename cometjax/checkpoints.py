@@ -23,7 +23,7 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from cometjax import checkpoint_files
+from cometjax import checkpoint_files, hosts
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy
 from cometjax.model import Decoder, ModelConfig
@@ -108,6 +108,7 @@ class Checkpoints:
         try:
             self._checkpointer.save(checkpoint_files.partial_path(self._folder, step), args=args)
         except Exception as error:  # every storage has errors of its own, and tensorstore raises them in any type
+            _refuse_lost_peer(error)
             self._fail(step, error)
             return
         self._committing = self._thread.submit(self._commit, step)
@@ -119,6 +120,7 @@ class Checkpoints:
                 checkpoint_files.commit(self._folder, step)
                 self._tidy()
         except Exception as error:  # as above; the loop asks for it
+            _refuse_lost_peer(error)
             self._fail(step, error)
 
     def _fail(self, step: int, error: Exception) -> None:
@@ -258,6 +260,12 @@ def _handler() -> ocp.CompositeCheckpointHandler:
             _METADATA: ocp.JsonCheckpointHandler(),
         }
     )
+
+
+def _refuse_lost_peer(error: Exception) -> None:
+    """Raise what no later save can mend: going on, this process would only disturb what the others still exchange."""
+    if jax.process_count() > 1 and hosts.lost_peer(error) is not None:
+        raise error
 
 
 class _ClosedLoopsIgnored:

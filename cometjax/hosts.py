@@ -147,7 +147,7 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr, flush=True)
         _leave(USER_ERROR_EXIT_CODE, wait=True)
     except Exception as error:
-        lost = _lost_peer(error)
+        lost = lost_peer(error)
         if lost is None:
             traceback.print_exc()
             _leave(1)
@@ -206,7 +206,7 @@ def _await_coordinator(cluster: Cluster) -> None:
             time.sleep(0.2)
 
 
-def _lost_peer(error: BaseException | None) -> str | None:
+def lost_peer(error: BaseException | None) -> str | None:
     """The first line of JAX's error that says that a peer is gone, in an error or what it came from; or None."""
     while error is not None:
         of_jax = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))

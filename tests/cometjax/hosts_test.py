@@ -101,9 +101,9 @@ def test_an_error_of_a_collective_is_told_from_a_failure_of_this_process(text, l
     wrapped.__cause__ = error
     # The type that JAX raises where a failed collective's result is an argument.
     for each in (error, wrapped, ValueError(text)):
-        found = hosts._lost_peer(each)
+        found = hosts.lost_peer(each)
         assert (found is None) if lost is None else (lost in found and "\n" not in found)
-    assert hosts._lost_peer(ValueError("connection")) is None
+    assert hosts.lost_peer(ValueError("connection")) is None
 
 
 def test_who_cannot_meet_is_told_his_own_name_and_address():

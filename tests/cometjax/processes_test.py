@@ -191,8 +191,8 @@ def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_four_go_on(folder
 def test_a_mistake_of_all_or_of_one_is_the_same_line_from_each_and_writes_nothing(group, tmp_path):
     cases = (
         (3, lambda index: (), "8 rows cannot be split over 3 devices"),
+        (2, lambda index: (f"--config.corpus={tmp_path}",), "no corpus.json"),
         (2, lambda index: (f"--config.seed={index}",), "another configuration than in the first process"),
-        (2, lambda index: (f"--config.corpus={tmp_path}",) if index else (), "no corpus.json"),
     )
     for processes, own, says in cases:
         for ended in group(tmp_path / "run", processes, own=own).end():
