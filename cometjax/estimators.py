@@ -4,56 +4,100 @@ A sample that runs out of tokens before the horizon is censored there: the sicke
 their cut futures for uneventful ones would tell the least risk of those who have the most.
 """
 
-import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from cometjax import decoding, trajectories
 from cometjax.engine import Future
-from cometjax.tasks import Task
+from cometjax.tasks import Task, compiled
 from data_pipeline.vocabulary import Vocabulary
 
 KEYS = ("subject_id", "prediction_time")
+# What a task's other columns of `outcome_times` add to its name; no name of a task has a slash.
+_UNTIL, _TIMES = "//until", "//times"
 
 
 def outcome_concepts(vocabulary: Vocabulary, task: Task) -> frozenset[str]:
     """The concepts of the vocabulary that are this task's outcome; the model can produce no others."""
-    pattern = re.compile(task.outcome)
-    return frozenset(event.concept for event in vocabulary.events if pattern.fullmatch(event.concept))
+    return _producible(vocabulary, task.outcome)
+
+
+def _producible(vocabulary: Vocabulary, pattern: str) -> frozenset[str]:
+    return frozenset(event.concept for event in vocabulary.events if compiled(pattern).fullmatch(event.concept))
 
 
 def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> pl.DataFrame:
-    """When each task's outcome first happens in each future: one pass serves all tasks.
+    """When each task's outcome happens in each future, in its window: one pass serves all tasks.
 
-    Returns [subject_id, prediction_time, sample, stop, elapsed_us (simulated time covered), <task name> (microseconds
-    from the prediction time to the first outcome, null if none)], one row per future.
+    Returns, one row per future, [subject_id, prediction_time, sample, stop, elapsed_us (simulated time covered)], and
+    of each task in microseconds from the prediction time: <name> (the first outcome, null if none before the window is
+    closed), with `until` <name>//until (when that closed the window, null if it did not), of counts <name>//times (all
+    outcomes before that).
     """
-    wanted = {task.name: outcome_concepts(vocabulary, task) for task in tasks}
-    any_wanted = frozenset().union(*wanted.values())
+    names = [name for task in tasks for name in _columns_of(task)]
+    asking = _askers([outcome_concepts(vocabulary, task) for task in tasks])
+    closing = _askers([_producible(vocabulary, task.until) if task.until else frozenset() for task in tasks])
     seconds_V = decoding.token_seconds(vocabulary).astype(np.int64)
-    columns: dict[str, list[int | str | None]] = {
-        name: [] for name in ("subject_id", "time_us", "sample", "stop", "elapsed_us", *wanted)
-    }
+    schema: dict[str, Any] = dict.fromkeys(("subject_id", "time_us", "sample", "stop", "elapsed_us", *names), pl.Int64)
+    schema |= {"stop": pl.String} | {name: pl.List(pl.Int64) for name in names if name.endswith(_TIMES)}
+    columns: dict[str, list[Any]] = {name: [] for name in schema}
     for future in futures:
         columns["subject_id"].append(future.subject_id)
         columns["time_us"].append(future.prediction_time_us)
         columns["sample"].append(future.sample)
         columns["stop"].append(future.stop)
         columns["elapsed_us"].append(1_000_000 * int(future.start_seconds + seconds_V[future.tokens_T].sum()))
-        relevant = [
-            (concept, time_us - future.prediction_time_us)
-            for concept, _, time_us, _ in trajectories.events_of(future, vocabulary)
-            if concept in any_wanted
-        ]
-        for name, concepts in wanted.items():
+        times: list[list[int]] = [[] for _ in tasks]
+        until: list[int | None] = [None] * len(tasks)
+        for concept, _, time_us, _ in trajectories.events_of(future, vocabulary):
+            time = time_us - future.prediction_time_us
             # An event less than a minute on has no interval token: simulated at the prediction time, it is after it.
-            times = [time for concept, time in relevant if concept in concepts and time >= 0]
-            columns[name].append(min(times, default=None))
-    schema = {name: pl.String if name == "stop" else pl.Int64 for name in columns}
+            if time >= 0:
+                for index in asking.get(concept, ()):
+                    times[index].append(time)
+                for index in closing.get(concept, ()):
+                    until[index] = time if until[index] is None else until[index]
+        for task, found, closed in zip(tasks, times, until, strict=True):
+            found = [time for time in found if closed is None or time <= closed]
+            values = {"": found[0] if found else None, _UNTIL: closed, _TIMES: found}
+            for name in _columns_of(task):
+                columns[name].append(values[name.removeprefix(task.name)])
     table = pl.DataFrame(columns, schema=schema)
     return table.with_columns(pl.col("time_us").cast(pl.Datetime("us"))).rename({"time_us": "prediction_time"})
+
+
+def _askers(concepts: Sequence[frozenset[str]]) -> dict[str, list[int]]:
+    """By concept, the places whose set it is in."""
+    places: dict[str, list[int]] = {}
+    for place, names in enumerate(concepts):
+        for name in names:
+            places.setdefault(name, []).append(place)
+    return places
+
+
+def _columns_of(task: Task) -> list[str]:
+    suffixes = ["", *([_UNTIL] if task.until else []), *([_TIMES] if task.kind == "count" else [])]
+    return [task.name + suffix for suffix in suffixes]
+
+
+def times_column(task: Task) -> str:
+    """The column of `outcome_times` with all times of a count's outcomes."""
+    return task.name + _TIMES
+
+
+def window_end(task: Task) -> pl.Expr:
+    """Of a row of `outcome_times`: microseconds to the end of the task's window."""
+    horizon = pl.lit(task.horizon_us)
+    return pl.min_horizontal(horizon, pl.col(task.name + _UNTIL)) if task.until else horizon
+
+
+def is_cut_short(task: Task) -> pl.Expr:
+    """Of a row of `outcome_times`: did the future run out of tokens before the end of the task's window?"""
+    is_open = pl.col(task.name + _UNTIL).is_null() if task.until else pl.lit(True)
+    return is_open & (pl.col("stop") == "length") & (pl.col("elapsed_us") < task.horizon_us)
 
 
 def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:
@@ -66,7 +110,7 @@ def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:
     short), samples, truncated (share of samples cut short before the horizon without the outcome)].
     """
     has_outcome = (pl.col(task.name) <= task.horizon_us).fill_null(False)
-    cut_short = ~has_outcome & (pl.col("stop") == "length") & (pl.col("elapsed_us") < task.horizon_us)
+    cut_short = ~has_outcome & is_cut_short(task)
     until = pl.when(has_outcome).then(task.name).when(cut_short).then("elapsed_us").otherwise(task.horizon_us + 1)
     # At one instant outcomes come before samples cut short, which were still at risk of it.
     order = times.select(*KEYS, until=until, cut_short=cut_short, has_outcome=has_outcome).sort(

@@ -12,7 +12,6 @@ empty. Expect minutes on two cores for the demo's model, most of them in simulat
 import dataclasses
 import datetime
 import pathlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,24 +30,28 @@ from cometjax import (
     compile_cache,
     engine,
     estimators,
+    evaluation_files,
     metrics,
     ngrams,
     report,
     report_story,
+    task_rows,
     test_time_scaling,
     workdir,
 )
 from cometjax import risks as risks_module
 from cometjax import tasks as task_module
+from cometjax.amount_results import score_amounts
 from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Events, Task
 from data_pipeline import command_line, loader, meds, prompts
-from data_pipeline.errors import UserError
 from data_pipeline.mixture import is_there, open_corpus
 from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
 _ROW = list(estimators.KEYS)
+# More tasks than these make a subject's picture unreadable.
+_MOST_IN_STORY = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Options:
         max_rows_per_task: rows beyond are left out by a hash of (seed, subject, time).
         max_training_subjects: training subjects that the baselines learn from, drawn likewise.
         split: the split whose subjects are scored; several with commas between.
+        labels: folder of label files, one a task (cometjax.labels.label_files), in place of the tasks' index, cohort,
+            exclusions and censoring; "": the tasks' own rows.
         seed: of drawing rows, futures and resamples.
         max_new_tokens: bound on a future's tokens; 0 = half the row length that the model was trained with.
         max_prompt_tokens: bound on a prompt's tokens; 0 = what max_new_tokens leaves of the row length (at least half).
@@ -76,6 +81,7 @@ class Options:
     max_rows_per_task: int = 300
     max_training_subjects: int = 20_000
     split: str = "held_out"
+    labels: str = ""
     seed: int = 0
     max_new_tokens: int = 0
     max_prompt_tokens: int = 0
@@ -99,10 +105,22 @@ def evaluate(
 
     Raises UserError: `out` is not empty, no checkpoint, no MEDS data set, a split without subjects or rows.
     """
-    _refuse_taken(out)
+    evaluation_files.refuse_taken(out)
     model, vocabulary, config, step = checkpoints.load_for_inference(work)
     dataset = meds.open_dataset(meds_root)
-    events, rows = label_all(dataset, vocabulary, tasks, options)
+    asked = task_rows.ask(
+        dataset,
+        vocabulary.code_map,
+        tasks,
+        split=options.split,
+        max_rows_per_task=options.max_rows_per_task,
+        max_training_subjects=options.max_training_subjects,
+        seed=options.seed,
+        label_folder=options.labels,
+        producible=[event.concept for event in vocabulary.events],
+    )
+    events, rows = asked.events, asked.rows
+    tasks = [task for task in tasks if task.name in rows]
     start = time.perf_counter()
     simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, progress=progress)
     wall_s = time.perf_counter() - start
@@ -113,11 +131,17 @@ def evaluate(
         "training": _training_speed(records, step),
         "simulation": _describe_simulation(simulations, wall_s),
         "tasks": {},
+        "amounts": {},
+        "cannot_run": dict(asked.cannot_run),
     }
-    risks = {}
+    risks, amounts = {}, {}
     for task in tqdm.tqdm(tasks, desc="score", unit="task", disable=None if progress else True):
-        estimates = simulations[task.censoring].estimate(task)
-        risks[task.name] = _in_row_order(rows[task.name].scored, estimates)
+        estimates = _in_row_order(rows[task.name].scored, simulations[task.censoring].estimate(task))
+        if task.kind != "binary":
+            amounts[task.name] = estimates
+            results["amounts"][task.name] = score_amounts(task, rows[task.name], estimates, events, vocabulary)
+            continue
+        risks[task.name] = estimates
         results["tasks"][task.name] = score_task(
             task, rows[task.name], risks[task.name], events, vocabulary, resamples=options.resamples, seed=options.seed
         )
@@ -127,41 +151,11 @@ def evaluate(
             )
     story = (
         _choose_story(events, tasks, risks, simulations, vocabulary)
-        if options.show_patient and options.estimator != "reach"
+        if risks and options.show_patient and options.estimator != "reach"
         else None
     )
-    _write_all(out, results, risks, report.render(results, records, story))
+    evaluation_files.write(out, results, risks, amounts, report.render(results, records, story))
     return results
-
-
-def label_all(
-    dataset: meds.MedsDataset, vocabulary: Vocabulary, tasks: Sequence[Task], options: Options
-) -> tuple[Events, dict[str, Rows]]:
-    """(events of the scored and training subjects, each task's rows)."""
-    scored = _subjects(dataset, options.split.split(","))
-    training = _subjects(dataset, ["train"])
-    keys = task_module.row_hash(training, pl.zeros(len(training), pl.Int64, eager=True), options.seed)
-    training = training.gather(np.sort(np.argsort(keys, kind="stable")[: options.max_training_subjects]))
-    events = task_module.read_events(dataset, pl.concat([scored, training]).unique().to_list(), vocabulary.code_map)
-    rows = {}
-    for task in tasks:
-        labelled = task_module.label(events, scored.to_list(), task, seed=options.seed)
-        drawn = task_module.draw_rows(labelled.frame, options.max_rows_per_task, seed=options.seed)
-        # Every candidate trains the rival, not one a subject: more to learn from, and each subject weighs the same.
-        everything = dataclasses.replace(task, index_choice="all") if task.index_choice == "one" else task
-        excluded = {**labelled.excluded, "over_max_rows": len(labelled.frame) - len(drawn)}
-        rows[task.name] = Rows(
-            scored=drawn,
-            training=task_module.label(events, training.to_list(), everything, seed=options.seed).frame,
-            counts={"candidates": labelled.candidates, "excluded": excluded},
-        )
-    if not any(len(task_rows.scored) for task_rows in rows.values()):
-        raise UserError(
-            f"no task has a row in split {options.split}",
-            where="tasks",
-            fix="check each task's index, censoring and exclude_prior against this data set's concepts",
-        )
-    return events, rows
 
 
 def simulate_all(
@@ -195,7 +189,9 @@ def simulate_all(
             stop_at_timeline_end=censoring == "assume_complete",
             grammar=options.grammar,
         )
-        asked = pl.concat([rows[task.name].scored.select(*_ROW, days=pl.lit(task.horizon_days)) for task in group])
+        asked = pl.concat(
+            [rows[task.name].scored.select(*_ROW, days=pl.lit(float(task.horizon_days))) for task in group]
+        )
         wanted = asked.group_by(_ROW).agg(pl.col("days").max()).sort(_ROW)
         sampler = risks_module.Sampler(model, vocabulary, simulation, options.estimator, options.target_se)
         simulations[censoring] = sampler.simulate(
@@ -220,7 +216,7 @@ def _by_samples(
 
 def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
     joined = scored.join(risks, on=_ROW, how="left", maintain_order="left")
-    if joined.get_column("risk").null_count():
+    if joined.get_column("samples").null_count():
         raise ValueError("a row without simulated futures")
     return joined
 
@@ -232,28 +228,28 @@ def _choose_story(
     simulations: Mapping[str, risks_module.Simulation],
     vocabulary: Vocabulary,
 ) -> report_story.Story | None:
-    """The prompt that answers most tasks of one simulation, and of those the one whose risks are least certain."""
+    """The prompt that answers most tasks of one simulation, and of those the one whose risks are least certain.
+
+    Its tasks are those with plain yes or no, at most so many, the least certain first.
+    """
     group = max(simulations, key=lambda censoring: len(simulations[censoring].futures))
-    candidates = [task for task in tasks if task.censoring == group]
+    candidates = [t for t in tasks if t.censoring == group and t.kind == "binary" and not t.until]
+    if not candidates:
+        return None
     spread = pl.col("risk") * (1 - pl.col("risk"))
     every = pl.concat([risks[task.name].select(*_ROW, spread.alias("spread")) for task in candidates])
     if every.is_empty():
         return None
     ranked = every.group_by(_ROW).agg(tasks=pl.len(), spread=pl.col("spread").sum())
     chosen = ranked.sort("tasks", "spread", *_ROW, descending=[True, True, False, False]).head(1)
-    asked = [task for task in candidates if len(risks[task.name].join(chosen, on=_ROW))]
+    own = {task.name: risks[task.name].join(chosen, on=_ROW) for task in candidates}
+    asked = [task for task in candidates if len(own[task.name])]
+    asked.sort(key=lambda task: abs(own[task.name].get_column("risk")[0] - 0.5))
+    asked = asked[:_MOST_IN_STORY]
     times = simulations[group].times.with_row_index().join(chosen.select(_ROW), on=_ROW, maintain_order="left")
     futures = [simulations[group].futures[index] for index in times.get_column("index")]
     subject_id, time_us = chosen.select("subject_id", pl.col("prediction_time").dt.epoch("us")).row(0)
     return report_story.tell(events, subject_id, time_us, asked, times, futures, vocabulary)
-
-
-def _subjects(dataset: meds.MedsDataset, splits: Sequence[str]) -> pl.Series:
-    subjects = dataset.splits.filter(pl.col("split").is_in(list(splits))).get_column("subject_id").sort()
-    if subjects.is_empty():
-        known = ", ".join(dataset.splits.get_column("split").unique().sort())
-        raise UserError(f"no subject in split {','.join(splits)}", where=str(dataset.root), fix=f"splits: {known}")
-    return subjects
 
 
 def _losses(work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
@@ -312,33 +308,6 @@ def _count_parameters(model: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def _refuse_taken(out: pathlib.Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is not an empty folder", where=str(out), fix="give a new folder, or remove this one")
-
-
-def _write_all(out: pathlib.Path, results: Mapping[str, Any], risks: Mapping[str, pl.DataFrame], page: str) -> None:
-    """Write to a folder beside `out` and rename it when whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "labels").mkdir(parents=True)
-    (partial / "predictions").mkdir()
-    for name, table in risks.items():
-        labels = table.select(*_ROW, "boolean_value")
-        labels.write_parquet(partial / "labels" / f"{name}.parquet")
-        # The schema of meds-evaluation; no threshold is chosen here, so no predicted class.
-        labels.with_columns(
-            pl.lit(None, pl.Boolean).alias("predicted_boolean_value"),
-            table.get_column("risk").alias("predicted_boolean_probability"),
-        ).write_parquet(partial / "predictions" / f"{name}.parquet")
-    workdir.write_json(partial / "results.json", results)
-    workdir.write_text(partial / "report.html", page)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
-
-
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run (python -m cometjax.train)", required=True)
     flags.DEFINE_string("meds", None, "folder of the MEDS data set to score on", required=True)
@@ -349,6 +318,11 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_rows_per_task", default.max_rows_per_task, "rows scored for each task", lower_bound=1)
     flags.DEFINE_integer("max_training_subjects", default.max_training_subjects, "bound for baselines", lower_bound=1)
     flags.DEFINE_string("split", default.split, "split to score; several with commas between")
+    flags.DEFINE_string(
+        "labels",
+        default.labels,
+        "folder of MEDS label files, TASK.parquet or TASK/*.parquet (as of ACES); none: own rows",
+    )
     flags.DEFINE_integer("seed", default.seed, "of rows drawn, futures and resamples")
     flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
     flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a prompt's tokens; 0 = what remains of the row length")

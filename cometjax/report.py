@@ -18,6 +18,10 @@ _REASONS = {
     "dead_at_index": "dead at the index",
     "prior_outcome": "had the outcome before",
     "horizon_past_data": "horizon passes the end of the data",
+    "not_in_cohort": "not of the cohort",
+    "excluded": "had what is excluded",
+    "short_history": "history too short",
+    "washout": "had the outcome of late",
     "not_chosen": "another row of the subject was drawn",
     "over_max_rows": "beyond max_rows_per_task",
 }
@@ -68,7 +72,9 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         )
         if records
         else None,
-        forest_figure=_markup(report_figures.forest(results["tasks"], "AUROC of every task with its interval")),
+        forest_figure=_markup(report_figures.forest(results["tasks"], "AUROC of every task with its interval"))
+        if results["tasks"]
+        else None,
         task_figures={
             name: _markup(report_figures.roc_and_calibration(task, f"ROC and calibration of {name}"))
             for name, task in results["tasks"].items()
@@ -88,11 +94,19 @@ def text_table(results: Mapping[str, Any]) -> str:
         for name, key in (("tuning loss", "tuning_loss"), ("  bigram", "bigram_loss"), ("  unigram", "unigram_loss"))
         if key in losses
     ]
-    width = max(map(len, results["tasks"]), default=0) + 2
+    width = max(map(len, [*results["tasks"], *results["amounts"]]), default=0) + 2
     lines.append(f"{'task':<{width}}{'AUROC (95% interval)':<24}{'logistic regression':<24}{'rows':>6}{'positive':>10}")
     for name, task in results["tasks"].items():
         rival = with_interval(task["baselines"]["logistic_regression"])
         lines.append(f"{name:<{width}}{with_interval(task):<24}{rival:<24}{task['n']:>6}{task['positives']:>10}")
+    if results["amounts"]:
+        lines.append(f"{'amount':<{width}}{'recorded: mean (median)':<26}{'predicted: mean (median)':<26}{'rows':>6}")
+    for name, task in results["amounts"].items():
+        recorded, predicted = (
+            f"{task[f'mean_{kind}']:.2f} ({task[f'median_{kind}']:.2f})" for kind in ("recorded", "predicted")
+        )
+        lines.append(f"{name:<{width}}{recorded:<26}{predicted:<26}{task['n']:>6}")
+    lines += [f"cannot run: {name}: {reason}" for name, reason in results["cannot_run"].items()]
     return "\n".join(lines)
 
 

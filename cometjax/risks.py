@@ -1,6 +1,7 @@
 """Risks of tasks from simulated futures: who is simulated, how long, by which estimator, with how many samples.
 
 Estimators: "monte_carlo" (`cometjax.estimators`), "scope" and "reach" (`cometjax.anticipation`, under the grammar).
+Counts, durations (`cometjax.amounts`) and tasks whose window an event closes are told by ordinary futures under each.
 
 With a target for the standard error, each prompt first has a pilot of PILOT samples. From its variance alone follows
 how many samples the prompt needs, and these are drawn in rounds of PILOT; nothing is looked at again. Stopping as soon
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from cometjax import anticipation, decoding, engine, estimators
+from cometjax import amounts, anticipation, decoding, engine, estimators
 from cometjax.futures import Future, Prompt, SimulationConfig
 from cometjax.model import Decoder
 from cometjax.tasks import Task
@@ -33,7 +34,8 @@ class Simulation:
     """Futures of prompts and what they tell of some tasks' risks.
 
     Attributes:
-        futures: in the order of prompts and samples. With REACH those of the last task, for each has its own.
+        futures: in the order of prompts and samples. With REACH those of the last task, for each has its own, or the
+            ordinary ones where there are tasks that need them.
         times: their rows of estimators.outcome_times.
         shares: by task, what samples add to its risk; empty with Monte-Carlo.
         tokens: drawn for all of it.
@@ -45,12 +47,15 @@ class Simulation:
     tokens: int = 0
 
     def estimate(self, task: Task, samples: Sequence[int] | None = None) -> pl.DataFrame:
-        """estimators.monte_carlo's columns for each prompt, from all samples or those given; risks lie in [0, 1]."""
+        """estimators.monte_carlo's columns for each prompt, from all samples or those given; risks lie in [0, 1].
+
+        Of a count or duration those of amounts.estimate.
+        """
         if task.name in self.shares:
             estimated = self.shares[task.name].estimate(task.name, samples)
             return estimated.with_columns(pl.col("risk").clip(0, 1))
         times = self.times if samples is None else self.times.filter(pl.col("sample").is_in(list(samples)))
-        return estimators.monte_carlo(times, task)
+        return estimators.monte_carlo(times, task) if task.kind == "binary" else amounts.estimate(times, task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Sampler:
         model, vocabulary: the decoder and its vocabulary.
         config: `samples` is the most that a prompt gets.
         estimator: one of ESTIMATORS; all but Monte-Carlo keep the grammar.
-        target_se: the standard error to reach for every task; 0: always `config.samples`.
+        target_se: the standard error to reach for every risk; 0: always `config.samples`.
     """
 
     model: Decoder
@@ -83,17 +88,22 @@ class Sampler:
         horizons = [value * SECONDS_PER_DAY for value in days]
         if self.estimator != "reach":
             return self._simulate(prompts, horizons, tasks, progress=progress)
-        by_task = {}
-        for task in tasks:
+        by_task: dict[str, Simulation] = {}
+        # Futures without an outcome can tell nothing of the other tasks: these have ordinary ones.
+        counted = [task for task in tasks if not _is_summed(task)]
+        grammatical = dataclasses.replace(self.config, grammar=True)
+        ordinary = dataclasses.replace(self, estimator="monte_carlo", config=grammatical)
+        others = ordinary._simulate(prompts, horizons, counted, progress=progress) if counted else None
+        for task in filter(_is_summed, tasks):
             limit = task.horizon_days * SECONDS_PER_DAY
             shorter = [min(seconds, limit) for seconds in horizons]
             by_task[task.name] = self._simulate(prompts, shorter, [task], progress=progress)
-        last = by_task[tasks[-1].name]
+        every = [*by_task.values(), *([others] if others else [])]
         return Simulation(
-            last.futures,
-            last.times,
+            every[-1].futures,
+            every[-1].times,
             {name: simulation.shares[name] for name, simulation in by_task.items()},
-            sum(simulation.tokens for simulation in by_task.values()),
+            sum(simulation.tokens for simulation in every),
         )
 
     def _simulate(
@@ -110,15 +120,20 @@ class Sampler:
         futures = [future for of_prompt in drawn.futures for future in of_prompt]
         tokens = sum(len(future.tokens_T) for future in futures)
         times = estimators.outcome_times(futures, self.vocabulary, tasks)
-        if self.estimator == "monte_carlo" or not futures:
+        summed = self._summed(tasks)
+        if not summed or not futures:
             return Simulation(futures, times, tokens=tokens)
         shares = anticipation.Contributions(
             times.select("subject_id", "prediction_time", "sample"),
             np.concatenate([array for arrays in drawn.shares for array in arrays]),
             np.concatenate([array for arrays in drawn.cut for array in arrays]),
-            tuple(task.name for task in tasks),
+            tuple(task.name for task in summed),
         )
-        return Simulation(futures, times, {task.name: shares for task in tasks}, tokens)
+        return Simulation(futures, times, {task.name: shares for task in summed}, tokens)
+
+    def _summed(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks whose risk is a sum of probabilities along the futures; of the others, outcomes are counted."""
+        return [] if self.estimator == "monte_carlo" else [task for task in tasks if _is_summed(task)]
 
     def _draw(
         self,
@@ -136,24 +151,27 @@ class Sampler:
             return
         first = sum(len(futures) for futures in drawn.futures[indices[0] : indices[0] + 1])
         size = min(size, self.config.samples - first)
-        monte_carlo = self.estimator == "monte_carlo"
+        summed = self._summed(tasks)
         config = dataclasses.replace(
-            self.config, samples=size, first_sample=first, grammar=self.config.grammar or not monte_carlo
+            self.config,
+            samples=size,
+            first_sample=first,
+            grammar=self.config.grammar or self.estimator != "monte_carlo",
         )
         seconds_V = decoding.token_seconds(self.vocabulary)
-        limits_K = np.array([task.horizon_us / 1e6 for task in tasks])
+        limits_K = np.array([task.horizon_us / 1e6 for task in summed])
         for at, futures in engine.iter_futures(
             self.model,
             self.vocabulary,
             [prompts[index] for index in indices],
             config,
             horizons=[horizons[index] for index in indices],
-            outcomes=() if monte_carlo else [estimators.outcome_concepts(self.vocabulary, task) for task in tasks],
+            outcomes=[estimators.outcome_concepts(self.vocabulary, task) for task in summed],
             suppress=self.estimator == "reach",
             progress=progress,
         ):
             index = indices[at]
-            if monte_carlo:
+            if not summed:
                 if self.target_se:
                     drawn.shares[index].append(_happened(futures, self.vocabulary, tasks))
             else:
@@ -165,8 +183,10 @@ class Sampler:
             drawn.futures[index] += [dataclasses.replace(f, hazard_TxK=None, decided_TxK=None) for f in futures]
 
     def _needed(self, share_SxK: np.ndarray) -> int:
-        """How many samples bring every task's standard error to the target, as the pilot has it."""
+        """How many samples bring every risk's standard error to the target, as the pilot has it; all for no risk."""
         size = len(share_SxK)
+        if not share_SxK.shape[1]:
+            return self.config.samples
         if self.estimator == "monte_carlo":
             rate_K = (share_SxK.sum(0) + 1) / (size + 2)
             variance_K = rate_K * (1 - rate_K)
@@ -184,7 +204,13 @@ class _Drawn:
     cut: list[list[np.ndarray]]
 
 
+def _is_summed(task: Task) -> bool:
+    """May SCOPE and REACH estimate it? They foresee an outcome within the horizon, and not what closes a window."""
+    return task.kind == "binary" and not task.until
+
+
 def _happened(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> np.ndarray:
-    times = estimators.outcome_times(futures, vocabulary, tasks)
-    columns = [(times.get_column(task.name) <= task.horizon_us).fill_null(False).to_numpy() for task in tasks]
-    return np.stack(columns, 1).astype(float)
+    binary = [task for task in tasks if task.kind == "binary"]
+    times = estimators.outcome_times(futures, vocabulary, binary)
+    columns = [(times.get_column(task.name) <= task.horizon_us).fill_null(False).to_numpy() for task in binary]
+    return np.array(columns).reshape(len(binary), len(futures)).T.astype(float)

@@ -47,15 +47,42 @@ def score_task(
         "mean_risk": float(risks_N.mean()) if len(risks_N) else None,
         "mean_standard_error": risks.get_column("standard_error").mean(),
         "truncated_share": risks.get_column("truncated").mean(),
-        "outcome_in_vocabulary": _outcome_coverage(task, events, vocabulary),
+        "outcome_in_vocabulary": outcome_coverage(task, events, vocabulary),
         **rows.counts,
     }
+    result["by_history"] = _by_history(rows.scored.get_column("prior_outcome"), labels_N, risks_N, drawn)
     rival = baselines.fit_count_model(events, rows.training, seed=seed)
     result["baselines"] = {
         "prevalence": _prevalence_scores(labels_N, train_N),
         "logistic_regression": _rival_scores(rival, events, rows.scored, labels_N, risks_N, drawn),
     }
     return result
+
+
+def _by_history(
+    is_repeat: pl.Series, labels_N: np.ndarray, risks_N: np.ndarray, drawn: scores.Resamples
+) -> dict[str, Any]:
+    """Scores of the rows whose outcome would be the first, and of those that have had it; {} where all are of a kind.
+
+    Whoever has had something is likelier to have it again: of a task with both, the score of all rows says mostly that.
+    """
+    repeat_N = is_repeat.to_numpy()
+    if repeat_N.all() or not repeat_N.any():
+        return {}
+    parts = {}
+    for name, part_N in (("new_onset", ~repeat_N), ("repeat", repeat_N)):
+        own = scores.Resamples(drawn.weights_RxN[:, part_N], drawn.subject_N[part_N])
+        auroc = scores.interval(scores.auroc_weighted, labels_N[part_N], risks_N[part_N], own)
+        parts[name] = {
+            "n": int(part_N.sum()),
+            "positives": int(labels_N[part_N].sum()),
+            "auroc": auroc.value,
+            "low": auroc.low,
+            "high": auroc.high,
+            "brier": float(np.mean((risks_N[part_N] - labels_N[part_N]) ** 2)),
+            "reason": auroc.reason,
+        }
+    return parts
 
 
 def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resamples) -> dict[str, Any]:
@@ -112,7 +139,7 @@ def _rival_scores(
     }
 
 
-def _outcome_coverage(task: Task, events: Events, vocabulary: Vocabulary) -> float | None:
+def outcome_coverage(task: Task, events: Events, vocabulary: Vocabulary) -> float | None:
     """Share of the recorded outcome events that the model can produce as such."""
     matching = events.matching(task.outcome)
     counted = events.frame.filter(pl.col("concept").is_in(matching)).get_column("concept")

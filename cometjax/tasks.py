@@ -1,45 +1,58 @@
-"""Prediction tasks: declared by regexes over concepts, turned into MEDS labels.
+"""Prediction tasks: questions about subjects' futures, declared by regexes over concepts, and the events they read.
 
-A task asks, at each matching index event of a subject: does the outcome occur in (t, t + horizon]? Rows that cannot be
-answered or would answer themselves are left out and counted by reason. All of it is columnar: codes are mapped to
-concepts once per distinct code, never per event.
+A task asks, at each matching index event of a subject: does the outcome occur in the window after it (`kind` "binary"),
+how often ("count"), how long until then ("duration")? `cometjax.labels` makes its rows, `cometjax.estimators` answers
+it from simulated futures. All of it is columnar: codes are mapped to concepts once per distinct code, never per event.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from data_pipeline import code_maps, meds
 from data_pipeline.errors import UserError
 
 MICROSECONDS_PER_DAY = 86_400_000_000
+KINDS = ("binary", "count", "duration")
 INDEX_CHOICES = ("all", "one", "last")
 CENSORINGS = ("dataset_end", "assume_complete")
 # Static rows have no time: they come before everything. Far enough from the int64 border that adding horizons is safe.
 BEFORE_ALL_TIME_US = -(2**61)
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_PATTERNS = ("index", "outcome", "until", "cohort", "exclude")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One yes/no question about a subject's future.
+    """One question about a subject's future. Every pattern is a regex that a concept's name must match in full.
 
     Attributes:
         name: letters, digits, `_`, `.`, `-`; names its files.
-        description: one line for the report.
-        index: regex that a concept name must match in full; each matching event is a candidate prediction time.
-        horizon_days: the outcome counts in (t, t + horizon_days].
-        outcome: regex that a concept name must match in full.
+        index: pattern; each matching event is a candidate prediction time t. What happens at t itself is history.
+        horizon_days: the window is (t, t + horizon_days].
+        outcome: pattern of what is asked for.
+        kind: "binary": does the outcome occur in the window? "count": how many of its events? "duration": days until
+            the first of them, or the window's length where none is in it (a restricted time, as no row may be left out
+            for what happens after t).
+        until: pattern; the window ends with the first such event after t ("during this encounter"), if that comes
+            before the horizon. What happens at its instant still counts.
+        cohort: pattern; only subjects are asked who have had such an event at or before t.
+        cohort_days: and at most so many days before it; 0: at the very instant of t. None: ever.
+        exclude: pattern; subjects who have had such an event at or before t are out.
+        exclude_prior: subjects with the outcome at or before t are out (incident disease).
+        washout_days: subjects with the outcome in the so many days up to t are out (a new episode).
+        history_days: t is at least so long after the subject's first event, birth aside.
         index_choice: "all" candidates are rows; "one" per subject, drawn by a hash of (seed, subject, time); "last" of
             each subject (biased for outcomes that are index events themselves: the last has none after it).
-        exclude_prior: subjects with the outcome at or before the prediction time are out (incident disease).
         censoring: "dataset_end": rows whose horizon passes the data set's last event are out, whatever the outcome, so
             that positives are not over-sampled. "assume_complete": what is not recorded did not happen; for data whose
             dates are shifted by subject, where no common end exists.
+        family: group of tasks it belongs to.
+        description: one line for the report.
     """
 
     name: str
@@ -50,26 +63,59 @@ class Task:
     index_choice: str = "all"
     exclude_prior: bool = False
     censoring: str = "dataset_end"
+    kind: str = "binary"
+    until: str = ""
+    cohort: str = ""
+    cohort_days: float | None = None
+    exclude: str = ""
+    washout_days: float = 0.0
+    history_days: float = 0.0
+    family: str = ""
 
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
         if not _NAME.fullmatch(self.name):
             raise UserError("a task's name names its files", where=where, fix="use letters, digits, _ . - only")
-        for field in ("index", "outcome"):
+        for field in _PATTERNS:
             try:
                 re.compile(getattr(self, field))
             except re.error as error:
                 raise UserError(f"{field} is not a regular expression ({error})", where=where) from error
         if not self.horizon_days > 0:
             raise UserError(f"horizon_days is {self.horizon_days}", where=where, fix="give a positive number of days")
-        for field, choices in (("index_choice", INDEX_CHOICES), ("censoring", CENSORINGS)):
+        for field in ("washout_days", "history_days", "cohort_days"):
+            if (getattr(self, field) or 0) < 0:
+                raise UserError(
+                    f"{field} is {getattr(self, field)}", where=where, fix="give a number of days, 0 or more"
+                )
+        if self.cohort_days is not None and not self.cohort:
+            raise UserError("cohort_days without a cohort", where=where, fix="give cohort, the event to look for")
+        if self.exclude_prior and self.washout_days:
+            raise UserError("washout_days with exclude_prior", where=where, fix="give one: exclude_prior is for ever")
+        for field, choices in (("kind", KINDS), ("index_choice", INDEX_CHOICES), ("censoring", CENSORINGS)):
             if getattr(self, field) not in choices:
                 raise UserError(f"unknown {field} {getattr(self, field)!r}", where=where, fix=f"use one of {choices}")
 
     @property
     def horizon_us(self) -> int:
         """The horizon in microseconds."""
-        return round(self.horizon_days * MICROSECONDS_PER_DAY)
+        return microseconds(self.horizon_days)
+
+    @property
+    def metric(self) -> str:
+        """What it is mainly scored by."""
+        return {"binary": "AUROC", "count": "RMSLE", "duration": "MAE (days)"}[self.kind]
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The regex; hundreds of patterns are asked again and again, more than `re` keeps."""
+    return re.compile(pattern)
+
+
+def microseconds(days: float) -> int:
+    """Days in whole microseconds."""
+    return round(days * MICROSECONDS_PER_DAY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +135,12 @@ class Events:
 
     def matching(self, pattern: str) -> list[int]:
         """Indices of the concepts whose name matches the regex in full."""
-        compiled = re.compile(pattern)
-        return [index for index, concept in enumerate(self.concepts) if compiled.fullmatch(concept.name)]
+        regex = compiled(pattern)
+        return [index for index, concept in enumerate(self.concepts) if regex.fullmatch(concept.name)]
 
     def in_role(self, role: str) -> list[int]:
         """Indices of the concepts that play this role ("birth", "death", ...)."""
         return [index for index, concept in enumerate(self.concepts) if concept.role == role]
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """A task's rows: `frame` [subject_id, prediction_time Datetime(us), boolean_value], sorted; `excluded` counts the
-    candidates left out by reason (the first that holds); `candidates` counts the index events (distinct in time).
-    """
-
-    frame: pl.DataFrame
-    candidates: int
-    excluded: Mapping[str, int]
 
 
 def tasks_from_config(config: Mapping[str, Any]) -> tuple[Task, ...]:
@@ -155,92 +190,3 @@ def _as_concepts(
     table = pl.DataFrame(kept, schema={"code": pl.String, "concept": pl.UInt32}, orient="row")
     time_us = pl.col("time").cast(pl.Int64).fill_null(BEFORE_ALL_TIME_US).alias("time_us")
     return frame.join(table, on="code", how="inner", maintain_order="left").select("subject_id", time_us, "concept")
-
-
-def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0, end_us: int | None = None) -> Labels:
-    """The task's rows for these subjects.
-
-    A row is out when the subject is dead at the index (`dead_at_index`), already had the outcome (`prior_outcome`, with
-    exclude_prior), or the horizon passes `end_us` (`horizon_past_data`, censoring "dataset_end"; default: the data's
-    end). `not_chosen` counts what index_choice left out of the rest.
-    """
-    frame = events.frame.filter(pl.col("subject_id").is_in(pl.Series(list(subjects), dtype=pl.Int64).implode()))
-    is_static = pl.col("time_us") == BEFORE_ALL_TIME_US
-    candidates = _times_of(frame.filter(~is_static), events.matching(task.index), "time_us")
-    outcomes = _times_of(frame, events.matching(task.outcome), "outcome_us")
-    deaths = _times_of(frame, events.in_role("death"), "death_us")
-    rows = (
-        candidates.join(deaths.group_by("subject_id").agg(pl.col("death_us").min()), on="subject_id", how="left")
-        .join(outcomes.group_by("subject_id").agg(first_us=pl.col("outcome_us").min()), on="subject_id", how="left")
-        .sort("subject_id", "time_us")
-        .join_asof(
-            outcomes,
-            left_on="time_us",
-            right_on="outcome_us",
-            by="subject_id",
-            strategy="forward",
-            allow_exact_matches=False,
-            coalesce=False,
-            check_sortedness=False,
-        )
-        .with_columns(boolean_value=(pl.col("outcome_us") <= pl.col("time_us") + task.horizon_us).fill_null(False))
-    )
-    reasons = {"dead_at_index": pl.col("death_us") <= pl.col("time_us")}
-    if task.exclude_prior:
-        reasons["prior_outcome"] = pl.col("first_us") <= pl.col("time_us")
-    if task.censoring == "dataset_end":
-        last_us = events.end_us if end_us is None else end_us
-        reasons["horizon_past_data"] = pl.col("time_us") + task.horizon_us > last_us
-    excluded = {}
-    for reason, is_out in reasons.items():
-        kept = rows.filter(~is_out.fill_null(False))
-        excluded[reason] = len(rows) - len(kept)
-        rows = kept
-    chosen = _choose(rows, task.index_choice, seed)
-    excluded["not_chosen"] = len(rows) - len(chosen)
-    prediction_time = pl.col("time_us").cast(pl.Datetime("us")).alias("prediction_time")
-    return Labels(chosen.select("subject_id", prediction_time, "boolean_value"), len(candidates), excluded)
-
-
-def labels(
-    dataset: meds.MedsDataset, subjects: Sequence[int], task: Task, code_map: code_maps.CodeMap, *, seed: int = 0
-) -> Labels:
-    """Read the subjects' events and label one task; for several tasks, `read_events` once and `label` each."""
-    return label(read_events(dataset, subjects, code_map), subjects, task, seed=seed)
-
-
-def draw_rows(frame: pl.DataFrame, rows: int, *, seed: int) -> pl.DataFrame:
-    """At most `rows` of a label frame, by the hash of (seed, subject, time): tasks that share rows keep sharing."""
-    if len(frame) <= rows:
-        return frame
-    keys = row_hash(frame.get_column("subject_id"), frame.get_column("prediction_time").cast(pl.Int64), seed)
-    return frame[np.sort(np.argsort(keys, kind="stable")[:rows])]
-
-
-def row_hash(subject_ids: pl.Series, times_us: pl.Series, seed: int) -> np.ndarray:
-    """uint64 per row, a function of (seed, subject, time) alone (splitmix64): the same in every version and order."""
-    state = np.uint64(seed % 2**64) * np.ones(len(subject_ids), np.uint64)
-    for column in (subject_ids, times_us):
-        state = _mix(state + column.to_numpy().astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    return state
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _times_of(frame: pl.DataFrame, concepts: list[int], name: str) -> pl.DataFrame:
-    matching = frame.filter(pl.col("concept").is_in(concepts)).select("subject_id", pl.col("time_us").alias(name))
-    return matching.unique().sort("subject_id", name)
-
-
-def _choose(rows: pl.DataFrame, choice: str, seed: int) -> pl.DataFrame:
-    if choice == "last":
-        return rows.group_by("subject_id", maintain_order=True).last()
-    if choice == "one":
-        keys = row_hash(rows.get_column("subject_id"), rows.get_column("time_us"), seed)
-        drawn = rows.with_columns(key=pl.Series(keys, dtype=pl.UInt64)).sort("subject_id", "key")
-        return drawn.group_by("subject_id", maintain_order=True).first()
-    return rows

@@ -107,3 +107,21 @@ def test_prompts_are_told_apart(vocabulary) -> None:
     table = estimators.monte_carlo(estimators.outcome_times(futures, vocabulary, [DEATH]), DEATH)
     assert table.select("subject_id", "risk", "samples").rows() == [(2, 1.0, 1), (1, 0.0, 1)]
     assert table.schema["prediction_time"] == pl.Datetime("us")
+
+
+def test_an_event_closes_the_window_and_what_is_at_its_instant_still_counts(vocabulary) -> None:
+    end = "ENCOUNTER//ENCOUNTER_END//OUTPATIENT"
+    visit = _outpatient(vocabulary)
+    task = Task(**{**VISIT.__dict__, "until": r"ENCOUNTER//ENCOUNTER_END//.*"})
+    counted = Task(**{**task.__dict__, "name": "count", "kind": "count"})
+    futures = [
+        future(vocabulary, ["1d-3d", visit, end, "3d-1w", visit], 0),
+        future(vocabulary, ["1d-3d", end, "3d-1w", visit], 1, stop="length"),  # closed: not cut short
+        future(vocabulary, ["1d-3d"], 2, stop="length"),
+    ]
+    times = estimators.outcome_times(futures, vocabulary, [task, counted])
+    assert times["visit"].is_null().to_list() == [False, True, True]
+    assert times["count//times"].list.len().to_list() == [1, 0, 0]
+    table = estimators.monte_carlo(times, task)
+    assert table["truncated"].to_list() == [pytest.approx(1 / 3)]
+    assert table["risk"].to_list() == [pytest.approx(1 / 3)]

@@ -16,6 +16,12 @@ from experiments.configs import tasks_world
 
 OPTIONS = Options(samples=3, max_rows_per_task=8, max_new_tokens=24, max_prompt_tokens=64, resamples=50)
 TASKS = tasks.tasks_from_config(tasks_world.get_config())
+STARTS, ENDS = r"ENCOUNTER//ENCOUNTER_START//.*", r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
+AMOUNTS = (
+    tasks.Task(name="visits", index=ENDS, horizon_days=180, outcome=STARTS, kind="count"),
+    tasks.Task(name="stay", index=STARTS[:-2] + "INPATIENT.*", horizon_days=60, outcome=ENDS, kind="duration"),
+)
+NOWHERE = tasks.Task(name="nowhere", index=ENDS, horizon_days=9, outcome="DIAGNOSIS//ICD9CM//250.*")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +42,16 @@ def run(world_meds, world_corpus, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def evaluated(run, world_meds) -> tuple[pathlib.Path, dict]:
     out = run.parent / "evaluation"
-    results = evaluate.evaluate(work=run, meds_root=world_meds, tasks=TASKS, out=out, options=OPTIONS, progress=False)
+    results = evaluate.evaluate(
+        work=run, meds_root=world_meds, tasks=(*TASKS, *AMOUNTS, NOWHERE), out=out, options=OPTIONS, progress=False
+    )
     return out, results
 
 
 def test_everything_is_written_and_nothing_else(evaluated) -> None:
     out, results = evaluated
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    tables = {f"{folder}/{task.name}.parquet" for task in TASKS for folder in ("labels", "predictions")}
+    tables = {f"{folder}/{task.name}.parquet" for task in (*TASKS, *AMOUNTS) for folder in ("labels", "predictions")}
     assert names == {"results.json", "report.html", *tables}
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert not list(out.parent.glob(".*partial"))
@@ -67,6 +75,37 @@ def test_predictions_are_in_meds_evaluations_schema_and_equal_the_scored_rows(ev
         assert predictions["predicted_boolean_probability"].mean() == pytest.approx(result["mean_risk"])
         labels = pl.read_parquet(out / "labels" / f"{task.name}.parquet")
         assert labels.equals(predictions.select(labels.columns))
+
+
+def test_amounts_are_estimated_for_their_rows_and_what_cannot_run_is_told(evaluated) -> None:
+    out, results = evaluated
+    assert set(results["amounts"]) == {"visits", "stay"}
+    for name, column in (("visits", "integer_value"), ("stay", "float_value")):
+        result, table = results["amounts"][name], pl.read_parquet(out / "predictions" / f"{name}.parquet")
+        assert 0 < len(table) == result["n"] <= OPTIONS.max_rows_per_task
+        assert table[column].mean() == pytest.approx(result["mean_recorded"])
+        assert table["mean"].mean() == pytest.approx(result["mean_predicted"])
+        assert (table["low"] <= table["median"]).all() and (table["median"] <= table["high"]).all()
+    assert pl.read_parquet(out / "predictions" / "stay.parquet")["mean"].is_between(0, 60).all()
+    assert list(results["cannot_run"]) == ["nowhere"] and "matches no concept" in results["cannot_run"]["nowhere"]
+
+
+def test_labels_of_a_folder_give_the_rows_of_their_own_making(evaluated, run, world_meds, tmp_path) -> None:
+    out, results = evaluated
+    again = evaluate.evaluate(
+        work=run,
+        meds_root=world_meds,
+        tasks=TASKS[:1],
+        out=tmp_path / "out",
+        options=dataclasses.replace(OPTIONS, labels=str(out / "labels"), max_rows_per_task=5),
+        progress=False,
+    )
+    name = TASKS[0].name
+    mine, theirs = (pl.read_parquet(folder / "predictions" / f"{name}.parquet") for folder in (out, tmp_path / "out"))
+    assert len(theirs) == min(5, len(mine)) and len(theirs.join(mine, on=theirs.columns, nulls_equal=True)) == len(
+        theirs
+    )
+    assert again["tasks"][name]["candidates"] == results["tasks"][name]["n"]
 
 
 def test_only_held_out_subjects_are_scored(evaluated, world_meds) -> None:

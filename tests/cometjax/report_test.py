@@ -62,6 +62,10 @@ def made_up_task(seed: int, rate: float, horizon_days: float, description: str, 
         "outcome_in_vocabulary": 0.993,
         "candidates": 2_841,
         "excluded": {"dead_at_index": 3, "horizon_past_data": 611, "not_chosen": 1_927},
+        "by_history": {
+            "new_onset": {"n": 250, "positives": 9, "auroc": 0.71, "low": 0.6, "high": 0.8, "reason": ""},
+            "repeat": {"n": 50, "positives": 0, "auroc": None, "low": None, "high": None, "reason": "no positive rows"},
+        },
         "by_samples": [
             {
                 "samples": 1 << power,
@@ -94,6 +98,7 @@ def undefined_task() -> dict:
             "ece": 0.013,
             "roc": empty,
             "excluded": {},
+            "by_history": {},
             "baselines": {
                 "prevalence": {"auroc": None, "low": None, "high": None, "brier": 0.01, "predicted": 0.1},
                 "logistic_regression": {**nothing, "reason": "no positive rows"},
@@ -142,6 +147,19 @@ def made_up_results() -> dict:
             ),
             "diabetes_onset_2y": made_up_task(3, 0.08, 730.0, "First type 2 diabetes diagnosis within two years"),
         },
+        "amounts": {
+            "stay": {
+                "description": "Length of a stay",
+                "n": 120,
+                "mean_recorded": 4.25,
+                "median_recorded": 3.0,
+                "mean_predicted": 4.5,
+                "median_predicted": 3.5,
+                "mean_standard_error": 0.75,
+                "share_between_low_and_high": 0.825,
+            }
+        },
+        "cannot_run": {"troponin": "outcome LAB//LOINC//67151-1 matches no concept of the data (code map 'mimic')"},
     }
 
 
@@ -273,3 +291,13 @@ def test_the_text_table_holds_losses_and_intervals() -> None:
     table = report.text_table(results)
     assert "tuning loss   1.8930 nats/token" in table and "not defined" in table
     assert report.with_interval(results["tasks"]["death_1y"]) in table
+
+
+def test_amounts_first_events_and_what_cannot_run_are_told() -> None:
+    page = report.render(made_up_results(), [], None)
+    for text in ("Counts and durations", "4.25", "82.5%", "Cannot run", "matches no concept", "First ever"):
+        assert text in page
+    terminal = report.text_table(made_up_results())
+    assert re.search(r"stay +4\.25 \(3\.00\) +4\.50 \(3\.50\) +120", terminal) and "cannot run: troponin" in terminal
+    counted_only = made_up_results() | {"tasks": {}}
+    assert "4.25" in report.render(counted_only, [], None)

@@ -5,8 +5,10 @@ import datetime
 import polars as pl
 import pytest
 
+from cometjax import labels as label_module
 from cometjax import tasks
-from cometjax.tasks import Labels, Task
+from cometjax.labels import Labels
+from cometjax.tasks import Task
 from data_pipeline import code_maps, meds
 from data_pipeline.errors import UserError
 from experiments.configs import tasks_mimic, tasks_world
@@ -39,7 +41,7 @@ def label(write_meds):
         rows = sorted(rows, key=lambda r: (r[0], r[1] is not None, r[1] or DAY0)) + ([FAR] if far else [])
         splits = dict.fromkeys([*everyone, 99], "train")
         dataset = meds.open_dataset(write_meds({"train/0": rows}, splits))
-        return tasks.labels(dataset, everyone, task, code_maps.named("world"), **options)
+        return label_module.labels(dataset, everyone, task, code_maps.named("world"), **options)
 
     return run
 
@@ -66,6 +68,7 @@ def test_the_outcome_counts_after_the_prediction_time_up_to_and_including_the_ho
         "subject_id": pl.Int64,
         "prediction_time": pl.Datetime("us"),
         "boolean_value": pl.Boolean,
+        "prior_outcome": pl.Boolean,
     }
 
 
@@ -147,7 +150,8 @@ def test_one_row_a_subject_depends_on_the_seed_and_not_on_the_outcome(label) -> 
     with_outcomes = label(
         [*visits, *[row(s, day(100 * v + 3), START) for s in range(1, 60) for v in (1, 3)]], task, seed=1
     ).frame
-    assert with_outcomes.drop("boolean_value").equals(first.drop("boolean_value"))
+    asked = ["subject_id", "prediction_time"]
+    assert with_outcomes.select(asked).equals(first.select(asked))
     assert with_outcomes["boolean_value"].any()
     assert not label(visits, task, seed=2).frame.equals(first)
 
@@ -168,20 +172,22 @@ def test_drawn_rows_are_shared_by_tasks_that_share_prompts() -> None:
     frame = pl.DataFrame({"subject_id": range(400), "prediction_time": times}).cast(
         {"prediction_time": pl.Datetime("us")}
     )
-    drawn = tasks.draw_rows(frame, 100, seed=3)
-    of_half = tasks.draw_rows(frame.sample(200, seed=0), 100, seed=3)
+    drawn = label_module.draw_rows(frame, 100, seed=3)
+    of_half = label_module.draw_rows(frame.sample(200, seed=0), 100, seed=3)
     assert len(drawn) == len(of_half) == 100
     assert len(drawn.join(of_half, on=["subject_id", "prediction_time"])) > 40
-    assert tasks.draw_rows(frame, 400, seed=3).equals(frame)
+    assert label_module.draw_rows(frame, 400, seed=3).equals(frame)
 
 
 def test_the_hash_is_fixed_and_uniform() -> None:
     ids, times = pl.Series(range(4000)), pl.Series([7] * 4000)
-    keys = tasks.row_hash(ids, times, seed=0)
-    assert keys[:2].tolist() == tasks.row_hash(ids[:2], times[:2], seed=0).tolist()
+    keys = label_module.row_hash(ids, times, seed=0)
+    assert keys[:2].tolist() == label_module.row_hash(ids[:2], times[:2], seed=0).tolist()
     assert len(set(keys.tolist())) == 4000
     assert 0.45 < (keys >> 63).mean() < 0.55
-    assert (keys != tasks.row_hash(ids, times, seed=1)).all() and (keys != tasks.row_hash(ids, times + 1, seed=0)).all()
+    assert (keys != label_module.row_hash(ids, times, seed=1)).all() and (
+        keys != label_module.row_hash(ids, times + 1, seed=0)
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_the_worlds_tasks_all_have_both_outcomes(world_meds) -> None:
     subjects = dataset.splits["subject_id"].to_list()
     events = tasks.read_events(dataset, subjects, code_maps.named("world"))
     for task in tasks.tasks_from_config(tasks_world.get_config()):
-        labels = tasks.label(events, subjects, task)
+        labels = label_module.label(events, subjects, task)
         assert len(labels.frame) >= 30 and 0 < labels.frame["boolean_value"].mean() < 1, task.name
 
 
@@ -225,6 +231,149 @@ def test_mimics_tasks_have_rows_and_no_one_is_asked_at_the_discharge_they_died_i
     subjects = dataset.splits["subject_id"].to_list()
     events = tasks.read_events(dataset, subjects, code_maps.named("mimic"))
     for task in tasks.tasks_from_config(tasks_mimic.get_config()):
-        labels = tasks.label(events, subjects, task)
+        labels = label_module.label(events, subjects, task)
         assert labels.candidates == 275 - 15
         assert len(labels.frame) >= 100 and 10 <= labels.frame["boolean_value"].sum() < len(labels.frame), task.name
+
+
+DIABETES_CODE, HYPERTENSION, FEMALE = "ICD10CM//E11.9", "ICD10CM//I10", "SEX//F"
+VISIT = Task(name="visit", index=DISCHARGE, horizon_days=30, outcome=ADMISSION)
+
+
+def changed(**fields) -> Task:
+    return Task(**{**VISIT.__dict__, **fields})
+
+
+@pytest.mark.parametrize(
+    ("when", "cohort_days", "asked"),
+    [
+        (day(-500), None, True),
+        (day(0), None, True),
+        (day(0, us=1), None, False),
+        (None, None, True),  # static
+        (day(-10), 10, True),
+        (day(-10, us=-1), 10, False),
+        (None, 10, False),
+        (day(0), 0, True),
+        (day(0, us=-1), 0, False),
+    ],
+)
+def test_a_cohort_has_had_its_event_by_the_index_and_not_too_long_before(label, when, cohort_days, asked) -> None:
+    task = changed(cohort=r"DIAGNOSIS//ICD10CM//E11.*", cohort_days=cohort_days)
+    labels = label([row(1, day(0), END), row(1, when, DIABETES_CODE)], task)
+    assert len(labels.frame) == asked and labels.excluded["not_in_cohort"] == 1 - asked
+
+
+def test_subjects_without_any_event_of_the_cohort_are_not_of_it(label) -> None:
+    rows = [row(1, day(0), END), row(2, None, FEMALE), row(2, day(0), END)]
+    labels = label(rows, changed(cohort=r"DEMOGRAPHIC//SEX//F"))
+    assert labels.frame["subject_id"].to_list() == [2]
+
+
+@pytest.mark.parametrize(("when", "asked"), [(day(-900), False), (day(0), False), (None, False), (day(1), True)])
+def test_whoever_has_had_what_is_excluded_is_out(label, when, asked) -> None:
+    labels = label([row(1, day(0), END), row(1, when, HYPERTENSION)], changed(exclude=r"DIAGNOSIS//ICD10CM//I10"))
+    assert len(labels.frame) == asked and labels.excluded["excluded"] == 1 - asked
+
+
+@pytest.mark.parametrize(("when", "asked"), [(day(0), False), (day(-90), False), (day(-90, us=-1), True), (None, True)])
+def test_a_washout_leaves_out_those_who_had_the_outcome_of_late(label, when, asked) -> None:
+    task = changed(outcome=r"DIAGNOSIS//ICD10CM//E11.*", washout_days=90)
+    labels = label([row(1, day(0), END), row(1, when, DIABETES_CODE), row(1, day(9), DIABETES_CODE)], task)
+    assert values(labels) == [True] * asked and labels.excluded["washout"] == 1 - asked
+    assert labels.frame["prior_outcome"].to_list() == [True] * asked  # long ago: a repeat
+
+
+@pytest.mark.parametrize(("first", "asked"), [(day(-365), True), (day(-365, us=1), False)])
+def test_a_history_is_long_enough_from_the_first_event_that_is_not_birth(label, first, asked) -> None:
+    rows = [row(1, day(-9000), "MEDS_BIRTH"), row(1, None, FEMALE), row(1, first, HYPERTENSION), row(1, day(0), END)]
+    labels = label(rows, changed(history_days=365))
+    assert len(labels.frame) == asked and labels.excluded["short_history"] == 1 - asked
+
+
+def test_counts_are_of_events_in_the_window(label) -> None:
+    starts = [-1, 0, 5, 5, 30, 30.5, 70]
+    rows = [row(1, day(0), END), *[row(1, day(when), START) for when in starts], row(2, day(0), END)]
+    labels = label(rows, changed(kind="count"))
+    assert labels.frame.select("subject_id", "integer_value", "boolean_value").rows() == [(1, 3, True), (2, 0, False)]
+
+
+def test_durations_are_days_to_the_first_outcome_or_the_windows_length(label) -> None:
+    ends = [row(1, day(2.5), END), row(1, day(9), END), row(2, day(31), END)]
+    rows = [row(1, day(0), START), row(2, day(0), START), *ends]
+    labels = label(rows, changed(index=ADMISSION, outcome=DISCHARGE, kind="duration"))
+    assert labels.frame.select("float_value", "boolean_value").rows() == [(2.5, True), (30.0, False)]
+
+
+@pytest.mark.parametrize(("end", "value", "count"), [(day(1), False, 0), (day(3), True, 2), (day(3, us=-1), False, 0)])
+def test_until_closes_the_window_after_its_instant(label, end, value, count) -> None:
+    coded = [row(1, day(3), DIABETES_CODE), row(1, day(3), DIABETES_CODE), row(1, day(8), DIABETES_CODE)]
+    rows = [row(1, day(0), START), row(1, day(0), END), row(1, end, END), *coded]
+    task = changed(index=ADMISSION, outcome=r"DIAGNOSIS//ICD10CM//E11.*", until=DISCHARGE)
+    assert values(label(rows, task)) == [value]
+    counted = label(rows, changed(**{**task.__dict__, "kind": "count"}))
+    assert counted.frame["integer_value"].to_list() == [count]
+
+
+def test_new_onset_and_repeat_are_told_apart(label) -> None:
+    rows = [row(1, day(-400), START), row(1, day(0), END), row(1, day(3), START), row(2, day(0), END)]
+    labels = label([*rows, row(2, day(3), START)], VISIT)
+    assert labels.frame.select("boolean_value", "prior_outcome").rows() == [(True, True), (True, False)]
+
+
+def test_who_is_asked_depends_on_nothing_after_the_index(label) -> None:
+    task = changed(cohort=r"DIAGNOSIS//ICD10CM//E11.*", cohort_days=50, exclude=r"DIAGNOSIS//ICD10CM//I10",
+                   washout_days=20, history_days=10, index_choice="one")  # fmt: skip
+    past = []
+    for subject in range(1, 40):
+        past += [row(subject, day(-subject), DIABETES_CODE), row(subject, day(0), END)]
+        past += [row(subject, day(-200), HYPERTENSION)] if subject % 3 == 0 else []
+        past += [row(subject, day(-5 * subject), START)] if subject % 2 == 0 else []
+    later = [
+        row(subject, day(1 + subject), code)
+        for subject in range(1, 40)
+        for code in (HYPERTENSION, DIABETES_CODE, START, "MEDS_DEATH")
+    ]
+    before, after = label(past, task), label([*past, *later], task)
+    asked = ["subject_id", "prediction_time", "prior_outcome"]
+    assert 10 < len(before.frame) < 30 and before.frame.select(asked).equals(after.frame.select(asked))
+    assert before.excluded == after.excluded and not before.frame["boolean_value"].equals(after.frame["boolean_value"])
+
+
+def test_labels_of_files_are_read_by_task_and_completed(label, tmp_path) -> None:
+    rows = [row(1, day(-3), START), row(1, day(0), END), row(2, day(0), END)]
+    label(rows, VISIT)  # writes the data set
+    dataset = meds.open_dataset(tmp_path / "meds")
+    own = pl.DataFrame({"subject_id": [2, 1], "prediction_time": [day(1), day(2)], "boolean_value": [True, False]})
+    own.write_parquet(tmp_path / "visit.parquet")
+    (tmp_path / "count").mkdir()
+    own.with_columns(integer_value=pl.Series([4, 0])).write_parquet(tmp_path / "count" / "held_out.parquet")
+    counted = changed(name="count", kind="count")
+    files = label_module.label_files(tmp_path, [VISIT, counted], dataset.splits["subject_id"])
+    events = tasks.read_events(dataset, [1, 2], code_maps.named("world"))
+    assert label_module.complete(files["visit"], events, VISIT).rows() == [
+        (1, day(2), False, True),
+        (2, day(1), True, False),
+    ]
+    assert label_module.complete(files["count"], events, counted)["integer_value"].to_list() == [0, 4]
+    for task, says in ((changed(name="other"), "no labels of task"), (changed(kind="duration"), "float_value")):
+        with pytest.raises(UserError, match=says):
+            label_module.label_files(tmp_path, [task], dataset.splits["subject_id"])
+    pl.concat([own, own]).write_parquet(tmp_path / "visit.parquet")
+    with pytest.raises(UserError, match="twice"):
+        label_module.label_files(tmp_path, [VISIT], dataset.splits["subject_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"kind": "rate"}, "kind"),
+        ({"cohort": "("}, "cohort"),
+        ({"washout_days": -1}, "washout_days"),
+        ({"cohort_days": 3}, "without a cohort"),
+        ({"washout_days": 3, "exclude_prior": True}, "exclude_prior"),
+    ],
+)
+def test_a_wrong_refinement_is_refused_by_field(change, says) -> None:
+    with pytest.raises(UserError, match=says):
+        changed(**change)

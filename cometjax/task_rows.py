@@ -1,0 +1,134 @@
+"""The rows of many tasks on one data set, and which tasks cannot be asked of it, and why."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from cometjax import labels as label_module
+from cometjax import tasks as task_module
+from cometjax.task_results import Rows
+from cometjax.tasks import Events, Task
+from data_pipeline import code_maps, meds
+from data_pipeline.errors import UserError
+
+# Patterns without which there is nothing to ask; nobody may have what is excluded.
+_NEEDED = ("index", "cohort", "outcome", "until")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked of a data set.
+
+    Attributes:
+        events: of the scored and training subjects.
+        rows: by the names of the tasks that can be asked.
+        cannot_run: by the names of the others, the reason.
+    """
+
+    events: Events
+    rows: Mapping[str, Rows]
+    cannot_run: Mapping[str, str]
+
+
+def obstacle(task: Task, concepts: Iterable[str], *, where: str, fields: Sequence[str] = _NEEDED) -> str:
+    """Why the task cannot be asked: the first of its patterns that no concept matches; "" where it can."""
+    names = list(concepts)
+    for field in fields:
+        pattern = getattr(task, field)
+        if pattern and not any(task_module.compiled(pattern).fullmatch(name) for name in names):
+            return f"{field} {pattern} matches no concept of {where}"
+    return ""
+
+
+def no_rows(labelled: label_module.Labels) -> str:
+    """Why a task whose concepts occur has no row."""
+    counts = ", ".join(f"{reason} {count}" for reason, count in labelled.excluded.items() if count)
+    return f"no row is left of {labelled.candidates} candidates" + (f" ({counts})" if counts else "")
+
+
+def ask(
+    dataset: meds.MedsDataset,
+    code_map: code_maps.CodeMap,
+    tasks: Sequence[Task],
+    *,
+    split: str,
+    max_rows_per_task: int,
+    max_training_subjects: int,
+    seed: int,
+    label_folder: str = "",
+    producible: Iterable[str] | None = None,
+) -> Asked:
+    """Label the tasks on the subjects of the split, and on training subjects for what learns.
+
+    Args:
+        dataset, code_map: the data and how its codes are read.
+        tasks: what to ask.
+        split: the split that is scored; several with commas between.
+        max_rows_per_task: rows beyond are left out by a hash of (seed, subject, time), so that tasks share prompts.
+        max_training_subjects: training subjects, drawn likewise.
+        seed: of drawing.
+        label_folder: where labels come from (`labels.label_files`), in place of the tasks' index and what goes with it.
+        producible: concepts that the model can write; None: any.
+
+    Raises UserError: a split without subjects, no task with a row, wrong label files.
+    """
+    scored = subjects_of(dataset, split.split(","))
+    training = subjects_of(dataset, ["train"])
+    keys = label_module.row_hash(training, pl.zeros(len(training), pl.Int64, eager=True), seed)
+    training = training.gather(np.sort(np.argsort(keys, kind="stable")[:max_training_subjects]))
+    events = task_module.read_events(dataset, pl.concat([scored, training]).unique().to_list(), code_map)
+    files = (
+        label_module.label_files(label_folder, tasks, dataset.splits.get_column("subject_id")) if label_folder else {}
+    )
+    rows, cannot_run = {}, {}
+    for task in tasks:
+        reason = obstacle(
+            task,
+            (concept.name for concept in events.concepts),
+            where=f"the data (code map {code_map.name!r})",
+            fields=("outcome", "until") if files else _NEEDED,
+        )
+        if producible is not None:
+            reason = reason or obstacle(task, producible, where="the model's vocabulary", fields=("outcome", "until"))
+        if not reason:
+            labelled = _label(events, scored, task, files, seed)
+            reason = "" if len(labelled.frame) else no_rows(labelled)
+        if reason:
+            cannot_run[task.name] = reason
+            continue
+        drawn = label_module.draw_rows(labelled.frame, max_rows_per_task, seed=seed)
+        # Every candidate trains the rival, not one a subject: more to learn from, and each subject weighs the same.
+        everything = dataclasses.replace(task, index_choice="all") if task.index_choice == "one" else task
+        excluded = {**labelled.excluded, "over_max_rows": len(labelled.frame) - len(drawn)}
+        rows[task.name] = Rows(
+            scored=drawn,
+            training=_label(events, training, everything, files, seed).frame,
+            counts={"candidates": labelled.candidates, "excluded": excluded},
+        )
+    if not rows:
+        raise UserError(
+            f"no task has a row in split {split}; of {tasks[0].name!r}: {cannot_run[tasks[0].name]}",
+            where="tasks",
+            fix="check each task's patterns and censoring against this data set's concepts",
+        )
+    return Asked(events, rows, cannot_run)
+
+
+def _label(
+    events: Events, subjects: pl.Series, task: Task, files: Mapping[str, pl.DataFrame], seed: int
+) -> label_module.Labels:
+    if not files:
+        return label_module.label(events, subjects.to_list(), task, seed=seed)
+    own = files[task.name].filter(pl.col("subject_id").is_in(subjects.implode()))
+    return label_module.Labels(label_module.complete(own, events, task), len(own), {})
+
+
+def subjects_of(dataset: meds.MedsDataset, splits: Sequence[str]) -> pl.Series:
+    """Ids of the subjects of these splits, sorted. Raises UserError where there are none."""
+    subjects = dataset.splits.filter(pl.col("split").is_in(list(splits))).get_column("subject_id").sort()
+    if subjects.is_empty():
+        known = ", ".join(dataset.splits.get_column("split").unique().sort())
+        raise UserError(f"no subject in split {','.join(splits)}", where=str(dataset.root), fix=f"splits: {known}")
+    return subjects
