@@ -4,9 +4,10 @@
         --tasks experiments/configs/tasks_world.py --out runs/demo/evaluation
 
 For each task: labels from the MEDS data, risks from simulated futures, AUROC, AUPRC, Brier and calibration with 95%
-intervals by subject, beside prevalence and logistic regression on the same rows. Writes OUT/results.json,
-OUT/report.html, OUT/labels/TASK.parquet and OUT/predictions/TASK.parquet (meds-evaluation's schema). OUT must be new or
-empty. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how far it is.
+intervals by subject, beside those of baselines on the same rows (--baselines; docs/simulation.md). Writes
+OUT/results.json, OUT/report.html, OUT/labels/TASK.parquet and OUT/predictions/TASK.parquet (meds-evaluation's schema).
+OUT must be new or empty. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how
+far it is.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from cometjax import (
     ngrams,
     report,
     report_story,
+    rivals,
     task_rows,
     test_time_scaling,
     workdir,
@@ -62,6 +64,7 @@ class Options:
         samples: futures for each prompt.
         max_rows_per_task: rows beyond are left out by a hash of (seed, subject, time).
         max_training_subjects: training subjects that the baselines learn from, drawn likewise.
+        baselines: of rivals.NAMES; prevalence is always there.
         split: the split whose subjects are scored; several with commas between.
         labels: folder of label files, one a task (cometjax.labels.label_files), in place of the tasks' index, cohort,
             exclusions and censoring; "": the tasks' own rows.
@@ -80,6 +83,7 @@ class Options:
     samples: int = 16
     max_rows_per_task: int = 300
     max_training_subjects: int = 20_000
+    baselines: Sequence[str] = rivals.DEFAULT
     split: str = "held_out"
     labels: str = ""
     seed: int = 0
@@ -106,6 +110,7 @@ def evaluate(
     Raises UserError: `out` is not empty, no checkpoint, no MEDS data set, a split without subjects or rows.
     """
     evaluation_files.refuse_taken(out)
+    rivals.check_names(options.baselines)
     model, vocabulary, config, step = checkpoints.load_for_inference(work)
     dataset = meds.open_dataset(meds_root)
     asked = task_rows.ask(
@@ -121,6 +126,7 @@ def evaluate(
     )
     events, rows = asked.events, asked.rows
     tasks = [task for task in tasks if task.name in rows]
+    baselines = rivals.Rivals(options.baselines, dataset, events, vocabulary, options.seed)
     start = time.perf_counter()
     simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, progress=progress)
     wall_s = time.perf_counter() - start
@@ -143,7 +149,14 @@ def evaluate(
             continue
         risks[task.name] = estimates
         results["tasks"][task.name] = score_task(
-            task, rows[task.name], risks[task.name], events, vocabulary, resamples=options.resamples, seed=options.seed
+            task,
+            rows[task.name],
+            risks[task.name],
+            events,
+            vocabulary,
+            baselines.predict(rows[task.name].training, rows[task.name].scored),
+            resamples=options.resamples,
+            seed=options.seed,
         )
         if not options.target_se:  # else samples are not equally many
             results["tasks"][task.name]["by_samples"] = _by_samples(
@@ -317,6 +330,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("samples", default.samples, "futures for each prompt", lower_bound=1)
     flags.DEFINE_integer("max_rows_per_task", default.max_rows_per_task, "rows scored for each task", lower_bound=1)
     flags.DEFINE_integer("max_training_subjects", default.max_training_subjects, "bound for baselines", lower_bound=1)
+    flags.DEFINE_list("baselines", list(default.baselines), f"of {', '.join(rivals.NAMES)}; with commas between")
     flags.DEFINE_string("split", default.split, "split to score; several with commas between")
     flags.DEFINE_string(
         "labels",

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from cometjax import report_fan, report_figures, report_samples
+from cometjax import report_fan, report_figures, report_samples, rivals
 from cometjax.report_figures import with_interval
 from cometjax.report_story import Story
 
@@ -66,6 +66,8 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         tasks=results["tasks"],
         few=[n for n, t in results["tasks"].items() if min(t["positives"], t["n"] - t["positives"]) < FEW_ROWS],
         reasons=_REASONS,
+        titles=rivals.TITLES,
+        fitted=[name for name in rivals.TITLES if all(name in task["baselines"] for task in results["tasks"].values())],
         stops=_STOPS,
         loss_figure=_markup(
             report_figures.loss_curves(records, references, "Loss by training step, in total and by token kind")
@@ -95,10 +97,13 @@ def text_table(results: Mapping[str, Any]) -> str:
         if key in losses
     ]
     width = max(map(len, [*results["tasks"], *results["amounts"]]), default=0) + 2
-    lines.append(f"{'task':<{width}}{'AUROC (95% interval)':<24}{'logistic regression':<24}{'rows':>6}{'positive':>10}")
-    for name, task in results["tasks"].items():
-        rival = with_interval(task["baselines"]["logistic_regression"])
-        lines.append(f"{name:<{width}}{with_interval(task):<24}{rival:<24}{task['n']:>6}{task['positives']:>10}")
+    for index, (name, task) in enumerate(results["tasks"].items()):
+        entries = report_figures.predictors(task)
+        if not index:
+            heads = "".join(f"{title:<24}" for title in ["AUROC (95% interval)", *list(entries)[1:]])
+            lines.append(f"{'task':<{width}}{heads}{'rows':>6}{'positive':>10}")
+        columns = "".join(f"{with_interval(entry):<24}" for entry in entries.values())
+        lines.append(f"{name:<{width}}{columns}{task['n']:>6}{task['positives']:>10}")
     if results["amounts"]:
         lines.append(f"{'amount':<{width}}{'recorded: mean (median)':<26}{'predicted: mean (median)':<26}{'rows':>6}")
     for name, task in results["amounts"].items():

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cometjax import rivals
 from data_pipeline.svg import BLUE, GREY, INK, PALE, SERIES, STYLE, WIDTH, to_svg
 
 
@@ -98,25 +99,33 @@ def _spread(values: list[float], gap: float) -> list[float]:
     return result.tolist()
 
 
+def predictors(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A task's scores by who predicted: the simulated futures, then each fitted baseline."""
+    return {"simulated futures": result} | {
+        rivals.TITLES[name]: entry for name, entry in result["baselines"].items() if name != "prevalence"
+    }
+
+
 def forest(tasks: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """AUROC with its interval, one line per task: simulated futures and logistic regression."""
+    """AUROC with its interval, one line per task: simulated futures and each fitted baseline."""
+    names = list(next((predictors(result) for result in tasks.values()), {}))
+    offsets = 0.28 * (np.arange(len(names)) - (len(names) - 1) / 2) / max(1, (len(names) - 1) / 2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.1 + 0.5 * len(tasks)))
+        figure = Figure(figsize=(WIDTH, 1.1 + (0.3 + 0.12 * len(names)) * len(tasks)))
         axes = figure.subplots()
         for line, result in enumerate(tasks.values()):
-            rivals = (result, result["baselines"]["logistic_regression"])
-            for (colour, _, marker), entry, offset in zip(SERIES, rivals, (-0.14, 0.14), strict=False):
+            for (colour, _, marker), entry, offset in zip(SERIES, predictors(result).values(), offsets, strict=False):
                 _whisker(axes, entry, line + offset, colour, marker)
             if result["auroc"] is None:
                 axes.text(0.51, line, f"not defined: {result['reason']}", va="center", fontsize=8, color=GREY)
-        for (colour, _, marker), name in zip(SERIES, ("simulated futures", "logistic regression"), strict=False):
+        for (colour, _, marker), name in zip(SERIES, names, strict=False):
             axes.plot([], [], color=colour, marker=marker, markersize=5, label=name)
         axes.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
         axes.set_yticks(range(len(tasks)), list(tasks))
         axes.set(xlabel="AUROC (95% interval by subject; 0.5 = chance)", ylim=(len(tasks) - 0.5, -0.5))
-        lows = [entry["low"] for r in tasks.values() for entry in (r, r["baselines"]["logistic_regression"])]
+        lows = [entry["low"] for result in tasks.values() for entry in predictors(result).values()]
         axes.set_xlim(min([0.45, *(low - 0.03 for low in lows if low is not None)]), 1.02)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=max(1, len(names)))
         return to_svg(figure, title)
 
 
@@ -129,19 +138,19 @@ def _whisker(axes: Axes, entry: Mapping[str, Any], height: float, colour: str, m
 
 
 def roc_and_calibration(result: Mapping[str, Any], title: str) -> str:
-    """A task's ROC curves (left) and calibration with 95% Wilson intervals (right), model and logistic regression."""
-    rivals = {"simulated futures": result, "logistic regression": result["baselines"]["logistic_regression"]}
+    """A task's ROC curves (left) and calibration with 95% Wilson intervals (right), model and fitted baselines."""
+    entries = predictors(result)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.9))
         roc, calibration = figure.subplots(1, 2)
-        _roc(roc, rivals, result["reason"])
-        _calibration(calibration, rivals)
+        _roc(roc, entries, result["reason"])
+        _calibration(calibration, entries)
         return to_svg(figure, title)
 
 
-def _roc(axes: Axes, rivals: Mapping[str, Mapping[str, Any]], reason: str) -> None:
+def _roc(axes: Axes, entries: Mapping[str, Mapping[str, Any]], reason: str) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    for (name, entry), (colour, style, _) in zip(rivals.items(), SERIES, strict=False):
+    for (name, entry), (colour, style, _) in zip(entries.items(), SERIES, strict=False):
         if entry["auroc"] is not None and entry.get("roc"):
             axes.plot(
                 entry["roc"]["false_positive_rate"],
@@ -160,9 +169,9 @@ def _roc(axes: Axes, rivals: Mapping[str, Mapping[str, Any]], reason: str) -> No
     axes.set_box_aspect(0.85)
 
 
-def _calibration(axes: Axes, rivals: Mapping[str, Mapping[str, Any]]) -> None:
+def _calibration(axes: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:
     right = top = 0.05
-    for (name, entry), (colour, _, marker) in zip(rivals.items(), SERIES, strict=False):
+    for (name, entry), (colour, _, marker) in zip(entries.items(), SERIES, strict=False):
         table = entry.get("calibration") or []
         if not table:
             continue

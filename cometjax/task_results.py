@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cometjax import baselines, scores
+from cometjax import scores
 from cometjax.estimators import outcome_concepts
+from cometjax.rivals import Prediction
 from cometjax.tasks import Events, Task
 from data_pipeline.tokenizer import find_event
 from data_pipeline.vocabulary import Vocabulary
@@ -24,11 +25,20 @@ class Rows:
 
 
 def score_task(
-    task: Task, rows: Rows, risks: pl.DataFrame, events: Events, vocabulary: Vocabulary, *, resamples: int, seed: int
+    task: Task,
+    rows: Rows,
+    risks: pl.DataFrame,
+    events: Events,
+    vocabulary: Vocabulary,
+    rivals: Mapping[str, Prediction | str],
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Everything that results.json says of a task.
 
-    `risks`: estimators.monte_carlo's columns, one row for each of `rows.scored`, in its order.
+    `risks`: estimators.monte_carlo's columns, one row for each of `rows.scored`, in its order. `rivals`: what
+    `cometjax.rivals` predicts for these rows.
     """
     labels_N = rows.scored.get_column("boolean_value").to_numpy().astype(np.float64)
     subjects_N = rows.scored.get_column("subject_id").to_numpy()
@@ -51,10 +61,8 @@ def score_task(
         **rows.counts,
     }
     result["by_history"] = _by_history(rows.scored.get_column("prior_outcome"), labels_N, risks_N, drawn)
-    rival = baselines.fit_count_model(events, rows.training, seed=seed)
-    result["baselines"] = {
-        "prevalence": _prevalence_scores(labels_N, train_N),
-        "logistic_regression": _rival_scores(rival, events, rows.scored, labels_N, risks_N, drawn),
+    result["baselines"] = {"prevalence": _prevalence_scores(labels_N, train_N)} | {
+        name: _rival_scores(rival, labels_N, risks_N, drawn) for name, rival in rivals.items()
     }
     return result
 
@@ -115,27 +123,16 @@ def _prevalence_scores(labels_N: np.ndarray, train_N: np.ndarray) -> dict[str, A
 
 
 def _rival_scores(
-    rival: baselines.CountModel | str,
-    events: Events,
-    scored: pl.DataFrame,
-    labels_N: np.ndarray,
-    risks_N: np.ndarray,
-    drawn: scores.Resamples,
+    rival: Prediction | str, labels_N: np.ndarray, risks_N: np.ndarray, drawn: scores.Resamples
 ) -> dict[str, Any]:
-    if isinstance(rival, str) or not len(labels_N):
-        reason = rival if isinstance(rival, str) else "no rows"
-        return {"auroc": None, "low": None, "high": None, "brier": None, "ece": None, "reason": reason}
-    predictions_N = rival.predict(events, scored)
+    if isinstance(rival, str):
+        return {"auroc": None, "low": None, "high": None, "brier": None, "ece": None, "reason": rival}
+    gain = scores.difference(scores.auroc_weighted, labels_N, risks_N, rival.risks_N, drawn)
     return {
-        **_scores(labels_N, predictions_N, drawn),
+        **_scores(labels_N, rival.risks_N, drawn),
         "reason": scores.undefined(labels_N),
-        "auroc_gain_of_model": dataclasses.asdict(
-            scores.difference(scores.auroc_weighted, labels_N, risks_N, predictions_N, drawn)
-        ),
-        "features": len(rival.concepts) + 1,
-        "inverse_penalty": rival.inverse_penalty,
-        "training_rows": rival.training_rows,
-        "training_positives": rival.training_positives,
+        "auroc_gain_of_model": dataclasses.asdict(gain),
+        **rival.about,
     }
 
 
