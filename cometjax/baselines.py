@@ -33,10 +33,20 @@ class TrainingRows:
     def of(cls, rows: pl.DataFrame) -> "TrainingRows":
         """Of a label frame [subject_id, boolean_value, ...]."""
         subjects_N = rows.get_column("subject_id").to_numpy()
+        return cls.weighted(rows.get_column("boolean_value").to_numpy().astype(bool), subjects_N)
+
+    @classmethod
+    def weighted(cls, labels_N: np.ndarray, subjects_N: np.ndarray) -> "TrainingRows":
+        """Of labels and subjects; the weights follow."""
+        if not len(subjects_N):
+            return cls(labels_N, subjects_N, np.zeros(0))
         _, inverse_N, counts_S = np.unique(subjects_N, return_inverse=True, return_counts=True)
         weights_N = 1.0 / counts_S[inverse_N]
-        weights_N *= len(weights_N) / weights_N.sum()
-        return cls(rows.get_column("boolean_value").to_numpy().astype(bool), subjects_N, weights_N)
+        return cls(labels_N, subjects_N, weights_N * (len(weights_N) / weights_N.sum()))
+
+    def part(self, chosen: np.ndarray) -> "TrainingRows":
+        """Some of the rows, weighted anew."""
+        return self.weighted(self.labels_N[chosen], self.subjects_N[chosen])
 
     def lacks_a_class(self) -> str:
         """Why nothing can be learned from them; "" where something can."""
@@ -53,11 +63,9 @@ class TrainingRows:
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         return list(splitter.split(np.zeros((len(self.labels_N), 1)), self.labels_N, self.subjects_N))
 
-    def loss(self, predictions_N: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> float:
-        """Weighted log loss of the chosen rows' predictions."""
-        return log_loss(
-            self.labels_N[chosen], predictions_N, sample_weight=self.weights_N[chosen], labels=[False, True]
-        )
+    def loss(self, predictions_N: np.ndarray) -> float:
+        """Weighted log loss of predictions."""
+        return log_loss(self.labels_N, predictions_N, sample_weight=self.weights_N, labels=[False, True])
 
     def described(self) -> dict[str, int]:
         """What results say of them."""

@@ -32,6 +32,7 @@ from cometjax import (
     engine,
     estimators,
     evaluation_files,
+    fine_tuned,
     metrics,
     ngrams,
     report,
@@ -65,6 +66,7 @@ class Options:
         max_rows_per_task: rows beyond are left out by a hash of (seed, subject, time).
         max_training_subjects: training subjects that the baselines learn from, drawn likewise.
         baselines: of rivals.NAMES; prevalence is always there.
+        max_fine_tuning_rows: training rows that a linear head on the backbone learns from (probe, fine_tuned).
         split: the split whose subjects are scored; several with commas between.
         labels: folder of label files, one a task (cometjax.labels.label_files), in place of the tasks' index, cohort,
             exclusions and censoring; "": the tasks' own rows.
@@ -84,6 +86,7 @@ class Options:
     max_rows_per_task: int = 300
     max_training_subjects: int = 20_000
     baselines: Sequence[str] = rivals.DEFAULT
+    max_fine_tuning_rows: int = fine_tuned.FineTuning.max_rows
     split: str = "held_out"
     labels: str = ""
     seed: int = 0
@@ -126,7 +129,15 @@ def evaluate(
     )
     events, rows = asked.events, asked.rows
     tasks = [task for task in tasks if task.name in rows]
-    baselines = rivals.Rivals(options.baselines, dataset, events, vocabulary, options.seed)
+    baselines = rivals.Rivals(
+        options.baselines,
+        dataset,
+        events,
+        vocabulary,
+        options.seed,
+        _backbone(model, config, options),
+        _token_bounds(config, options)[0],
+    )
     start = time.perf_counter()
     simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, progress=progress)
     wall_s = time.perf_counter() - start
@@ -145,7 +156,9 @@ def evaluate(
         estimates = _in_row_order(rows[task.name].scored, simulations[task.censoring].estimate(task))
         if task.kind != "binary":
             amounts[task.name] = estimates
-            results["amounts"][task.name] = score_amounts(task, rows[task.name], estimates, events, vocabulary)
+            results["amounts"][task.name] = score_amounts(task, rows[task.name], estimates, events, vocabulary) | {
+                "baselines": {name: {"reason": rivals.NOT_FOR_AMOUNTS} for name in options.baselines}
+            }
             continue
         risks[task.name] = estimates
         results["tasks"][task.name] = score_task(
@@ -188,16 +201,14 @@ def simulate_all(
     subjects under observation ("dataset_end"), leaving the data set must not pass for health.
     """
     simulations = {}
-    max_new_tokens = options.max_new_tokens or config.train.row_length // 2
+    max_prompt_tokens, max_new_tokens = _token_bounds(config, options)
     for censoring in sorted({task.censoring for task in tasks}):
         group = [task for task in tasks if task.censoring == censoring]
         simulation = engine.SimulationConfig(
             samples=options.samples,
             horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
             max_new_tokens=max_new_tokens,
-            # Together within the positions that training saw.
-            max_prompt_tokens=options.max_prompt_tokens
-            or max(config.train.row_length - max_new_tokens, config.train.row_length // 2),
+            max_prompt_tokens=max_prompt_tokens,
             seed=options.seed,
             stop_at_timeline_end=censoring == "assume_complete",
             grammar=options.grammar,
@@ -214,6 +225,19 @@ def simulate_all(
             progress=progress,
         )
     return simulations
+
+
+def _token_bounds(config: Any, options: Options) -> tuple[int, int]:
+    """(of a prompt, of a future): by default together within the positions that training saw."""
+    length = config.train.row_length
+    max_new_tokens = options.max_new_tokens or length // 2
+    return options.max_prompt_tokens or max(length - max_new_tokens, length // 2), max_new_tokens
+
+
+def _backbone(model: Any, config: Any, options: Options) -> fine_tuned.Backbone | None:
+    if not set(rivals.OF_BACKBONE) & set(options.baselines):
+        return None
+    return fine_tuned.Backbone(model, config, fine_tuned.FineTuning(max_rows=options.max_fine_tuning_rows))
 
 
 def _by_samples(
@@ -331,6 +355,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_rows_per_task", default.max_rows_per_task, "rows scored for each task", lower_bound=1)
     flags.DEFINE_integer("max_training_subjects", default.max_training_subjects, "bound for baselines", lower_bound=1)
     flags.DEFINE_list("baselines", list(default.baselines), f"of {', '.join(rivals.NAMES)}; with commas between")
+    flags.DEFINE_integer(
+        "max_fine_tuning_rows", default.max_fine_tuning_rows, "rows that probe and fine_tuned learn from", lower_bound=1
+    )
     flags.DEFINE_string("split", default.split, "split to score; several with commas between")
     flags.DEFINE_string(
         "labels",

@@ -10,13 +10,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import prediction_cache, rivals, tasks
+from benchmarks import decode
+from cometjax import fine_tuned, prediction_cache, rivals, tasks
+from cometjax.config import default_config
+from cometjax.model import ModelConfig
 from data_pipeline import meds
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Vocabulary
 from experiments.configs import tasks_world
 
-TASK = tasks.tasks_from_config(tasks_world.get_config())[0]
+TASK = tasks.tasks_from_config(tasks_world.get_config())[1]
 
 
 @pytest.fixture
@@ -38,10 +41,15 @@ def events(world_meds, vocabulary) -> tasks.Events:
 
 @pytest.fixture(scope="module")
 def make(world_meds, events, vocabulary) -> Callable[..., rivals.Rivals]:
-    """make(names, seed=...) -> the baselines of an evaluation on the small world."""
+    """make(names, seed=...) -> the baselines of an evaluation of a random model on the small world."""
+    config = default_config()
+    config.train.row_length = 64
+    settings = fine_tuned.FineTuning(max_rows=150, epochs=1, batch_tokens=512)
+    model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32))
+    backbone = fine_tuned.Backbone(model, config, settings)
 
     def made(names: Sequence[str] = rivals.DEFAULT, seed: int = 0) -> rivals.Rivals:
-        return rivals.Rivals(names, meds.open_dataset(world_meds), events, vocabulary, seed)
+        return rivals.Rivals(names, meds.open_dataset(world_meds), events, vocabulary, seed, backbone, 64)
 
     return made
 
@@ -53,18 +61,21 @@ def rows_of(made: rivals.Rivals) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def test_what_was_fitted_is_kept_and_read_back_the_same(make, own_cache, monkeypatch) -> None:
-    made = make()
+    made = make(("logistic_regression", "fine_tuned"))
     training, scored = rows_of(made)
-    first = made.predict(training, scored)["logistic_regression"]
-    assert len(list(own_cache.glob("*/predictions.npy"))) == 1
+    first = made.predict(training, scored)
+    assert len(list(own_cache.glob("*/predictions.npy"))) == 2
 
     def refuse(*_, **__) -> None:
         raise AssertionError("fitted again")
 
     monkeypatch.setattr(rivals.baselines, "fit_count_model", refuse)
-    again = make().predict(training, scored)["logistic_regression"]
-    np.testing.assert_array_equal(again.risks_N, first.risks_N)
-    assert again.about == first.about and first.about["training_rows"] == len(training)
+    monkeypatch.setattr(rivals.fine_tuned.Backbone, "fine_tune", refuse)
+    again = make(("logistic_regression", "fine_tuned")).predict(training, scored)
+    for name in made.names:
+        np.testing.assert_array_equal(again[name].risks_N, first[name].risks_N)
+        assert again[name].about == first[name].about
+    assert first["logistic_regression"].about["training_rows"] == len(training)
     # Whatever it depends on makes another key.
     for other in (
         lambda: make(seed=1).predict(training, scored),
@@ -100,9 +111,9 @@ def test_an_unknown_baseline_is_named() -> None:
 
 
 def test_nothing_after_the_prediction_time_is_seen(make, own_cache, write_meds) -> None:
-    made = make()
+    made = make(("logistic_regression", "probe", "fine_tuned"))
     training, scored = rows_of(made)
-    before = made.predict(training, scored)["logistic_regression"].risks_N
+    before = made.predict(training, scored)
     # The same data set, but whatever follows a scored row's prediction time happened a day later.
     last = dict(scored.group_by("subject_id").agg(pl.col("prediction_time").max()).iter_rows())
     rows = []
@@ -116,7 +127,8 @@ def test_nothing_after_the_prediction_time_is_seen(make, own_cache, write_meds) 
     root = write_meds({"all/0": rows}, splits)
     dataset = meds.open_dataset(root)
     events = tasks.read_events(dataset, list(splits), made.vocabulary.code_map)
-    changed = dataclasses.replace(made, dataset=dataset, events=events)
-    after = changed.predict(training, scored)["logistic_regression"].risks_N
-    # Concepts are numbered as they are met in the files, and sums round by their order.
-    np.testing.assert_allclose(before, after, rtol=1e-9)
+    changed = dataclasses.replace(made, dataset=dataset, events=events, _hidden={})
+    after = changed.predict(training, scored)
+    for name in made.names:
+        # Concepts are numbered as they are met in the files, and sums round by their order.
+        np.testing.assert_allclose(before[name].risks_N, after[name].risks_N, rtol=1e-9)
