@@ -26,9 +26,9 @@ from absl import logging
 from flax import nnx
 
 from cometjax.baselines import TrainingRows, fit_regression
+from cometjax.labels import row_hash
 from cometjax.model import Decoder
 from cometjax.optimizer import make_optimizer
-from cometjax.tasks import row_hash
 from cometjax.train_step import model_graph
 
 # Prompts shorter than this, on average, leave a batch's rows partly empty.

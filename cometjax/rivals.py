@@ -16,7 +16,8 @@ import polars as pl
 from absl import logging
 
 from cometjax import baselines, boosted_trees, fine_tuned, futures, prediction_cache
-from cometjax.tasks import Events, draw_rows
+from cometjax.labels import draw_rows
+from cometjax.tasks import Events
 from data_pipeline import meds, prompts
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from benchmarks import decode
-from cometjax import fine_tuned, prediction_cache, rivals, tasks
+from cometjax import fine_tuned, labels, prediction_cache, rivals, tasks
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
 from data_pipeline import meds
@@ -55,7 +55,7 @@ def make(world_meds, events, vocabulary) -> Callable[..., rivals.Rivals]:
 
 
 def rows_of(made: rivals.Rivals) -> tuple[pl.DataFrame, pl.DataFrame]:
-    frame = tasks.label(made.events, made.dataset.splits["subject_id"].to_list(), TASK).frame.head(400)
+    frame = labels.label(made.events, made.dataset.splits["subject_id"].to_list(), TASK).frame.head(400)
     is_train = pl.col("subject_id") % 2 == 0
     return frame.filter(is_train), frame.filter(~is_train).head(20)
 
