@@ -3,7 +3,8 @@
 N rows   R resamples   G groups of rows with equal prediction (in order of the prediction)   K calibration bins
 
 AUROC is the rank statistic with ties counted half; AUPRC is average precision; both equal scikit-learn's. All accept
-weights, so that R bootstrap resamples are one matrix expression over weights_RxN rather than R loops.
+weights, so that R bootstrap resamples are one matrix expression over weights_RxN rather than R loops. Scores of amounts
+(counts, durations) take targets_N in place of labels_N; give them to `interval` with needs_classes=False.
 """
 
 import dataclasses
@@ -51,6 +52,41 @@ def brier_weighted(labels_N: np.ndarray, predictions_N: np.ndarray, weights_RxN:
     """Mean squared error of the probability under each row of weights, float64 [R]."""
     squared_N = (predictions_N - labels_N) ** 2
     return weights_RxN @ squared_N / weights_RxN.sum(axis=1)
+
+
+def mae_weighted(targets_N: np.ndarray, predictions_N: np.ndarray, weights_RxN: np.ndarray) -> np.ndarray:
+    """Mean absolute error of amounts under each row of weights, float64 [R], in their unit."""
+    return weights_RxN @ np.abs(predictions_N - targets_N) / weights_RxN.sum(axis=1)
+
+
+def rmsle_weighted(targets_N: np.ndarray, predictions_N: np.ndarray, weights_RxN: np.ndarray) -> np.ndarray:
+    """Root mean squared difference of log(1 + amount) under each row of weights, float64 [R].
+
+    Raises ValueError for a negative amount.
+    """
+    if (targets_N < 0).any() or (predictions_N < 0).any():
+        raise ValueError("RMSLE is defined for amounts of 0 and more")
+    squared_N = (np.log1p(predictions_N) - np.log1p(targets_N)) ** 2
+    return np.sqrt(weights_RxN @ squared_N / weights_RxN.sum(axis=1))
+
+
+def concordance_weighted(targets_N: np.ndarray, predictions_N: np.ndarray, weights_RxN: np.ndarray) -> np.ndarray:
+    """Harrell's C under each row of weights, float64 [R]: of the pairs of rows with different targets, the weighted
+    share whose predictions are in the same order, equal ones counted half; NaN where there is no such pair.
+
+    With targets of 0 and 1 this is the AUROC. Durations that end at a common horizon need no more: of two that reach it
+    nothing is known, of one that does and one that does not, which is longer.
+    """
+    won_R, pairs_R = np.zeros((2, len(weights_RxN)))
+    rows = max(1, _BLOCK_ELEMENTS // max(1, len(targets_N)))
+    for start in range(0, len(targets_N), rows):
+        block = slice(start, start + rows)
+        is_less_nxN = targets_N[block, None] < targets_N
+        difference_nxN = predictions_N - predictions_N[block, None]
+        agreement_nxN = is_less_nxN * ((difference_nxN > 0) + 0.5 * (difference_nxN == 0))
+        won_R += ((weights_RxN[:, block] @ agreement_nxN) * weights_RxN).sum(axis=1)
+        pairs_R += ((weights_RxN[:, block] @ is_less_nxN.astype(np.float64)) * weights_RxN).sum(axis=1)
+    return np.divide(won_R, pairs_R, out=np.full(len(pairs_R), np.nan), where=pairs_R > 0)
 
 
 def _class_weights(

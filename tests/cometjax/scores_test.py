@@ -1,7 +1,11 @@
 """Scores equal scikit-learn's, and the intervals mean what they say."""
 
+import datetime
+
 import numpy as np
+import polars as pl
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from cometjax import scores
@@ -25,6 +29,61 @@ def test_scores_equal_scikit_learn_with_ties_and_weights(seed: int, levels: int)
     ):
         expected_R = [theirs(labels_N, predictions_N, sample_weight=weights) for weights in weights_RxN]
         np.testing.assert_allclose(ours(labels_N, predictions_N, weights_RxN), expected_R, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores_of_amounts_equal_scikit_learn_and_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets_N, predictions_N = rng.poisson(3.0, 120).astype(float), np.round(rng.gamma(3.0, 1.0, 120), 1)
+    weights_RxN = rng.integers(0, 4, (3, 120)).astype(float)
+    for ours, theirs in (
+        (scores.mae_weighted, metrics.mean_absolute_error),
+        (scores.rmsle_weighted, metrics.root_mean_squared_log_error),
+    ):
+        expected_R = [theirs(targets_N, predictions_N, sample_weight=weights) for weights in weights_RxN]
+        np.testing.assert_allclose(ours(targets_N, predictions_N, weights_RxN), expected_R, rtol=1e-12)
+    expected_R = []
+    for weights_N in weights_RxN.astype(int):
+        # Somers' D leaves pairs with equal targets out, and counts equal predictions as 0: C = (D + 1) / 2.
+        expected_R.append(stats.somersd(np.repeat(targets_N, weights_N), np.repeat(predictions_N, weights_N)).statistic)
+    found_R = scores.concordance_weighted(targets_N, predictions_N, weights_RxN)
+    np.testing.assert_allclose(found_R, (np.array(expected_R) + 1) / 2, rtol=1e-12)
+
+
+def test_concordance_with_classes_is_the_auroc_in_blocks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels_N, predictions_N = _rows(5)
+    weights_RxN = np.random.default_rng(5).integers(0, 3, (4, len(labels_N))).astype(float)
+    expected_R = scores.auroc_weighted(labels_N, predictions_N, weights_RxN)
+    monkeypatch.setattr(scores, "_BLOCK_ELEMENTS", 7 * len(labels_N))
+    np.testing.assert_allclose(scores.concordance_weighted(labels_N, predictions_N, weights_RxN), expected_R)
+    assert np.isnan(scores.concordance_weighted(np.ones(5), np.arange(5.0), np.ones((1, 5)))).all()
+
+
+def test_a_negative_amount_has_no_rmsle() -> None:
+    with pytest.raises(ValueError, match="0 and more"):
+        scores.rmsle_weighted(np.array([1.0]), np.array([-0.5]), np.ones((1, 1)))
+
+
+def test_scores_equal_meds_evaluation() -> None:
+    evaluation = pytest.importorskip(
+        "meds_evaluation.evaluate", reason="SKIPPED FOR LACK OF A PACKAGE: pip install meds-evaluation"
+    )
+    labels_N, predictions_N = _rows(7)
+    predictions = pl.DataFrame(
+        {"subject_id": np.arange(len(labels_N)), "boolean_value": labels_N.astype(bool)}
+    ).with_columns(
+        prediction_time=pl.lit(datetime.datetime(2020, 1, 1)),
+        predicted_boolean_value=pl.lit(None, pl.Boolean),
+        predicted_boolean_probability=pl.Series(predictions_N),
+    )
+    theirs = evaluation.evaluate_binary_classification(predictions)["samples_equally_weighted"]
+    for ours, name in (
+        (scores.auroc_weighted, "roc_auc_score"),
+        (scores.auprc_weighted, "average_precision_score"),
+        (scores.brier_weighted, "brier_score"),
+    ):
+        found = ours(labels_N, predictions_N, np.ones((1, len(labels_N))))[0]
+        assert found == pytest.approx(theirs[name], rel=1e-6)
 
 
 def test_roc_corners_enclose_the_auroc() -> None:
