@@ -70,17 +70,8 @@ def _forward(
         row, i, j = pairs_Px3[index]
         q, *sums = (_take(x, row, i, block, 3) for x in (q_BxKxGxLxC, *so_far))
         k, v = (_take(x, row, j, block, 2) for x in (k_BxKxLxC, v_BxKxLxC))
-        weighted_KxGxTxC, highest_KxGxT, total_KxGxT = sums
-        scores_KxGxTxS = _scores(q, k, segment_ids_BxL, row, i, j, block)
-        new_highest_KxGxT = jnp.maximum(highest_KxGxT, jnp.max(scores_KxGxTxS, axis=-1))
-        weights_KxGxTxS = jnp.exp(scores_KxGxTxS - new_highest_KxGxT[..., None])
-        shrink_KxGxT = jnp.exp(highest_KxGxT - new_highest_KxGxT)
-        values_KxGxTxC = _einsum("kgts,ksc->kgtc", weights_KxGxTxS.astype(v.dtype), v)
-        updated = (
-            weighted_KxGxTxC * shrink_KxGxT[..., None] + values_KxGxTxC,
-            new_highest_KxGxT,
-            total_KxGxT * shrink_KxGxT + jnp.sum(weights_KxGxTxS, axis=-1),
-        )
+        allowed_TxS = _allowed(segment_ids_BxL, row, i, j, block)
+        updated = _add_keys(q, k, v, tuple(sums), allowed_TxS)
         return tuple(_put(x, part, row, i, block, 3) for x, part in zip(so_far, updated, strict=True))
 
     zeros_BxKxGxL = jnp.zeros(q_BxKxGxLxC.shape[:-1], jnp.float32)
@@ -98,7 +89,6 @@ def _backward(
     block: int, kept: tuple[Any, ...], d_out_BxKxGxLxC: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, pairs_Px3, count, out_BxKxGxLxC, logsumexp_BxKxGxL = kept
-    dtype = q_BxKxGxLxC.dtype
     # Softmax's gradient subtracts the weights' mean of the scores' gradients, which is (arXiv 2205.14135, B.4) this:
     mean_BxKxGxL = jnp.sum(d_out_BxKxGxLxC.astype(jnp.float32) * out_BxKxGxLxC.astype(jnp.float32), axis=-1)
 
@@ -107,21 +97,19 @@ def _backward(
         of_queries = (q_BxKxGxLxC, d_out_BxKxGxLxC, logsumexp_BxKxGxL, mean_BxKxGxL)
         q, d_out, logsumexp_KxGxT, mean_KxGxT = (_take(x, row, i, block, 3) for x in of_queries)
         k, v = (_take(x, row, j, block, 2) for x in (k_BxKxLxC, v_BxKxLxC))
-        scores_KxGxTxS = _scores(q, k, segment_ids_BxL, row, i, j, block)
-        weights_KxGxTxS = jnp.exp(scores_KxGxTxS - logsumexp_KxGxT[..., None])
-        d_weights_KxGxTxS = _einsum("kgtc,ksc->kgts", d_out, v)
-        d_scores_KxGxTxS = (weights_KxGxTxS * (d_weights_KxGxTxS - mean_KxGxT[..., None])).astype(dtype)
+        allowed_TxS = _allowed(segment_ids_BxL, row, i, j, block)
+        q_part, k_part, v_part = _gradients_of_pair(q, k, v, d_out, logsumexp_KxGxT, mean_KxGxT, allowed_TxS)
         d_q, d_k, d_v = gradients
         return (
-            _add(d_q, _einsum("kgts,ksc->kgtc", d_scores_KxGxTxS, k), row, i, block, 3),
-            _add(d_k, _einsum("kgts,kgtc->ksc", d_scores_KxGxTxS, q), row, j, block, 2),
-            _add(d_v, _einsum("kgts,kgtc->ksc", weights_KxGxTxS.astype(dtype), d_out), row, j, block, 2),
+            _add(d_q, q_part, row, i, block, 3),
+            _add(d_k, k_part, row, j, block, 2),
+            _add(d_v, v_part, row, j, block, 2),
         )
 
     inputs = (q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC)
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in inputs)
     d_q, d_k, d_v = jax.lax.fori_loop(0, count, add_pair, zeros)
-    return d_q.astype(dtype), d_k.astype(k_BxKxLxC.dtype), d_v.astype(v_BxKxLxC.dtype), None
+    return d_q.astype(q_BxKxGxLxC.dtype), d_k.astype(k_BxKxLxC.dtype), d_v.astype(v_BxKxLxC.dtype), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -135,15 +123,57 @@ def _pairs(segment_ids_BxL: jax.Array, block: int) -> tuple[jax.Array, jax.Array
     return jnp.stack(at, axis=-1).astype(jnp.int32), jnp.sum(shared_BxIxJ, dtype=jnp.int32)
 
 
-def _scores(
-    q_KxGxTxC: jax.Array, k_KxSxC: jax.Array, segment_ids_BxL: jax.Array, row: Any, i: Any, j: Any, block: int
-) -> jax.Array:
-    """float32 scores of one pair of blocks, masked."""
+def _add_keys(
+    q_KxGxTxC: jax.Array,
+    k_KxSxC: jax.Array,
+    v_KxSxC: jax.Array,
+    so_far: tuple[jax.Array, ...],
+    allowed_TxS: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """A softmax's sums over keys (weighted values, highest score, total weight), with one block of keys more."""
+    weighted_KxGxTxC, highest_KxGxT, total_KxGxT = so_far
+    scores_KxGxTxS = _einsum("kgtc,ksc->kgts", q_KxGxTxC, k_KxSxC) + jnp.where(allowed_TxS, 0.0, _MASKED_SCORE)
+    new_highest_KxGxT = jnp.maximum(highest_KxGxT, jnp.max(scores_KxGxTxS, axis=-1))
+    weights_KxGxTxS = jnp.exp(scores_KxGxTxS - new_highest_KxGxT[..., None])
+    shrink_KxGxT = jnp.exp(highest_KxGxT - new_highest_KxGxT)
+    values_KxGxTxC = _einsum("kgts,ksc->kgtc", weights_KxGxTxS.astype(v_KxSxC.dtype), v_KxSxC)
+    return (
+        weighted_KxGxTxC * shrink_KxGxT[..., None] + values_KxGxTxC,
+        new_highest_KxGxT,
+        total_KxGxT * shrink_KxGxT + jnp.sum(weights_KxGxTxS, axis=-1),
+    )
+
+
+def _gradients_of_pair(
+    q_KxGxTxC: jax.Array,
+    k_KxSxC: jax.Array,
+    v_KxSxC: jax.Array,
+    d_out_KxGxTxC: jax.Array,
+    logsumexp_KxGxT: jax.Array,
+    mean_KxGxT: jax.Array,
+    allowed_TxS: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """What one pair of blocks adds to the gradients by q, k and v. Scores are held with their keys first: two of the
+    three products then need no transposed copy of them."""
+    dtype = q_KxGxTxC.dtype
+    masked_Sx1xT = jnp.where(allowed_TxS.T, 0.0, _MASKED_SCORE)[:, None]
+    scores_KxSxGxT = _einsum("ksc,kgtc->ksgt", k_KxSxC, q_KxGxTxC) + masked_Sx1xT
+    weights_KxSxGxT = jnp.exp(scores_KxSxGxT - logsumexp_KxGxT[:, None])
+    d_weights_KxSxGxT = _einsum("ksc,kgtc->ksgt", v_KxSxC, d_out_KxGxTxC)
+    d_scores_KxSxGxT = (weights_KxSxGxT * (d_weights_KxSxGxT - mean_KxGxT[:, None])).astype(dtype)
+    return (
+        _einsum("ksgt,ksc->kgtc", d_scores_KxSxGxT, k_KxSxC),
+        _einsum("ksgt,kgtc->ksc", d_scores_KxSxGxT, q_KxGxTxC),
+        _einsum("ksgt,kgtc->ksc", weights_KxSxGxT.astype(dtype), d_out_KxGxTxC),
+    )
+
+
+def _allowed(segment_ids_BxL: jax.Array, row: Any, i: Any, j: Any, block: int) -> jax.Array:
+    """allowed_TxS: which queries of block i may attend to which keys of block j."""
     ids_T, ids_S = (_take(segment_ids_BxL, row, index, block, 1) for index in (i, j))
     at_T = np.arange(block)
     causal_TxS = i * block + at_T[:, None] >= j * block + at_T
-    allowed_TxS = (ids_T[:, None] == ids_S) & (ids_T != 0)[:, None] & causal_TxS
-    return _einsum("kgtc,ksc->kgts", q_KxGxTxC, k_KxSxC) + jnp.where(allowed_TxS, 0.0, _MASKED_SCORE)
+    return (ids_T[:, None] == ids_S) & (ids_T != 0)[:, None] & causal_TxS
 
 
 def _einsum(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:

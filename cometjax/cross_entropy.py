@@ -93,7 +93,8 @@ def _nats_of_share(
     chunks = _chunks(positions, 4 * vocabulary, CHUNK_BYTES[platform])
     by_chunk = tuple(x.reshape(chunks, positions // chunks, *x.shape[2:]) for x in (x_BxLxD, targets_BxL, weights_BxL))
 
-    def add_chunk(d_head_VxD: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, Any]]:
+    # The head's gradient is summed transposed: the product is a third faster on CPU, where its wide side comes last.
+    def add_chunk(d_head_DxV: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, Any]]:
         x_TxD, targets_T, weights_T = chunk
         logits_TxV = jnp.einsum("td,vd->tv", x_TxD, head_VxD, preferred_element_type=jnp.float32)
         highest_Tx1 = jnp.max(logits_TxV, axis=-1, keepdims=True)
@@ -102,20 +103,20 @@ def _nats_of_share(
         chosen_T = jnp.take_along_axis(logits_TxV, targets_T[:, None], axis=-1)[:, 0]
         nats_T = (highest_Tx1 + jnp.log(total_Tx1))[:, 0] - chosen_T
         if not gradient:
-            return d_head_VxD, (nats_T, None)
+            return d_head_DxV, (nats_T, None)
         is_target_TxV = targets_T[:, None] == jnp.arange(vocabulary)
         weights_Tx1 = weights_T[:, None]
         d_logits_TxV = powers_TxV * (weights_Tx1 / total_Tx1) - jnp.where(is_target_TxV, weights_Tx1, 0.0)
         d_logits_TxV = d_logits_TxV.astype(x_TxD.dtype)
         d_x_TxD = jnp.einsum("tv,vd->td", d_logits_TxV, head_VxD, preferred_element_type=jnp.float32)
-        d_head_VxD += jnp.einsum("tv,td->vd", d_logits_TxV, x_TxD, preferred_element_type=jnp.float32)
-        return d_head_VxD, (nats_T, d_x_TxD.astype(x_TxD.dtype))
+        d_head_DxV += jnp.einsum("td,tv->dv", x_TxD, d_logits_TxV, preferred_element_type=jnp.float32)
+        return d_head_DxV, (nats_T, d_x_TxD.astype(x_TxD.dtype))
 
-    start: Any = jnp.zeros(head_VxD.shape, jnp.float32) if gradient else None
-    d_head_VxD, (nats, d_x) = jax.lax.scan(add_chunk, start, by_chunk)
+    start: Any = jnp.zeros(head_VxD.shape[::-1], jnp.float32) if gradient else None
+    d_head_DxV, (nats, d_x) = jax.lax.scan(add_chunk, start, by_chunk)
     nats_BxL = nats.reshape(targets_BxL.shape)
     total = jnp.sum(nats_BxL * weights_BxL)
-    return total, nats_BxL, (d_x.reshape(x_BxLxD.shape), d_head_VxD.astype(head_VxD.dtype)) if gradient else None
+    return total, nats_BxL, (d_x.reshape(x_BxLxD.shape), d_head_DxV.T.astype(head_VxD.dtype)) if gradient else None
 
 
 def _chunks(positions: int, position_bytes: int, chunk_bytes: int) -> int:
