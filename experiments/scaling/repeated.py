@@ -123,12 +123,22 @@ def analyse(fitted: Surface, runs: Repeated, *, replicates: int = 200, seed: int
         }
         for epochs in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
     ]
-    result["advice"] = advice(best)
+    result["advice"] = advice(best, result["r_d_interval"])
     return result
 
 
-def advice(best: DataConstrained) -> list[str]:
-    """What the fit implies for an engineer who has so many patients, in sentences."""
+def advice(best: DataConstrained, r_d_interval: Sequence[float]) -> list[str]:
+    """What the fit implies for an engineer who has so many patients, in sentences.
+
+    Where the runs do not bound R*_D from above, only its interval's lower end is advice.
+    """
+    if _at_bound(best.r_d) and best.r_d > 1:
+        least = r_d_interval[0]
+        return [
+            f"These runs do not show where passes stop to pay: R*_D may be anything above {least:.3g} (95%).",
+            f"Up to {1 + least * math.log(2):.1f} passes another pass is worth at least half of as many new patients; "
+            "to learn what lies beyond, repeat fewer patients more often (config.repeats).",
+        ]
     half = 1 + best.r_d * math.log(2)
     most = 1 + best.r_d
     return [

@@ -1,5 +1,7 @@
 """The data-constrained form is the plain one for a single pass, and recovers what its runs were made with."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,18 @@ def test_noise_leaves_an_interval_and_the_advice_follows_from_the_fit() -> None:
     assert result["mean_error"] < 2e-3 < result["mean_error_as_if_fresh"]
     half = 1 + result["r_d"] * np.log(2)
     assert f"{half:.1f} passes" in result["advice"][0] and "more patients" in result["advice"][0]
+
+
+def test_runs_whose_passes_are_all_worth_fresh_data_get_no_upper_bound_as_advice() -> None:
+    as_fresh, fresh = runs(), dataclasses.replace(REPEATS, r_d=9e9)
+    result = repeated.analyse(
+        TRUE, dataclasses.replace(as_fresh, loss_R=fresh.loss(as_fresh.n_R, as_fresh.d_R, as_fresh.unique_R))
+    )
+    assert result["bounded"]["r_d"]
+    least = result["r_d_interval"][0]
+    assert f"above {least:.3g}" in result["advice"][0] and not any(
+        "never worth more" in line for line in result["advice"]
+    )
 
 
 def test_too_few_runs_are_refused() -> None:
