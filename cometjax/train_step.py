@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from cometjax.cross_entropy import weighted_nats
+from cometjax.group_norms import group_norms
 from cometjax.microbatches import value_and_gradient
 from cometjax.model import Decoder, ModelConfig
 from cometjax.step_guard import GuardState, Verdict, init_guard, judge
@@ -67,7 +68,9 @@ class LossSums:
 class StepMetrics:
     """One step's figures; `positions`: tokens that are not padding; `segment_squares`: sum of the segments' length².
 
-    `skipped_in_a_row`, `nonfinite_total` and `spike_total` count steps, this one included.
+    `skipped_in_a_row`, `nonfinite_total` and `spike_total` count steps, this one included. `gradient_norms` (before
+    clipping) and `update_norms` (of what is subtracted from the parameters, or would be if the step were not skipped)
+    are by `cometjax.group_norms`.
     """
 
     sums: LossSums
@@ -80,6 +83,8 @@ class StepMetrics:
     spike_total: jax.Array
     positions: jax.Array
     segment_squares: jax.Array
+    gradient_norms: dict[str, jax.Array]
+    update_norms: dict[str, jax.Array]
 
 
 def loss_sums(model: Decoder, batch: Batch, tables: TokenTables) -> tuple[jax.Array, LossSums]:
@@ -147,7 +152,8 @@ def make_train_step(
         positions, segment_squares = _segment_statistics(batch)
         return TrainState(params, optimizer_state, state.step + 1, guard), StepMetrics(
             sums, loss, gradient_norm, learning_rate, verdict, guard.skipped_in_a_row, guard.nonfinite_total,
-            guard.spike_total, positions, segment_squares,
+            guard.spike_total, positions, segment_squares, group_norms(gradients),
+            {group: learning_rate * norm for group, norm in group_norms(directions).items()},
         )  # fmt: skip
 
     return train_step

@@ -59,7 +59,10 @@ def losses(shape, microbatches, start):
             found.append(float(metrics.loss))
         query, key = state.params["layers"]["query"], state.optimizer[1].mu["layers"]["key"]
         tokens = sharding.put_batch(mesh, batch(0))["tokens_BxL"]
-        return start, {"losses": found, "query": query.shape, "query_shard": query.addressable_shards[0].data.shape,
+        norms = {**metrics.gradient_norms, "update": metrics.update_norms["layer"]}
+        norms = {name: float(np.squeeze(norm)) for name, norm in norms.items()}
+        return start, {"losses": found, "norms": norms,
+                       "query": query.shape, "query_shard": query.addressable_shards[0].data.shape,
                        "kv_shard": key.addressable_shards[0].data.shape,
                        "batch_shard": tokens.addressable_shards[0].data.shape}
 
@@ -94,7 +97,9 @@ def test_every_mesh_and_every_split_in_microbatches_gives_the_losses_of_one_devi
     assert len(results) == 1 + 10 + 2
     for mesh, found in results.items():
         np.testing.assert_allclose(found["losses"], results["1x1x1"]["losses"], rtol=0, atol=1e-5, err_msg=mesh)
+        assert found["norms"] == pytest.approx(results["1x1x1"]["norms"], rel=1e-3), mesh
     assert len(set(results["1x1x1"]["losses"])) == 20
+    assert len(set(results["1x1x1"]["norms"].values())) == 6
 
 
 def test_parameters_and_moments_lie_as_the_rules_say(results):

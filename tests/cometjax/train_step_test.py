@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cometjax import metrics, step_guard
+from cometjax import group_norms, metrics, step_guard
 from cometjax.config import default_config
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import learning_rate_schedule, make_optimizer
@@ -79,6 +79,33 @@ def test_step_reports_positions_and_squared_segment_lengths(step_and_state):
     _, reported = step(state, batch_of(0))
     assert int(reported.positions) == 4 * 13
     assert int(reported.segment_squares) == 4 * (6**2 + 7**2)
+
+
+def test_norms_by_kind_and_by_layer_are_those_of_gradients_and_of_what_the_step_changed(step_and_state):
+    step, state = step_and_state
+    after, reported = step(state, batch_of(0))
+    changes = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - old, after.params, state.params)
+    layers = changes["layers"]
+    attention = [layers[name] for name in layers if name.startswith(("query", "key", "value", "attention_out"))]
+    mlp = [layers[name] for name in ("mlp_gate", "mlp_up", "mlp_down")]
+    norms = [layers["attention_norm"], layers["mlp_norm"], changes["final_norm"]]
+    expected = {"attention": attention, "mlp": mlp, "norm": norms, "embedding": [changes["embedding"]]}
+    expected["layer"] = [*attention, *mlp, *norms[:2]]
+    assert len(attention) == 7 and reported.update_norms.keys() == expected.keys() == reported.gradient_norms.keys()
+    for group, parts in expected.items():
+        norm = np.sqrt(sum(np.sum(part**2) for part in parts))
+        np.testing.assert_allclose(np.squeeze(reported.update_norms[group]), norm, rtol=1e-4, err_msg=group)
+    squares = {group: np.sum(np.square(norm)) for group, norm in reported.gradient_norms.items()}
+    assert sum(squares.values()) - squares["layer"] == pytest.approx(float(reported.gradient_norm) ** 2, rel=1e-5)
+
+
+def test_norms_are_named_by_kind_and_by_layer_and_a_parameter_of_no_kind_is_an_error():
+    norms = {"mlp": np.float32(2), "layer": np.arange(11, dtype=np.float32)}
+    named = group_norms.named("gradient_norm", norms)
+    assert (named["gradient_norm/mlp"], named["gradient_norm/layer_03"], named["gradient_norm/layer_10"]) == (2, 3, 10)
+    assert len(named) == 12
+    with pytest.raises(ValueError, match=r"no pattern.*names layers/stranger"):
+        group_norms.group_norms({"layers": {"stranger": jnp.ones((2, 3))}})
 
 
 def test_repeated_steps_on_one_batch_lower_its_loss(step_and_state):
