@@ -41,12 +41,15 @@ _LOGGERS = (logging.get_absl_logger(), standard_logging.getLogger("asyncio"))
 class Checkpoints:
     """The checkpoints of one workdir. Every process of a run makes one; the first alone renames, deletes and checks.
 
-    Made by a run that will save: what a kill left half written is removed.
+    Made by a run that will save: what a kill left half written is removed. `before_commit` is called, in a thread, once
+    a checkpoint is written and before it is seen.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: KeepPolicy) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, keep: KeepPolicy, before_commit: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = (workdir / FOLDER).resolve()
-        self._keep = keep
+        self._keep, self._before_commit = keep, before_commit
         self._tuning_losses: dict[int, float] = {}
         self._started: int | None = None
         self._failure: str | None = None
@@ -117,6 +120,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait_until_finished()
             if self._primary:
+                self._before_commit()
                 checkpoint_files.commit(self._folder, step)
                 self._tidy()
         except Exception as error:  # as above; the loop asks for it

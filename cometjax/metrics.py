@@ -1,15 +1,12 @@
-"""Figures of a training run: totals, where time goes, JSON lines, TensorBoard, what the terminal shows."""
+"""Figures of a training run: totals of losses, lines of metrics.jsonl as they are read, what the terminal shows."""
 
-import contextlib
 import json
 import math
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
 
 from cometjax.train_step import LossSums
@@ -54,88 +51,6 @@ class LossTotals:
         values = {"bits_per_event": self.bits_per_event}
         values |= {f"loss/{kind}": loss for kind, loss in self.loss_by_kind.items()}
         return values | {f"tokens/{kind}": int(self.tokens_K[k]) for k, kind in enumerate(KINDS) if self.tokens_K[k]}
-
-
-class Clock:
-    """Seconds by cause (setup, compile, input, step, checkpoint, evaluation), carried over restarts.
-
-    `work` holds what the steps did: tokens (real target tokens) and flops. Time between the last checkpoint and a kill
-    is lost with the steps it was spent on.
-    """
-
-    def __init__(self, carried: Mapping[str, Any] | None = None) -> None:
-        carried = carried or {"seconds": {}, "tokens": 0, "flops": 0.0, "wall": 0.0}
-        self.seconds: dict[str, float] = dict(carried["seconds"])
-        self.tokens: int = carried["tokens"]
-        self.flops: float = carried["flops"]
-        self._wall_before: float = carried["wall"]
-        self._start = time.perf_counter()
-
-    def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"seconds": self.seconds, "tokens": self.tokens, "flops": self.flops, "wall": self.wall}
-
-    @contextlib.contextmanager
-    def measure(self, cause: str) -> Iterator[None]:
-        """Count the time of the block under `cause`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(cause, time.perf_counter() - start)
-
-    def add(self, cause: str, seconds: float) -> None:
-        """Count seconds under `cause`."""
-        self.seconds[cause] = self.seconds.get(cause, 0.0) + seconds
-
-    @property
-    def wall(self) -> float:
-        """Seconds of all runs of this workdir, kept ones only."""
-        return self._wall_before + time.perf_counter() - self._start
-
-    @property
-    def training(self) -> float:
-        """Seconds in steps and in waiting for their input."""
-        return self.seconds.get("step", 0.0) + self.seconds.get("input", 0.0)
-
-    @property
-    def goodput(self) -> float:
-        """Share of the wall time that went to steps."""
-        return self.seconds.get("step", 0.0) / self.wall
-
-
-class MetricsWriter:
-    """Appends JSON lines and TensorBoard scalars; does nothing on other processes than the first.
-
-    Lines beyond `resumed_step` come from steps that were lost with a kill: they are cut, so that the file reads as one
-    uninterrupted run.
-    """
-
-    def __init__(self, workdir: pathlib.Path, *, resumed_step: int, enabled: bool) -> None:
-        self._enabled = enabled
-        if not enabled:
-            return
-        path = workdir / METRICS_FILE
-        cut(path, resumed_step)
-        self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
-
-    def write(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
-        """Append one line; what is not finite becomes null, for JSON has no NaN."""
-        if not self._enabled:
-            return
-        line = {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
-        self._file.write(json.dumps({"step": step, "split": split} | line) + "\n")
-        self._file.flush()
-        for key, value in line.items():
-            if value is not None:
-                self._board.add_scalar(f"{split}/{key}", value, step)
-
-    def close(self) -> None:
-        """Flush and close both files."""
-        if self._enabled:
-            self._file.close()
-            self._board.close()
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ workdir/
   vocabulary.json   the corpus's vocabulary
   corpus.json       which corpus: fingerprints, source
   checkpoints/      cometjax.checkpoints
-  metrics.jsonl, tensorboard/   cometjax.metrics
+  metrics.jsonl, tensorboard/   cometjax.metrics_writer
+  profile/          traces, where asked for: cometjax.profiling
   result.json       written last: a finished run
 """
 

@@ -102,7 +102,8 @@ def _read(workdir: pathlib.Path, trial: PlannedTrial) -> Outcome:
         loss=result["tuning_loss"],
         tokens=result["tokens"],
         flops=result["flops"],
-        seconds=result["wall_seconds"],
+        # A study that was left over a weekend did not compute meanwhile.
+        seconds=result["wall_seconds"] - result.get("seconds", {}).get("down", 0.0),
         tokens_per_second=result["tokens_per_second"],
         skipped_steps=result["skipped_steps"],
         curve=tuple((line["step"] * per_step, line["loss"]) for line in thinned),

@@ -2,26 +2,24 @@
 
 import time
 
-import pytest
-
-from cometjax import metrics
-from cometjax import train as train_module
+from cometjax import metrics, train_loop
 from cometjax.config import default_config
+from cometjax.train import train
 
 STEPS = 8
 
 
 def input_wait(config, workdir, monkeypatch, seconds_per_batch):
     """Mean input wait of the steps after the first, which compiles."""
-    batches_of = train_module.train_batches
+    batches_of = train_loop.train_batches
 
     def slow_batches(*args, **kwargs):
         for batch in batches_of(*args, **kwargs):
             time.sleep(seconds_per_batch)
             yield batch
 
-    monkeypatch.setattr(train_module, "train_batches", slow_batches)
-    train_module.train(config, workdir, progress=False)
+    monkeypatch.setattr(train_loop, "train_batches", slow_batches)
+    train(config, workdir, progress=False)
     lines = [line for line in metrics.read(workdir) if line["split"] == "train" and 2 < line["step"] < STEPS]
     return sum(line["input_wait"] for line in lines) / len(lines)
 
@@ -49,11 +47,3 @@ def test_a_loader_hidden_behind_the_step_is_no_wait(world_corpus, tmp_path, monk
     wait = input_wait(config, tmp_path / "run", monkeypatch, seconds_per_batch=0.03)
     # Counted as it passes, 0.03 s of a step of some 0.2 s would be a seventh.
     assert wait < 0.03
-
-
-def test_a_clock_adds_up():
-    clock = metrics.Clock()
-    clock.add("input", 1.5)
-    clock.add("input", 0.5)
-    clock.add("step", 2)
-    assert clock.training == pytest.approx(4) and clock.seconds["input"] == 2

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
-from cometjax import train
+from cometjax import train, train_loop
 from data_pipeline import command_line
 from data_pipeline.corpus import SplitReader
 from tests.cometjax.tiny_run import ROOT
@@ -180,7 +180,7 @@ def _remove(names: Sequence[str]) -> None:
 def observed(file: pathlib.Path) -> Iterator[None]:
     """Write down, a line each, the training records that this process reads and the rows that it trains on."""
     with file.open("w", buffering=1) as lines, pytest.MonkeyPatch.context() as patch:
-        records, batches = SplitReader.records, train.train_batches
+        records, batches = SplitReader.records, train_loop.train_batches
 
         def read(self: SplitReader, indices: Sequence[int]) -> list:
             if self.name == "train":
@@ -200,7 +200,7 @@ def observed(file: pathlib.Path) -> Iterator[None]:
                 self._batches.close()
 
         patch.setattr(SplitReader, "records", read)
-        patch.setattr(train, "train_batches", Observed)
+        patch.setattr(train_loop, "train_batches", Observed)
         yield
 
 

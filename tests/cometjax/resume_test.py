@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 import jax
 import pytest
 
-from cometjax import checkpoint_files, metrics, preemption, sharding
+from cometjax import checkpoint_files, metrics, preemption, sharding, train_loop
 from cometjax.checkpoint_files import FOLDER
+from cometjax.metrics_writer import MetricsWriter
 from cometjax.train import train
 from data_pipeline.errors import UserError
 from tests.cometjax.tiny_run import CONFIG, config_of, losses, write_corpus
@@ -94,7 +96,7 @@ def test_another_precision_of_parameters_may_be_asked_for_on_a_resume(folder, tm
 
 def test_training_goes_on_while_a_slow_save_is_written(folder, finished, tmp_path, monkeypatch):
     """A save may end only once eight more steps have been taken, which none would be if the loop waited."""
-    taken, commit, write = threading.Event(), checkpoint_files.commit, metrics.MetricsWriter.write
+    taken, commit, write = threading.Event(), checkpoint_files.commit, MetricsWriter.write
 
     def slow_commit(place, step):
         assert taken.wait(60), "training waits for the save"
@@ -106,11 +108,84 @@ def test_training_goes_on_while_a_slow_save_is_written(folder, finished, tmp_pat
             taken.set()
 
     monkeypatch.setattr(checkpoint_files, "commit", slow_commit)
-    monkeypatch.setattr(metrics.MetricsWriter, "write", count)
+    monkeypatch.setattr(MetricsWriter, "write", count)
     workdir = tmp_path / "run"
     train(config(folder, checkpoint_every=12), workdir, progress=False)
     assert losses(workdir) == losses(finished)
     assert names(workdir) == ["12", "24"]
+
+
+def test_training_goes_on_while_a_line_of_metrics_cannot_be_written(folder, finished, tmp_path, monkeypatch):
+    """The second line may be written only once twelve more steps have begun, which none would if the loop waited."""
+    begun, appended, waited = threading.Event(), [], []
+    put, puts, append = sharding.put_batch, [], MetricsWriter._append
+
+    def count(mesh, batch):
+        puts.append(batch)
+        if len(puts) >= 2 + 12:
+            begun.set()
+        return put(mesh, batch)
+
+    def slow_append(self, line):
+        appended.append(line)
+        if len(appended) == 2:
+            waited.append(begun.wait(60))
+        append(self, line)
+
+    monkeypatch.setattr(sharding, "put_batch", count)
+    monkeypatch.setattr(MetricsWriter, "_append", slow_append)
+    workdir = tmp_path / "run"
+    train(config(folder, checkpoint_every=12), workdir, progress=False)
+    assert waited == [True], "training waits for its metrics"
+    assert losses(workdir) == losses(finished)
+
+
+def test_a_checkpoint_is_seen_only_with_the_lines_of_its_steps(folder, tmp_path, monkeypatch):
+    """A kill right after a checkpoint would else leave a resumed run without them, for good."""
+    append, commit, found = MetricsWriter._append, checkpoint_files.commit, {}
+
+    def slow_append(self, line):
+        time.sleep(0.02)
+        append(self, line)
+
+    def look(place, step):
+        found[step] = [line["step"] for line in metrics.read(place.parent) if line["split"] == "train"]
+        commit(place, step)
+
+    monkeypatch.setattr(MetricsWriter, "_append", slow_append)
+    monkeypatch.setattr(checkpoint_files, "commit", look)
+    train(config(folder, checkpoint_every=12), tmp_path / "run", progress=False)
+    assert sorted(found) == [12, 24]
+    assert all(lines[:step] == list(range(1, step + 1)) for step, lines in found.items())
+
+
+def steps_traced(folder):
+    (file,) = folder.glob("plugins/profile/*/*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(file)).planes
+    events = [event for plane in planes for line in plane.lines for event in line.events if event.name == "train"]
+    return sorted(dict(event.stats)["step_num"] for event in events)
+
+
+def test_chosen_steps_and_those_after_a_signal_are_traced_and_nothing_changes(
+    folder, finished, tmp_path, monkeypatch, capsys
+):
+    put, puts = sharding.put_batch, []
+
+    def signalled(mesh, batch):
+        puts.append(batch)
+        if len(puts) == 7:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return put(mesh, batch)
+
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(sharding, "put_batch", signalled)
+    train(config(folder, checkpoint_every=12), workdir, profile_steps=range(3, 5))
+    out = capsys.readouterr().out
+    assert f"trace of steps 3 to 4: {workdir / 'profile' / 'step_3'}\n" in out
+    assert f"trace of steps 7 to 11: {workdir / 'profile' / 'step_7'}\n" in out
+    assert steps_traced(workdir / "profile" / "step_3") == [3, 4]
+    assert steps_traced(workdir / "profile" / "step_7") == [7, 8, 9, 10, 11]
+    assert losses(workdir) == losses(finished)
 
 
 def test_sigterm_in_the_warm_up_saves_at_the_next_step(folder, finished, tmp_path, monkeypatch):
@@ -134,9 +209,7 @@ def test_sigterm_in_the_warm_up_saves_at_the_next_step(folder, finished, tmp_pat
 
 
 def test_sigterm_in_an_evaluation_saves_and_leaves_there(folder, finished, tmp_path, monkeypatch):
-    from cometjax import train as module
-
-    batches = module.evaluation_batches
+    batches = train_loop.evaluation_batches
 
     def interrupted(*args, **kwargs):
         for batch in batches(*args, **kwargs):
@@ -147,7 +220,7 @@ def test_sigterm_in_an_evaluation_saves_and_leaves_there(folder, finished, tmp_p
     workdir = tmp_path / "run"
     # No checkpoint is due at the evaluation.
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(module, "evaluation_batches", interrupted)
+        patch.setattr(train_loop, "evaluation_batches", interrupted)
         train(config(folder, checkpoint_every=1000), workdir, progress=False)
     assert left.value.code == preemption.EXIT_CODE == 143
     assert names(workdir) == ["12"]
@@ -184,7 +257,8 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"SKIPPED FOR LACK OF RIGHTS: cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
     yield place.parent
-    subprocess.run(["umount", str(place)], check=True)
+    # Lazily: of a save that has failed other arrays may still be under way.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def fill(workdir):
@@ -195,7 +269,7 @@ def fill(workdir):
 def test_on_a_full_disk_training_says_so_and_goes_on_and_saves_once_there_is_room(
     folder, finished, small_disk, monkeypatch, caplog
 ):
-    write = metrics.MetricsWriter.write
+    write = MetricsWriter.write
 
     def with_room_later(self, step, split, values):
         write(self, step, split, values)
@@ -203,7 +277,7 @@ def test_on_a_full_disk_training_says_so_and_goes_on_and_saves_once_there_is_roo
             (small_disk / FOLDER / "ballast").unlink()
 
     fill(small_disk)
-    monkeypatch.setattr(metrics.MetricsWriter, "write", with_room_later)
+    monkeypatch.setattr(MetricsWriter, "write", with_room_later)
     train(config(folder, checkpoint_every=8, keep_checkpoints=1), small_disk, progress=False)
     said = "step 8 could not be saved: No space left on device; training goes on (config.train.on_checkpoint_error)"
     assert said in caplog.text and caplog.text.count("could not be saved") == 1

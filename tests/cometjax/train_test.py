@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cometjax import checkpoints, metrics, sharding, step_guard
+from cometjax import checkpoints, goodput, metrics, sharding, step_guard
 from cometjax.preemption import EXIT_CODE
 from cometjax.train import train
 from data_pipeline import corpus, loader
@@ -90,10 +90,16 @@ def test_the_workdir_says_what_ran_and_how_fast(folder, finished):
     train_lines = [line for line in metrics.read(workdir) if line["split"] == "train"]
     line = train_lines[-1]
     assert {"loss", "loss/LAB", "loss/INTERVAL", "tokens/LAB", "bits_per_event", "gradient_norm", "learning_rate",
-            "tokens_per_second", "model_flops_per_second", "mfu", "input_wait", "goodput"} <= line.keys()  # fmt: skip
+            "tokens_per_second", "model_flops_per_second", "mfu", "input_wait", "goodput", "gradient_norm/attention",
+            "gradient_norm/layer_0", "update_norm/embedding", "memory/host_resident_gib"} <= line.keys()  # fmt: skip
     assert line["mfu"] is None  # a CPU's peak is not known
     assert result.tokens == sum(v for line in train_lines for k, v in line.items() if k.startswith("tokens/"))
     assert 0 < result.goodput < 1 and result.tokens_per_second > 0 and result.flops > 0
+    for each in metrics.read(workdir):
+        assert sum(each[f"seconds/{cause}"] for cause in goodput.CAUSES) == each["wall_seconds"]
+    assert sum(result.seconds.values()) == result.wall_seconds > line["wall_seconds"]
+    assert all(result.seconds[cause] > 0 for cause in ("setup", "compile", "step", "evaluation", "checkpoint", "other"))
+    assert result.seconds["restart"] == result.seconds["lost"] == result.seconds["down"] == 0
     tuning = [line["step"] for line in metrics.read(workdir) if line["split"] == "tuning"]
     assert tuning == [50, 100, STEPS]
     assert json.loads((workdir / "result.json").read_text()) == dataclasses.asdict(result)

@@ -1,0 +1,153 @@
+"""Metrics on disk, JSON lines and TensorBoard, written by a thread for which the training loop never waits.
+
+The policy, where the file system is slow, hangs or is full: training goes on.
+- Up to QUEUE_LINES lines wait in memory (two kilobytes each). A line for which there is no room is dropped.
+- A line that cannot be written is tried again every second until it can: after room is made, none is missing.
+- The log says so in one line when it begins, and at the end how many lines are lost, if any are.
+- A checkpoint becomes visible after the lines of its steps (`flush`, in the checkpoint's own thread, FLUSH_SECONDS at
+  most): so a run that goes on from it, after a kill, has all lines before it.
+"""
+
+import json
+import math
+import os
+import pathlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from cometjax import metrics
+
+QUEUE_LINES = 4096
+BOARD = "tensorboard"
+_RETRY_SECONDS = 1.0
+_BOARD_FLUSH_SECONDS = 10.0
+# How long a checkpoint, and a run's end, wait for a file system that hangs.
+FLUSH_SECONDS = 60.0
+
+Line = tuple[int, str, Mapping[str, float | int | None]]
+
+
+class MetricsWriter:
+    """Appends lines; does nothing on other processes than the first.
+
+    Lines beyond `resumed_step` come from steps that were lost with a kill: they are cut, so that the file reads as one
+    uninterrupted run.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, resumed_step: int, enabled: bool, queue_lines: int = QUEUE_LINES
+    ) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._workdir = workdir
+        path = workdir / metrics.METRICS_FILE
+        metrics.cut(path, resumed_step)
+        self._file = path.open("ab", buffering=0)
+        self._board: EventsWriter | None = None
+        self._on_board(lambda: self._open_board(resumed_step))
+        self._board_flushed = time.monotonic()
+        self._dropped, self._unwritten = 0, 0  # by the loop; by the thread
+        # Counts lines alone: a flush and the end always find room.
+        self._room = threading.Semaphore(queue_lines)
+        self._queue: queue.SimpleQueue[Line | threading.Event | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write_queued, name="metrics", daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
+        """Hand over one line, and return at once. What is not finite becomes null, for JSON has no NaN."""
+        if not self._enabled:
+            return
+        if self._room.acquire(blocking=False):
+            self._queue.put((step, split, dict(values)))
+            return
+        self._dropped += 1
+        if self._dropped == 1:
+            logging.error("%s: metrics are written more slowly than they come: lines are dropped", self._workdir)
+
+    def flush(self, timeout: float = FLUSH_SECONDS) -> bool:
+        """Wait until the lines handed over so far are written; False when that takes longer than `timeout` seconds."""
+        if not self._enabled:
+            return True
+        written = threading.Event()
+        self._queue.put(written)
+        return written.wait(timeout)
+
+    def close(self) -> None:
+        """Write what is left and close the files; the log says what could not be written."""
+        if not self._enabled:
+            return
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(FLUSH_SECONDS)
+        if self._thread.is_alive():
+            logging.error("%s: not all metrics are written: the file system does not answer", self._workdir)
+        elif lost := self._dropped + self._unwritten:
+            logging.error("%s: %d lines of metrics are lost", self._workdir, lost)
+
+    def _write_queued(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            else:
+                self._write_line(*item)
+                self._room.release()
+        self._file.close()
+        if self._board is not None:
+            self._on_board(self._board.close)
+
+    def _write_line(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
+        line = {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
+        self._append((json.dumps({"step": step, "split": split} | line) + "\n").encode())
+        if (board := self._board) is None:
+            return
+        scalars = [Summary.Value(tag=f"{split}/{key}", simple_value=v) for key, v in line.items() if v is not None]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+        self._on_board(lambda: board.write_event(event))
+        if time.monotonic() > self._board_flushed + _BOARD_FLUSH_SECONDS:  # its flush waits for the disk
+            self._on_board(board.flush)
+            self._board_flushed = time.monotonic()
+
+    def _append(self, line: bytes) -> None:
+        """Append a whole line: a reader, and a kill, find all of it or no more than a last line without an end."""
+        told, rest = False, line
+        size = os.fstat(self._file.fileno()).st_size
+        while True:
+            try:
+                rest = rest[self._file.write(rest) :]
+                if not rest:
+                    return
+            except OSError as error:
+                if len(rest) < len(line):
+                    self._file.truncate(size)
+                    rest = line
+                if not told:
+                    told = True
+                    logging.error("%s: metrics cannot be written (%s); tried again", self._workdir, error.strerror)
+                if self._closing.wait(_RETRY_SECONDS):
+                    self._unwritten += 1
+                    return
+
+    def _open_board(self, resumed_step: int) -> None:
+        folder = self._workdir / BOARD
+        folder.mkdir(exist_ok=True)
+        # Not its SummaryWriter: that has a thread and a queue of its own, which stall for good once a disk was full.
+        self._board = EventsWriter(str(folder / "events"))
+        # TensorBoard then forgets what it has read beyond.
+        self._board.write_event(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def _on_board(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            logging.error("%s: TensorBoard's file ends here (%s)", self._workdir / BOARD, error.strerror)
+            self._board = None

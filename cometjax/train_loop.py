@@ -1,0 +1,306 @@
+"""One process's part in a run: it restores, steps, saves, evaluates, and leaves when asked to.
+
+What the steps did is told by `cometjax.run_records`; what is compiled, by `cometjax.compiled_step`. The caller has
+checked all that can be refused (`cometjax.train`).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+from jax.sharding import Mesh
+
+from cometjax import agreement, attention, initial_weights, metrics, preemption, profiling, sharding
+from cometjax import workdir as workdirs
+from cometjax.checkpoint_files import FOLDER, KeepPolicy
+from cometjax.checkpoints import Checkpoints
+from cometjax.compiled_step import make_compiled_steps
+from cometjax.goodput import Clock
+from cometjax.model import ModelConfig
+from cometjax.run_records import RunRecords, TrainResult
+from cometjax.train_step import LossSums, StepMetrics, TokenTables, TrainState
+from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
+from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
+from data_pipeline.mixture import Mixture
+from data_pipeline.packing import PackingPlan
+from data_pipeline.row_tokens import RecordSource
+
+
+class TrainLoop:
+    """A run from where its workdir is: once made, it has restored or drawn its state. For use in `jax.set_mesh(mesh)`.
+
+    `started` is the `time.perf_counter` from which time is counted (None: now), `profile_steps` the steps to trace.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        model: ModelConfig,
+        workdir: pathlib.Path,
+        corpus: Corpus | Mixture,
+        mesh: Mesh,
+        *,
+        preempted: preemption.Preemption,
+        profile_request: profiling.Request,
+        profile_steps: range = range(0),
+        progress: bool = False,
+        started: float | None = None,
+    ) -> None:
+        self._config, self._model, self._mesh = config, model, mesh
+        self._workdir, self._corpus = workdir, corpus
+        self._preempted, self._leaving = preempted, False
+        self._part, self._parts = sharding.share_of(mesh.devices, jax.process_index())
+        tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
+        self._steps = make_compiled_steps(config, model, tables, mesh)
+        keep = KeepPolicy(config.train.keep_checkpoints, every=config.train.keep_every, best=config.train.keep_best)
+        # A run that goes on from a checkpoint is to have the lines of all steps before it.
+        self._checkpoints = Checkpoints(workdir, keep, before_commit=lambda: self._records.flush())
+        earlier = agreement.from_first(lambda: _earlier_records(workdir))
+        self._restore(earlier["last"], started)
+        losses = {step: loss for step, loss in earlier["tuning"] if step <= self._step}
+        self._evaluated_step = self._step if self._step in losses else 0
+        # Any: what Grain returns can be closed.
+        self._batches: Any = None
+        self._stepped, self._evaluated = False, False  # what was not yet called is compiled by its first call
+        for step, loss in losses.items():
+            self._checkpoints.note_tuning_loss(step, loss)
+        self._records = RunRecords(
+            workdir, config, model, mesh, self._clock, resumed_step=self._step, progress=progress
+        )
+        self._profiler = profiling.Profiler(workdir, profile_steps, profile_request, self._records.say)
+        if self._step:
+            self._records.say(f"resumed at step {self._step}")
+        self._records.say(f"attention: {attention.resolve(model.attention)}")
+
+    def _restore(self, last_record: dict[str, float] | None, started: float | None) -> None:
+        newest = self._checkpoints.newest(verify=self._config.train.verify_checkpoints)
+        if newest is None:
+            self._clock = Clock(last_record=last_record, started=started)
+            self._state: TrainState = self._steps.init()
+            if self._config.init_from:
+                self._state = self._with_given_weights(self._state)
+            self._step = 0
+            return
+        metadata = self._checkpoints.metadata(newest)
+        where = f"{self._workdir / FOLDER / str(newest)}"
+        workdirs.refuse_other_run(where, metadata, self._config, self._corpus)
+        self._clock = Clock(metadata["clock"], last_record=last_record, started=started)
+        self._state = self._checkpoints.restore(newest, self._steps.abstract_state)
+        self._step = newest
+
+    def _with_given_weights(self, state: TrainState) -> TrainState:
+        folder = pathlib.Path(self._config.init_from)
+        params = agreement.together(lambda: initial_weights.load(folder, self._model, self._corpus.vocabulary))
+        return dataclasses.replace(state, params=initial_weights.place(params, state.params))
+
+    def to_the_end(self) -> TrainResult:
+        """Train to the last step, evaluate on the whole tuning split, and write result.json."""
+        steps = self._config.train.steps
+        with jax.transfer_guard("disallow"):
+            if self._step < steps:
+                self._evaluate_if_due()
+                self.train_to(steps)
+                self._close_batches()
+            totals = self._evaluate(max_batches=None)
+        self._write_evaluation(totals)
+        with self._clock.measure("checkpoint"):
+            self._checkpoints.wait()
+        self._tell_failed_save(may_go_on=False)
+        guard = self._state.guard
+        result = self._records.result(
+            self._step, totals, skipped_steps=int(jax.device_get(guard.nonfinite_total + guard.spike_total))
+        )
+        if jax.process_index() == 0:
+            workdirs.write_json(self._workdir / workdirs.RESULT, dataclasses.asdict(result))
+        return result
+
+    def close(self) -> None:
+        """End the save under way and close the files, also after an error."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._records.close)
+            stack.callback(self._checkpoints.close)
+            stack.callback(self._profiler.end, self._step)
+            stack.callback(self._close_batches)
+
+    def train_to(self, step: int) -> None:
+        """Train until `step` is done, its figures recorded, and what is due there saved and evaluated."""
+        in_flight: StepMetrics | None = None
+        while self._step < step:
+            batch = self._next_batch(in_flight)
+            with self._profiler.step(self._step + 1, in_flight):
+                dispatched = self._dispatch(batch)
+            self._preempted.work_begins()
+            self._leaving = self._preempted.poll()
+            self._tell_failed_save(may_go_on=True)
+            # The devices already work on this step while the figures of the one before are fetched.
+            if in_flight is not None:
+                self._records.step(self._step, in_flight)
+            self._step += 1
+            in_flight = dispatched
+            self._profiler.dispatched(self._step, in_flight)
+            if self._step == step or self._must_pause():
+                self._records.step(self._step, in_flight)
+                in_flight = None
+                self._save_if_due()
+                self._evaluate_if_due()
+
+    def _dispatch(self, batch: dict[str, jax.Array]) -> StepMetrics:
+        """Start the next step, and return its figures while they are still computed."""
+        first, self._stepped = not self._stepped, True
+        with self._clock.measure("compile" if first else "step"):
+            self._state, dispatched = self._steps.train(self._state, batch)
+        if first:  # setup or restart is over
+            self._clock.begin("other")
+        return dispatched
+
+    def _next_batch(self, in_flight: StepMetrics | None) -> dict[str, jax.Array]:
+        """The next batch, on the devices. The time counts as waiting for input when the devices ran dry meanwhile."""
+        if self._batches is None:
+            self._batches = train_batches(
+                self._corpus.split("train"),
+                self._loader_config,
+                start_step=self._step,
+                host=self._part,
+                hosts=self._parts,
+            )
+        if not self._stepped:  # the first one is part of setup or restart
+            return sharding.put_batch(self._mesh, next(self._batches))
+        with self._clock.measure("input"):
+            batch = sharding.put_batch(self._mesh, next(self._batches))
+            loss: Any = None if in_flight is None else in_flight.loss  # Any: jax's type for arrays leaves is_ready out
+            if loss is not None and not loss.is_ready():
+                self._clock.count_as("step")
+        return batch
+
+    def _close_batches(self) -> None:
+        """End the loader's threads and workers."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _must_pause(self) -> bool:
+        config = self._config.train
+        due = self._step % config.checkpoint_every == 0 or self._step % config.eval_every == 0
+        return due or self._step == config.steps or self._leaving
+
+    def _save_if_due(self) -> None:
+        config = self._config.train
+        due = self._step % config.checkpoint_every == 0 or self._step == config.steps
+        if due or self._leaving:
+            self._save()
+        self._leave_if_preempted()
+
+    def _save(self) -> None:
+        if self._checkpoints.started(self._step):
+            return
+        with self._clock.measure("checkpoint"), jax.transfer_guard("allow"):
+            metadata = {
+                "config": self._config.to_dict(),
+                "corpus_fingerprint": self._corpus.fingerprint,
+                "vocabulary_fingerprint": self._corpus.vocabulary.fingerprint,
+                "clock": self._clock.to_dict(),
+            }
+            self._checkpoints.save(self._step, self._state, metadata)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate at a multiple of eval_every; after a resume too, where a kill came between saving and evaluating."""
+        config = self._config.train
+        if self._step % config.eval_every or self._step in (0, config.steps, self._evaluated_step):
+            return
+        self._write_evaluation(self._evaluate(max_batches=config.eval_batches or None))
+
+    def _write_evaluation(self, totals: metrics.LossTotals) -> None:
+        if self._evaluated_step == self._step:  # by a run that was killed before it wrote its result
+            return
+        self._evaluated_step = self._step
+        self._checkpoints.note_tuning_loss(self._step, totals.loss)
+        self._records.evaluation(self._step, totals)
+
+    def _evaluate(self, *, max_batches: int | None) -> metrics.LossTotals:
+        totals = metrics.LossTotals()
+        in_flight: LossSums | None = None
+        split, plan = self._tuning
+        batches: Any = evaluation_batches(
+            split,
+            self._loader_config,
+            max_batches=max_batches,
+            plan=plan,
+            host=self._part,
+            hosts=self._parts,
+        )
+        with self._clock.measure("evaluation"), contextlib.closing(batches):
+            for batch in batches:
+                dispatched = self._dispatch_evaluation(sharding.put_batch(self._mesh, batch))
+                if in_flight is not None:
+                    totals.add(jax.device_get(in_flight))
+                in_flight = dispatched
+                self._leaving = self._preempted.poll()
+                if self._leaving:
+                    self._save()
+                    self._leave_if_preempted()
+            if in_flight is not None:
+                totals.add(jax.device_get(in_flight))
+        if not totals.weight:
+            raise UserError(
+                "the tuning split has no tokens", where=self._config.corpus, fix="rebuild it with more subjects"
+            )
+        return totals
+
+    def _dispatch_evaluation(self, batch: dict[str, jax.Array]) -> LossSums:
+        compiling = contextlib.nullcontext() if self._evaluated else self._clock.measure("compile")
+        self._evaluated = True
+        with compiling:
+            sums: LossSums = self._steps.evaluate(self._state.params, batch)
+        return sums
+
+    @functools.cached_property
+    def _tuning(self) -> tuple[RecordSource, PackingPlan]:
+        split = self._corpus.split("tuning")
+        return split, evaluation_plan(split, self._loader_config)
+
+    def _tell_failed_save(self, *, may_go_on: bool) -> None:
+        failure = self._checkpoints.failure()
+        if failure is None:
+            return
+        where = str(self._workdir / FOLDER)
+        if not may_go_on or self._config.train.on_checkpoint_error == "stop":
+            fix = "mend that, and start again with the same workdir: it goes on from its newest checkpoint"
+            raise UserError(failure, where=where, fix=fix)
+        logging.error("%s: %s; training goes on (config.train.on_checkpoint_error)", where, failure)
+
+    def _leave_if_preempted(self) -> None:
+        if self._leaving:
+            with self._clock.measure("checkpoint"):
+                self._checkpoints.wait()
+            done = self._checkpoints.failure() or f"saved at step {self._step}"
+            self._records.say(f"SIGTERM: {done}; start again with the same workdir to resume")
+            sys.exit(preemption.EXIT_CODE)
+
+    @property
+    def _loader_config(self) -> LoaderConfig:
+        config = self._config
+        return LoaderConfig(
+            batch_rows=config.train.batch_rows,
+            row_length=config.train.row_length,
+            seed=config.seed,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+        )
+
+
+def _earlier_records(workdir: pathlib.Path) -> dict[str, Any]:
+    """Of the lines so far: `tuning`, (step, loss) of each evaluation of finite loss; `last`, the last one's time."""
+    lines = metrics.read(workdir)
+    evaluations = [(line["step"], line["loss"]) for line in lines if line["split"] == "tuning"]
+    timed = [line for line in lines if "wall_seconds" in line]  # older versions wrote no time
+    return {
+        "tuning": [(step, loss) for step, loss in evaluations if loss is not None],
+        "last": {key: timed[-1][key] for key in ("time", "wall_seconds")} if timed else None,
+    }
