@@ -33,6 +33,9 @@ _OPTIMIZER_PASSES = 7
 # Products of attention in the backward pass. The reference has kept its weights; a kernel works scores out again, and
 # in two passes (one for queries, one for keys and values), the scores and the weights' gradient twice.
 _BACKWARD_PRODUCTS = {"reference": 4, "splash": 7, "pallas_tpu": 7, "pallas_gpu": 7}
+# Run again under remat "dots". The others name what their backward pass needs (`segment_blocks.RESIDUAL_NAME`), and the
+# policy keeps it.
+_REPEATED_UNDER_DOTS = ("reference", "splash")
 # Tokens of a block, in which pairs of different segments are computed too.
 _BLOCKS = {"splash": MAX_BLOCK, "blockwise": BLOCK, "pallas_tpu": TPU_BLOCK, "pallas_gpu": GPU_BLOCK}
 
@@ -140,7 +143,8 @@ def plan_of(run: PodRun, mean_segment: float = PAPER_SEGMENT) -> Plan:
 def hardware_flops(run: PodRun, segment: float) -> float:
     """FLOPs of a step's matrix products as they are computed, segments being `segment` tokens long.
 
-    With remat the layers' forward pass is done again ("full"), or that of attention alone ("dots").
+    With remat the layers' forward pass is done again ("full"), or that of attention alone ("dots"), by implementations
+    that do not keep what their backward pass needs.
     """
     model, tokens, length = run.model, run.tokens_per_step, run.config.train.row_length
     forward = flops.forward_flops(model, tokens=tokens, sum_segment_squared=0)
@@ -148,7 +152,8 @@ def hardware_flops(run: PodRun, segment: float) -> float:
     repeated = forward - head if model.remat == "full" else 0
     # Scores or weighted values: 2 * H * C for each pair of a query and a key.
     product = 2 * model.layers * model.heads * model.head_dim * tokens * _keys_per_query(model, segment, length)
-    products = 2 + _BACKWARD_PRODUCTS.get(model.attention, 5) + (0 if model.remat == "none" else 2)
+    attended_again = model.remat == "full" or (model.remat == "dots" and model.attention in _REPEATED_UNDER_DOTS)
+    products = 2 + _BACKWARD_PRODUCTS.get(model.attention, 5) + (2 if attended_again else 0)
     return 3 * forward + repeated + products * product
 
 

@@ -63,6 +63,23 @@ def test_remat_trades_memory_for_flops() -> None:
     assert none.model_flops == dots.model_flops == full.model_flops
 
 
+@pytest.mark.parametrize(
+    ("attention", "topology", "again"),
+    [("reference", "v5e:4x4", True), ("splash", "v5e:4x4", True), ("blockwise", "v5e:4x4", False),
+     ("pallas_tpu", "v5e:4x4", False), ("pallas_gpu", "h100:8", False)],
+)  # fmt: skip
+def test_dots_repeats_attention_only_where_its_result_is_not_kept(attention, topology, again) -> None:
+    none, dots, full = (
+        analytic_plan(config(attention=attention, remat=remat), topology) for remat in ("none", "dots", "full")
+    )
+    assert (dots.hardware_flops > none.hardware_flops) == again
+    # What "full" repeats beyond attention are the layers' products with weights: 2 FLOPs per weight and token.
+    of_layers = 2 * 64 * 2048 * 4 * (4 * 512 * 512 + 3 * 512 * 2048)
+    repeated = full.hardware_flops - none.hardware_flops - of_layers
+    assert repeated > 0
+    assert dots.hardware_flops - none.hardware_flops == pytest.approx(repeated if again else 0)
+
+
 def test_a_layer_under_full_remat_keeps_its_input_alone() -> None:
     deep, shallow = (analytic_plan(config(remat="full", layers=layers), "v5p:2x2x2") for layers in (6, 4))
     rows, bfloat16 = 64 // 8, 2
