@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
 
 import polars as pl
 import pytest
 
-from cometjax import evaluate, tasks
+from cometjax import evaluate, labels, tasks
 from cometjax.config import default_config
 from cometjax.evaluate import Options
 from cometjax.train import train
+from data_pipeline import code_maps, meds
 from data_pipeline.errors import UserError
 from experiments.configs import tasks_world
 
@@ -179,3 +182,51 @@ def test_scope_predicts_the_same_rows_finer_than_by_counting(run, world_meds, ev
         risk = summed["predicted_boolean_probability"]
         assert risk.is_between(0, 1).all()
         assert (risk * 6 % 1 > 1e-3).any()  # of 3 samples, Monte-Carlo has thirds
+
+
+ACES_READMISSION = """
+predicates:
+  discharge: {code: {regex: "ENCOUNTER_END//INPATIENT//(HOME|HOME_CARE|HOSPICE|NURSING_FACILITY)"}}
+  admission: {code: {regex: "ENCOUNTER_START//INPATIENT.*"}}
+trigger: discharge
+windows:
+  input: {start: null, end: trigger, start_inclusive: true, end_inclusive: true, index_timestamp: end}
+  target: {start: input.end, end: start + 30d, start_inclusive: false, end_inclusive: true, label: admission}
+"""
+
+
+@pytest.fixture(scope="module")
+def aces_labels(world_meds, tmp_path_factory) -> pathlib.Path:
+    """A folder of label files that ACES has made of the world; its package wants an older polars than ours."""
+    python = os.environ.get("COMETJAX_ACES_PYTHON")
+    if not python:
+        pytest.skip("SKIPPED FOR LACK OF ACES: set COMETJAX_ACES_PYTHON to a Python with es-aces 0.7 (docs/tasks.md)")
+    folder = tmp_path_factory.mktemp("aces")
+    (folder / "readmission.yaml").write_text(ACES_READMISSION)
+    data = world_meds / "data"
+    shards = ",".join(sorted(str(path.relative_to(data).with_suffix("")) for path in data.rglob("*.parquet")))
+    command = [str(pathlib.Path(python).parent / "aces-cli"), "-m", "data=sharded", "data.standard=meds"]
+    command += [f"data.root={data}", f"data.shard={shards}", f"cohort_dir={folder}", "cohort_name=readmission"]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, timeout=200)
+    return folder
+
+
+def test_acess_labels_are_the_same_as_ours_and_are_scored(aces_labels, run, world_meds, tmp_path) -> None:
+    task = tasks.Task(
+        name="readmission",
+        index=r"ENCOUNTER//ENCOUNTER_END//INPATIENT(?!DIED).*",
+        horizon_days=30,
+        outcome=r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
+        censoring="assume_complete",
+    )
+    dataset = meds.open_dataset(world_meds)
+    subjects = dataset.splits["subject_id"]
+    ours = labels.labels(dataset, subjects.to_list(), task, code_maps.named("world")).frame
+    events = tasks.read_events(dataset, subjects.to_list(), code_maps.named("world"))
+    theirs = labels.complete(labels.label_files(aces_labels, [task], subjects)["readmission"], events, task)
+    assert len(theirs) > 100 and theirs.equals(ours)
+    options = dataclasses.replace(OPTIONS, labels=str(aces_labels))
+    results = evaluate.evaluate(
+        work=run, meds_root=world_meds, tasks=[task], out=tmp_path / "out", options=options, progress=False
+    )
+    assert 0 < results["tasks"]["readmission"]["n"] <= OPTIONS.max_rows_per_task
