@@ -46,15 +46,13 @@ from cometjax import risks as risks_module
 from cometjax import tasks as task_module
 from cometjax.amount_results import score_amounts
 from cometjax.task_results import Rows, score_task
-from cometjax.tasks import Events, Task
+from cometjax.tasks import Task
 from data_pipeline import command_line, loader, meds, prompts
 from data_pipeline.mixture import is_there, open_corpus
 from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
 _ROW = list(estimators.KEYS)
-# More tasks than these make a subject's picture unreadable.
-_MOST_IN_STORY = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +174,7 @@ def evaluate(
                 task, risks[task.name], simulations[task.censoring], options.samples
             )
     story = (
-        _choose_story(events, tasks, risks, simulations, vocabulary)
+        report_story.choose(events, tasks, risks, simulations, vocabulary)
         if risks and options.show_patient and options.estimator != "reach"
         else None
     )
@@ -256,37 +254,6 @@ def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
     if joined.get_column("samples").null_count():
         raise ValueError("a row without simulated futures")
     return joined
-
-
-def _choose_story(
-    events: Events,
-    tasks: Sequence[Task],
-    risks: Mapping[str, pl.DataFrame],
-    simulations: Mapping[str, risks_module.Simulation],
-    vocabulary: Vocabulary,
-) -> report_story.Story | None:
-    """The prompt that answers most tasks of one simulation, and of those the one whose risks are least certain.
-
-    Its tasks are those with plain yes or no, at most so many, the least certain first.
-    """
-    group = max(simulations, key=lambda censoring: len(simulations[censoring].futures))
-    candidates = [t for t in tasks if t.censoring == group and t.kind == "binary" and not t.until]
-    if not candidates:
-        return None
-    spread = pl.col("risk") * (1 - pl.col("risk"))
-    every = pl.concat([risks[task.name].select(*_ROW, spread.alias("spread")) for task in candidates])
-    if every.is_empty():
-        return None
-    ranked = every.group_by(_ROW).agg(tasks=pl.len(), spread=pl.col("spread").sum())
-    chosen = ranked.sort("tasks", "spread", *_ROW, descending=[True, True, False, False]).head(1)
-    own = {task.name: risks[task.name].join(chosen, on=_ROW) for task in candidates}
-    asked = [task for task in candidates if len(own[task.name])]
-    asked.sort(key=lambda task: abs(own[task.name].get_column("risk")[0] - 0.5))
-    asked = asked[:_MOST_IN_STORY]
-    times = simulations[group].times.with_row_index().join(chosen.select(_ROW), on=_ROW, maintain_order="left")
-    futures = [simulations[group].futures[index] for index in times.get_column("index")]
-    subject_id, time_us = chosen.select("subject_id", pl.col("prediction_time").dt.epoch("us")).row(0)
-    return report_story.tell(events, subject_id, time_us, asked, times, futures, vocabulary)
 
 
 def _losses(work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:

@@ -11,11 +11,16 @@ import polars as pl
 
 from cometjax import trajectories
 from cometjax.engine import Future
+from cometjax.estimators import KEYS
+from cometjax.risks import Simulation
 from cometjax.tasks import BEFORE_ALL_TIME_US, MICROSECONDS_PER_DAY, Events, Task
 from data_pipeline.vocabulary import Vocabulary
 
 LANES = ("ENCOUNTER", "DIAGNOSIS", "LAB", "MEDICATION", "PROCEDURE")
 OTHER_LANE = "OTHER"
+# More tasks than these make a subject's picture unreadable.
+_MOST_TASKS = 6
+_KEYS = list(KEYS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,37 @@ class Story:
         """The lanes that the history needs, in order."""
         used = {event.lane for event in self.history}
         return tuple(lane for lane in (*LANES, OTHER_LANE) if lane in used or lane == "ENCOUNTER")
+
+
+def choose(
+    events: Events,
+    tasks: Sequence[Task],
+    risks: Mapping[str, pl.DataFrame],
+    simulations: Mapping[str, Simulation],
+    vocabulary: Vocabulary,
+) -> Story | None:
+    """The story of the prompt that answers most tasks of one simulation; of such, that whose risks are least certain.
+
+    Its tasks are those of plain yes or no, and where they are many, the least certain of them.
+    """
+    group = max(simulations, key=lambda censoring: len(simulations[censoring].futures))
+    candidates = [t for t in tasks if t.censoring == group and t.kind == "binary" and not t.until]
+    if not candidates:
+        return None
+    spread = pl.col("risk") * (1 - pl.col("risk"))
+    every = pl.concat([risks[task.name].select(*_KEYS, spread.alias("spread")) for task in candidates])
+    if every.is_empty():
+        return None
+    ranked = every.group_by(_KEYS).agg(tasks=pl.len(), spread=pl.col("spread").sum())
+    chosen = ranked.sort("tasks", "spread", *_KEYS, descending=[True, True, False, False]).head(1)
+    own = {task.name: risks[task.name].join(chosen, on=_KEYS) for task in candidates}
+    asked = [task for task in candidates if len(own[task.name])]
+    uncertain = sorted(asked, key=lambda task: abs(own[task.name].get_column("risk")[0] - 0.5))[:_MOST_TASKS]
+    asked = [task for task in asked if task in uncertain]
+    times = simulations[group].times.with_row_index().join(chosen.select(_KEYS), on=_KEYS, maintain_order="left")
+    futures = [simulations[group].futures[index] for index in times.get_column("index")]
+    subject_id, time_us = chosen.select("subject_id", pl.col("prediction_time").dt.epoch("us")).row(0)
+    return tell(events, subject_id, time_us, asked, times, futures, vocabulary)
 
 
 def tell(

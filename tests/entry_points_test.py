@@ -20,6 +20,7 @@ ENTRY_POINTS = (
     "experiments.demo",
     "experiments.launch",
     "experiments.mup_transfer",
+    "experiments.tasks",
     "experiments.scaling.fit",
     "experiments.scaling.family",
     "experiments.scaling_sweep",
