@@ -1,30 +1,50 @@
 """What is said of a count or a duration: what was predicted from simulated futures, beside what was recorded."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from cometjax import scores
 from cometjax.labels import VALUE_COLUMN
 from cometjax.task_results import Rows, outcome_coverage
 from cometjax.tasks import Events, Task
 from data_pipeline.vocabulary import Vocabulary
 
+# The median is what a mean absolute error asks for; the mean tells few apart that are alike in it, and ranks them.
+_SCORES = {
+    "mae": ("median", scores.mae_weighted),
+    "rmsle": ("mean", scores.rmsle_weighted),
+    "concordance": ("mean", scores.concordance_weighted),
+}
+
 
 def score_amounts(
-    task: Task, rows: Rows, estimates: pl.DataFrame, events: Events, vocabulary: Vocabulary
+    task: Task,
+    rows: Rows,
+    estimates: pl.DataFrame,
+    events: Events,
+    vocabulary: Vocabulary,
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Everything that results.json says of such a task; amounts are events, or days.
 
-    `estimates`: amounts.estimate's columns, one row for each of `rows.scored`, in its order.
+    `estimates`: amounts.estimate's columns, one row for each of `rows.scored`, in its order. Scores are of their median
+    (MAE) or mean (RMSLE, Harrell's concordance), with 95% intervals by resampling subjects.
     """
-    target_N = rows.scored.get_column(VALUE_COLUMN[task.kind]).to_numpy().astype(np.float64)
+    column = VALUE_COLUMN[task.kind]
+    target_N = rows.scored.get_column(column).to_numpy().astype(np.float64)
+    subjects_N = rows.scored.get_column("subject_id").to_numpy()
     inside = estimates.select((pl.col("low") <= target_N) & (pl.col("high") >= target_N)).to_series()
-    return {
+    drawn = scores.resample_subjects(subjects_N, resamples, seed)
+    result: dict[str, Any] = {
         **dataclasses.asdict(task),
         "n": len(target_N),
-        "subjects": rows.scored.get_column("subject_id").n_unique(),
+        "subjects": len(np.unique(subjects_N)),
         "positives": int(rows.scored.get_column("boolean_value").sum()),
         "mean_recorded": float(target_N.mean()),
         "median_recorded": float(np.median(target_N)),
@@ -34,5 +54,29 @@ def score_amounts(
         "share_between_low_and_high": inside.mean(),
         "truncated_share": estimates.get_column("truncated").mean(),
         "outcome_in_vocabulary": outcome_coverage(task, events, vocabulary),
+        "constant": _constant_scores(target_N, rows.training.get_column(column).to_numpy().astype(np.float64)),
         **rows.counts,
     }
+    for name, (predicted, score) in _SCORES.items():
+        predictions_N = estimates.get_column(predicted).to_numpy()
+        found = scores.interval(score, target_N, predictions_N, drawn, needs_classes=False)
+        result |= {name: _number(found.value), f"{name}_low": _number(found.low), f"{name}_high": _number(found.high)}
+    return result
+
+
+def _constant_scores(target_N: np.ndarray, train_N: np.ndarray) -> dict[str, float | None]:
+    """Of the best constants by the training rows: their median, and their mean on the scale of the RMSLE."""
+    if not len(train_N):
+        return {"mae": None, "rmsle": None}
+    ones_1xN = np.ones((1, len(target_N)))
+    median_N = np.full(len(target_N), np.median(train_N))
+    middle_N = np.full(len(target_N), np.expm1(np.log1p(train_N).mean()))
+    return {
+        "mae": float(scores.mae_weighted(target_N, median_N, ones_1xN)[0]),
+        "rmsle": float(scores.rmsle_weighted(target_N, middle_N, ones_1xN)[0]),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """None also for a score that is not defined: of equal targets there is no order."""
+    return None if value is None or math.isnan(value) else value

@@ -154,9 +154,15 @@ def evaluate(
         estimates = _in_row_order(rows[task.name].scored, simulations[task.censoring].estimate(task))
         if task.kind != "binary":
             amounts[task.name] = estimates
-            results["amounts"][task.name] = score_amounts(task, rows[task.name], estimates, events, vocabulary) | {
-                "baselines": {name: {"reason": rivals.NOT_FOR_AMOUNTS} for name in options.baselines}
-            }
+            results["amounts"][task.name] = score_amounts(
+                task,
+                rows[task.name],
+                estimates,
+                events,
+                vocabulary,
+                resamples=options.resamples,
+                seed=options.seed,
+            ) | {"baselines": {name: {"reason": rivals.NOT_FOR_AMOUNTS} for name in options.baselines}}
             continue
         risks[task.name] = estimates
         results["tasks"][task.name] = score_task(

@@ -105,12 +105,19 @@ def text_table(results: Mapping[str, Any]) -> str:
         columns = "".join(f"{with_interval(entry):<24}" for entry in entries.values())
         lines.append(f"{name:<{width}}{columns}{task['n']:>6}{task['positives']:>10}")
     if results["amounts"]:
-        lines.append(f"{'amount':<{width}}{'recorded: mean (median)':<26}{'predicted: mean (median)':<26}{'rows':>6}")
+        lines.append(
+            f"{'amount':<{width}}{'recorded: mean (median)':<26}{'predicted: mean (median)':<26}{'rows':>6}"
+            f"{'MAE':>9}{'RMSLE':>8}{'C':>7}"
+        )
     for name, task in results["amounts"].items():
         recorded, predicted = (
             f"{task[f'mean_{kind}']:.2f} ({task[f'median_{kind}']:.2f})" for kind in ("recorded", "predicted")
         )
-        lines.append(f"{name:<{width}}{recorded:<26}{predicted:<26}{task['n']:>6}")
+        concordance = "-" if task["concordance"] is None else f"{task['concordance']:.3f}"
+        lines.append(
+            f"{name:<{width}}{recorded:<26}{predicted:<26}{task['n']:>6}"
+            f"{task['mae']:>9.3f}{task['rmsle']:>8.3f}{concordance:>7}"
+        )
     lines += [f"cannot run: {name}: {reason}" for name, reason in results["cannot_run"].items()]
     return "\n".join(lines)
 

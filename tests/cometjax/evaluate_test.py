@@ -88,6 +88,8 @@ def test_amounts_are_estimated_for_their_rows_and_what_cannot_run_is_told(evalua
         assert 0 < len(table) == result["n"] <= OPTIONS.max_rows_per_task
         assert table[column].mean() == pytest.approx(result["mean_recorded"])
         assert table["mean"].mean() == pytest.approx(result["mean_predicted"])
+        assert (table["median"] - table[column]).abs().mean() == pytest.approx(result["mae"])
+        assert result["mae_low"] <= result["mae"] <= result["mae_high"] and result["constant"]["mae"] > 0
         assert (table["low"] <= table["median"]).all() and (table["median"] <= table["high"]).all()
     assert pl.read_parquet(out / "predictions" / "stay.parquet")["mean"].is_between(0, 60).all()
     assert list(results["cannot_run"]) == ["nowhere"] and "matches no concept" in results["cannot_run"]["nowhere"]

@@ -157,6 +157,10 @@ def made_up_results() -> dict:
                 "median_predicted": 3.5,
                 "mean_standard_error": 0.75,
                 "share_between_low_and_high": 0.825,
+                **{f"mae{part}": value for part, value in (("", 1.5), ("_low", 1.25), ("_high", 1.75))},
+                **{f"rmsle{part}": value for part, value in (("", 0.5), ("_low", 0.4), ("_high", 0.6))},
+                **dict.fromkeys(("concordance", "concordance_low", "concordance_high")),
+                "constant": {"mae": 2.25, "rmsle": 0.7},
             }
         },
         "cannot_run": {"troponin": "outcome LAB//LOINC//67151-1 matches no concept of the data (code map 'mimic')"},
@@ -295,9 +299,20 @@ def test_the_text_table_holds_losses_and_intervals() -> None:
 
 def test_amounts_first_events_and_what_cannot_run_are_told() -> None:
     page = report.render(made_up_results(), [], None)
-    for text in ("Counts and durations", "4.25", "82.5%", "Cannot run", "matches no concept", "First ever"):
+    for text in (
+        "Counts and durations",
+        "4.25",
+        "82.5%",
+        "1.50 (1.25-1.75)",
+        "Cannot run",
+        "matches no concept",
+        "First ever",
+    ):
         assert text in page
     terminal = report.text_table(made_up_results())
-    assert re.search(r"stay +4\.25 \(3\.00\) +4\.50 \(3\.50\) +120", terminal) and "cannot run: troponin" in terminal
+    assert (
+        re.search(r"stay +4\.25 \(3\.00\) +4\.50 \(3\.50\) +120 +1\.500 +0\.500 +-", terminal)
+        and "cannot run: troponin" in terminal
+    )
     counted_only = made_up_results() | {"tasks": {}}
     assert "4.25" in report.render(counted_only, [], None)
