@@ -21,6 +21,7 @@ ENTRY_POINTS = (
     "experiments.launch",
     "experiments.mup_transfer",
     "experiments.tasks",
+    "experiments.plausibility",
     "experiments.scaling.fit",
     "experiments.scaling.family",
     "experiments.scaling_sweep",
