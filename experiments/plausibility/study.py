@@ -215,7 +215,7 @@ def _rows(events: tasks.Events, scored: pl.Series, options: Options) -> pl.DataF
     window = tasks.Task(
         name="window",
         index=options.index,
-        horizon_days=options.horizon_days,
+        horizon_days=windows.READ_HORIZONS * options.horizon_days,
         outcome="DEATH",
         index_choice="one",
         censoring=options.censoring,
@@ -224,7 +224,7 @@ def _rows(events: tasks.Events, scored: pl.Series, options: Options) -> pl.DataF
     rows = labels.draw_rows(labelled.frame, options.max_prompts, seed=options.seed)
     if len(rows) < 2:
         raise UserError(
-            f"{len(rows)} subjects have a window of {options.horizon_days:g} days",
+            f"{len(rows)} subjects have data for {window.horizon_days:g} days after an index event",
             where=f"split {options.split}",
             fix="check --index, --horizon_days and --censoring against this data set",
         )

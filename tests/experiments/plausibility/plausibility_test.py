@@ -1,7 +1,6 @@
 """A generator that draws from the truth passes, one that memorizes is caught, and one that is wrong is told where."""
 
 import dataclasses
-import datetime
 import json
 import pathlib
 import types
@@ -12,6 +11,7 @@ import pytest
 
 from benchmarks import decode
 from cometjax import checkpoints, decoding, tasks
+from cometjax.futures import Future
 from cometjax.model import ModelConfig
 from data_pipeline import meds, prompts
 from data_pipeline.code_maps import Concept
@@ -172,18 +172,21 @@ def test_recorded_windows_are_what_the_data_have_after_the_prediction_time(world
         .head(20)
     )
     histories = prompts.build_prompts(dataset, rows, vocabulary)
-    days = 200
-    found = windows.recorded(
-        dataset, histories, NOBODY, vocabulary, horizon_seconds=days * 86_400.0, max_tokens=1 << 20
-    )
-    for (subject, time), window in zip(rows.iter_rows(), found, strict=True):
-        own = events.filter(
-            (pl.col("subject_id") == subject)
-            & (pl.col("time") > time)
-            & (pl.col("time") <= time + datetime.timedelta(days=days))
-        )
-        assert len(window.events(vocabulary)) == len(own) and not window.is_cut
-    cut = windows.recorded(dataset, histories, NOBODY, vocabulary, horizon_seconds=days * 86_400.0, max_tokens=10)
+    limit = 200 * 86_400
+
+    def recorded(seconds: float, max_tokens: int = 1 << 20) -> list[Window]:
+        return windows.recorded(dataset, histories, NOBODY, vocabulary, horizon_seconds=seconds, max_tokens=max_tokens)
+
+    found = recorded(limit)
+    for (subject, time), window, whole in zip(rows.iter_rows(), found, recorded(1e9), strict=True):
+        later = events.filter((pl.col("subject_id") == subject) & (pl.col("time") > time))
+        assert len(whole.events(vocabulary)) == len(later) and not whole.is_cut
+        size = len(window.tokens_T)
+        np.testing.assert_array_equal(window.tokens_T, whole.tokens_T[:size])
+        assert (window.seconds_T <= limit).all()
+        beyond = whole.seconds_T[size:][~np.isin(whole.tokens_T[size:], vocabulary.interval_ids)]
+        assert (beyond > limit).all()
+    cut = recorded(limit, max_tokens=10)
     assert any(window.is_cut for window in cut)
     for window, whole in zip(cut, found, strict=True):
         assert len(window.tokens_T) <= 10
@@ -226,15 +229,50 @@ def test_codes_of_one_sex_and_their_ages_are_told_by_training_alone(vocabulary) 
     assert counted.wrong_age_N.tolist() == [0, 0, 1, 0] and counted.aged_N.tolist() == [1, 1, 1, 0]
 
 
-@pytest.mark.slow
-def test_from_a_workdir_to_a_page(world_meds, world_corpus, vocabulary, tmp_path, monkeypatch) -> None:
-    model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32))
-    config = types.SimpleNamespace(corpus=str(world_corpus), train=types.SimpleNamespace(row_length=96))
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, config, 7))
+@pytest.fixture
+def loads(world_corpus, vocabulary, monkeypatch):
+    """A workdir's model is this one, whatever the workdir."""
+
+    def load(model: object) -> None:
+        config = types.SimpleNamespace(corpus=str(world_corpus), train=types.SimpleNamespace(row_length=600))
+        monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, config, 7))
+
+    return load
+
+
+def test_a_model_that_foretells_the_truth_is_at_distance_zero(
+    world_meds, vocabulary, loads, tmp_path, monkeypatch
+) -> None:
+    loads(None)
+    dataset = meds.open_dataset(world_meds)
+
+    def foretold(_, __, histories, config, **___) -> list[Future]:
+        # A year more than is asked: what lies beyond the horizon must be left out.
+        later = [prompt.prediction_time_us + round((config.horizon_seconds + 3e7) * 1e6) for prompt in histories]
+        ids = [prompt.subject_id for prompt in histories]
+        rows = pl.DataFrame({"subject_id": ids, "prediction_time": pl.Series(later).cast(pl.Datetime("us"))})
+        known = [prompt.tokens(1 << 30) for prompt in histories]
+        whole = [prompt.tokens(1 << 30) for prompt in prompts.build_prompts(dataset, rows, vocabulary)]
+        return [
+            Future(prompt.subject_id, prompt.prediction_time_us, 0, tokens_T[len(before_T) :], "horizon")
+            for prompt, before_T, tokens_T in zip(histories, known, whole, strict=True)
+        ]
+
+    monkeypatch.setattr(study.engine, "simulate_futures", foretold)
+    options = study.Options(samples=1, split="train", max_new_tokens=100_000, max_prompt_tokens=500)
     out = tmp_path / "out"
-    results = study.run(pathlib.Path("work"), world_meds, out, study.Options(samples=2))
+    results = study.run(pathlib.Path("work"), world_meds, out, options)
+    assert all(entry["all"] == pytest.approx(0, abs=1e-9) for entry in results["distances"].values())
+    assert all(entry["generated"] == entry["held_out"] for entry in results["rates"].values())
+    assert not any(entry["above_floor"] for entry in results["distances"].values())
     assert {path.name for path in out.iterdir()} == {"plausibility.json", "plausibility.html"}
     assert json.loads((out / "plausibility.json").read_text()) == json.loads(json.dumps(results))
+
+
+@pytest.mark.slow
+def test_a_random_model_is_no_health_system(world_meds, vocabulary, loads, tmp_path) -> None:
+    loads(decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32)))
+    options = study.Options(samples=2, max_new_tokens=32, max_prompt_tokens=64)
+    results = study.run(pathlib.Path("work"), world_meds, tmp_path / "out", options)
     assert results["invalid"]["with grammar"]["rate"] == 0 < results["invalid"]["without grammar"]["rate"]
-    # A random model is no health system.
     assert results["distances"]["prevalence_rmsle"]["above_floor"]
