@@ -41,6 +41,7 @@ from cometjax import (
     task_rows,
     test_time_scaling,
     workdir,
+    world_truth,
 )
 from cometjax import risks as risks_module
 from cometjax import tasks as task_module
@@ -76,6 +77,8 @@ class Options:
         target_se: a prompt is sampled no longer once its risks' standard errors are likely to be this small; 0: every
             prompt has `samples`.
         resamples: bootstrap resamples of the subjects.
+        true_risk_draws: on data of data_pipeline.world, futures of each row by its own rules, for the best possible
+            AUROC; even, 0 for none (docs/world.md).
         show_patient: draw one subject's timeline in the report (no id, no date); not with REACH, whose futures are
             without the outcomes.
     """
@@ -94,6 +97,7 @@ class Options:
     grammar: bool = False
     target_se: float = 0.0
     resamples: int = 1000
+    true_risk_draws: int = 200
     show_patient: bool = True
 
 
@@ -139,10 +143,14 @@ def evaluate(
     start = time.perf_counter()
     simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, progress=progress)
     wall_s = time.perf_counter() - start
+    scored = {name: of_task.scored for name, of_task in rows.items()}
+    truths = world_truth.true_risks(
+        dataset, vocabulary, tasks, scored, draws=options.true_risk_draws, seed=options.seed, progress=progress
+    )
     records = metrics.read(work)
     results: dict[str, Any] = {
         "run": _describe_run(work, config, step, dataset, options) | {"parameters": _count_parameters(model)},
-        "losses": _losses(work, config, records, step),
+        "losses": _losses(config, records, step, progress),
         "training": _training_speed(records, step),
         "simulation": _describe_simulation(simulations, wall_s),
         "tasks": {},
@@ -175,6 +183,10 @@ def evaluate(
             resamples=options.resamples,
             seed=options.seed,
         )
+        if task.name in truths:
+            results["tasks"][task.name]["best"] = world_truth.score_beside(
+                truths[task.name], risks[task.name], resamples=options.resamples, seed=options.seed
+            )
         if not options.target_se:  # else samples are not equally many
             results["tasks"][task.name]["by_samples"] = _by_samples(
                 task, risks[task.name], simulations[task.censoring], options.samples
@@ -262,13 +274,16 @@ def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
     return joined
 
 
-def _losses(work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
-    """The model's tuning loss, and the count models' on the very same targets where the corpus is still there."""
+def _losses(config: Any, records: Sequence[Mapping[str, Any]], step: int, progress: bool) -> dict[str, Any]:
+    """The model's tuning loss, and the count models' on the very same targets where the corpus is still there; of a
+    world's corpus the floor too."""
     tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
     losses = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}
     if not is_there(config.corpus):
         return losses
     corpus = open_corpus(config.corpus)
+    if tuning:
+        losses |= world_truth.loss_floor(corpus, tuning[-1], progress=progress)
     settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
     # A finished run's last evaluation is of the whole split, the ones before of eval_batches.
     is_whole = losses.get("tuning_step") == config.train.steps
@@ -346,6 +361,9 @@ def _define_flags() -> None:
         "target_se", default.target_se, "standard error of a risk that is good enough; 0 = draw all samples"
     )
     flags.DEFINE_integer("resamples", default.resamples, "bootstrap resamples of the subjects", lower_bound=1)
+    flags.DEFINE_integer(
+        "true_risk_draws", default.true_risk_draws, "on the synthetic world, futures for each true risk", lower_bound=0
+    )
     flags.DEFINE_bool(
         "show_patient", default.show_patient, "draw one subject's timeline in the report (no id, no date)"
     )

@@ -57,7 +57,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         "days": _days,
     }
     losses = results["losses"]
-    names = {"unigram": "unigram_loss", "bigram": "bigram_loss"}
+    names = {"unigram": "unigram_loss", "bigram": "bigram_loss", "entropy floor": "floor"}
     references = {name: losses[key] for name, key in names.items() if key in losses}
     return environment.get_template(TEMPLATE).render(
         results=results,
@@ -84,7 +84,8 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         samples_figure=_samples_figure(results["tasks"]),
         story=story,
         story_figures=_story_figures(story) if story else [],
-        final_by_kind=_final_by_kind(records, results["run"]["step"]),
+        final_by_kind=_final_by_kind(records, results["run"]["step"], losses),
+        has_best=any("best" in task for task in results["tasks"].values()),
     )
 
 
@@ -96,6 +97,7 @@ def text_table(results: Mapping[str, Any]) -> str:
         for name, key in (("tuning loss", "tuning_loss"), ("  bigram", "bigram_loss"), ("  unigram", "unigram_loss"))
         if key in losses
     ]
+    lines += floor_lines(losses)
     width = max(map(len, [*results["tasks"], *results["amounts"]]), default=0) + 2
     for index, (name, task) in enumerate(results["tasks"].items()):
         entries = report_figures.predictors(task)
@@ -122,6 +124,17 @@ def text_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def floor_lines(losses: Mapping[str, Any]) -> list[str]:
+    """What a terminal is told of a world's entropy floor; nothing where there is none."""
+    if "floor" not in losses:
+        return [f"  floor       not known: {losses['floor_reason']}"] if "floor_reason" in losses else []
+    kinds = sorted(losses["excess_by_kind"].items(), key=lambda item: -item[1])
+    return [
+        f"{'  floor':<14}{losses['floor']:.4f} nats/token, the model is {losses['excess']:.4f} above it",
+        "    above it by kind: " + ", ".join(f"{kind.lower()} {excess:.3f}" for kind, excess in kinds),
+    ]
+
+
 def _samples_figure(tasks: Mapping[str, Mapping[str, Any]]) -> markupsafe.Markup | None:
     figure = report_samples.by_samples(tasks, "Scores of every task by the number of samples")
     return None if figure is None else _markup(figure)
@@ -134,8 +147,8 @@ def _story_figures(story: Story) -> list[markupsafe.Markup]:
     ]
 
 
-def _final_by_kind(records: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, Any]]:
-    """The last tuning loss by kind, largest share of the loss first."""
+def _final_by_kind(records: Sequence[Mapping[str, Any]], step: int, losses: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The last tuning loss by kind, most tokens first, with the floor and what is above it where they are known."""
     tuning = [record for record in records if record.get("split") == "tuning" and record["step"] <= step]
     if not tuning:
         return []
@@ -145,6 +158,8 @@ def _final_by_kind(records: Sequence[Mapping[str, Any]], step: int) -> list[dict
         for key, value in last.items()
         if key.startswith("loss/") and value is not None
     ]
+    for row in table:
+        row |= {name: losses.get(f"{name}_by_kind", {}).get(row["kind"]) for name in ("floor", "excess")}
     return sorted(table, key=lambda row: -(row["tokens"] or 0))
 
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from cometjax import rivals
 from data_pipeline.svg import BLUE, GREY, INK, PALE, SERIES, STYLE, WIDTH, to_svg
 
+BEST = "true risks"
+
 
 def loss_curves(records: Sequence[Mapping[str, Any]], references: Mapping[str, float], title: str) -> str:
     """Training and tuning loss by step (left, with the count models as lines) and tuning loss by token kind (right).
@@ -100,10 +102,9 @@ def _spread(values: list[float], gap: float) -> list[float]:
 
 
 def predictors(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """A task's scores by who predicted: the simulated futures, then each fitted baseline."""
-    return {"simulated futures": result} | {
-        rivals.TITLES[name]: entry for name, entry in result["baselines"].items() if name != "prevalence"
-    }
+    """A task's scores by who predicted: the simulated futures, each fitted baseline, on a world's data the truth."""
+    fitted = {rivals.TITLES[name]: entry for name, entry in result["baselines"].items() if name != "prevalence"}
+    return {"simulated futures": result} | fitted | ({BEST: result["best"]} if "best" in result else {})
 
 
 def forest(tasks: Mapping[str, Mapping[str, Any]], title: str) -> str:

@@ -3,13 +3,16 @@
 A prompt's tokens are read (data_pipeline.world.reading); what its subject may be is drawn from the posterior, and each
 draw lives on under the world's rules. The mean of many is the best possible prediction; its AUROC is the ceiling.
 
-N prompts   R draws of a block of prompts   Q questions   W codes of an element
+N prompts   P shares of the draws   R draws of a block of prompts   Q questions   W codes of an element
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
+import multiprocessing
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import threadpoolctl
@@ -25,8 +28,10 @@ from data_pipeline.world.reading import Reader, Reading
 from data_pipeline.world.state import State
 
 DRAWS = 1_000
-# Prompts simulated together.
-_BLOCK = 16
+# Draws simulated together: wide columns, few enough for the cache.
+_BLOCK_DRAWS = 16_000
+# Years of futures, some five seconds: below, a new process costs more than it saves.
+_YEARS_PER_PROCESS = 10_000
 _US_PER_MINUTE = 60_000_000
 _CACHE = "world"
 
@@ -59,32 +64,93 @@ def true_risks(
     history the world cannot write has NaN. Results are kept in the user's cache. Raises UserError for a vocabulary that
     is not the world's.
     """
+    return true_risks_by_part(prompts, vocabulary, questions, parts=1, draws=draws, seed=seed, progress=progress)[0]
+
+
+def true_risks_by_part(
+    prompts: Sequence[Prompt],
+    vocabulary: Vocabulary,
+    questions: Sequence[Question],
+    *,
+    parts: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """The same, float64 [P, N, Q], from each of `parts` equal shares of the draws: what they differ by is their noise.
+
+    `workers` processes share the prompts, which changes nothing; None: as many as pay.
+    """
     reader = Reader(vocabulary)
-    key = _digest(prompts, vocabulary, questions, draws, seed)
+    key = _digest(prompts, vocabulary, questions, (draws, parts, seed))
     path = cache.folder(_CACHE) / f"risks-{key}.npy"
     if path.is_file():
         return np.asarray(np.load(path, allow_pickle=False))
-    risks_NxQ = np.full((len(prompts), len(questions)), np.nan)
-    with (
-        threadpoolctl.threadpool_limits(1),
-        tqdm.tqdm(total=len(prompts), unit=" prompts", desc="true risks", disable=None if progress else True) as bar,
-    ):
-        for begin in range(0, len(prompts), _BLOCK):
-            block = prompts[begin : begin + _BLOCK]
-            risks_NxQ[begin : begin + len(block)] = _block_risks(reader, block, questions, draws, seed)
-            bar.update(len(block))
+    risks_PxNxQ = np.full((parts, len(prompts), len(questions)), np.nan)
+    size = max(1, _BLOCK_DRAWS // draws)
+    blocks = [slice(begin, begin + size) for begin in range(0, len(prompts), size)]
+    if workers is None:
+        years = max((question.horizon_days for question in questions), default=0.0) / 365
+        workers = min(os.cpu_count() or 1, 1 + int(len(prompts) * draws * years / _YEARS_PER_PROCESS))
+    if workers > 1:
+        size = min(size, -(-len(prompts) // workers))
+        blocks = [slice(begin, begin + size) for begin in range(0, len(prompts), size)]
+    with tqdm.tqdm(total=len(prompts), unit=" prompts", desc="true risks", disable=None if progress else True) as bar:
+        for index, risks_PxnxQ in _each_block(reader, prompts, blocks, questions, (draws, parts, seed), workers):
+            risks_PxNxQ[:, blocks[index]] = risks_PxnxQ
+            bar.update(risks_PxnxQ.shape[1])
     with cache.refusing_unusable(path.parent):
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, risks_NxQ, allow_pickle=False)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+        np.save(temporary, risks_PxNxQ, allow_pickle=False)
         temporary.replace(path)
-    return risks_NxQ
+    return risks_PxNxQ
+
+
+def _each_block(
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    blocks: Sequence[slice],
+    questions: Sequence[Question],
+    how: tuple[int, int, int],
+    workers: int,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the block, its risks), in any order."""
+    if workers <= 1:
+        with threadpoolctl.threadpool_limits(1):
+            for index, block in enumerate(blocks):
+                yield index, _block_risks(reader, prompts[block], questions, how)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _open, (reader.vocabulary,)) as pool:
+        numbers = {
+            pool.submit(_opened_block_risks, prompts[block], questions, how): index
+            for index, block in enumerate(blocks)
+        }
+        for future in concurrent.futures.as_completed(numbers):
+            yield numbers[future], future.result()
+
+
+# What a process reads with; set once by `_open`.
+_opened: list[Reader] = []
+
+
+def _open(vocabulary: Vocabulary) -> None:
+    threadpoolctl.threadpool_limits(1)
+    _opened[:] = [Reader(vocabulary)]
+
+
+def _opened_block_risks(
+    prompts: Sequence[Prompt], questions: Sequence[Question], how: tuple[int, int, int]
+) -> np.ndarray:
+    return _block_risks(_opened[0], prompts, questions, how)
 
 
 def _digest(
-    prompts: Sequence[Prompt], vocabulary: Vocabulary, questions: Sequence[Question], draws: int, seed: int
+    prompts: Sequence[Prompt], vocabulary: Vocabulary, questions: Sequence[Question], how: tuple[int, int, int]
 ) -> str:
     asked = [(question.outcome, question.horizon_days) for question in questions]
-    digest = hashlib.sha256(f"{tables.fingerprint()} {vocabulary.fingerprint} {asked} {draws} {seed}".encode())
+    digest = hashlib.sha256(f"{tables.fingerprint()} {vocabulary.fingerprint} {asked} {how}".encode())
     for prompt in prompts:
         place = (prompt.subject_id, prompt.prediction_time_us, prompt.last_time_us, len(prompt.record.tokens_T))
         digest.update(str(place).encode() + prompt.record.tokens_T.tobytes())
@@ -92,13 +158,15 @@ def _digest(
 
 
 def _block_risks(
-    reader: Reader, prompts: Sequence[Prompt], questions: Sequence[Question], draws: int, seed: int
+    reader: Reader, prompts: Sequence[Prompt], questions: Sequence[Question], how: tuple[int, int, int]
 ) -> np.ndarray:
+    """Risks [P, N, Q] of some prompts; `how`: (draws, parts, seed)."""
+    draws, parts, seed = how
     reading = reader.read([prompt.record.tokens_T for prompt in prompts])
     chosen_R, prompt_R = _sample(reading, len(prompts), draws)
-    risks_NxQ = np.full((len(prompts), len(questions)), np.nan)
+    risks_PxNxQ = np.full((parts, len(prompts), len(questions)), np.nan)
     if not len(chosen_R):
-        return risks_NxQ
+        return risks_PxNxQ
     outcomes = [_outcome_codes(question.outcome, reader.vocabulary) for question in questions]
     keys_R = _stream_keys(prompts, prompt_R, draws)
     elapsed_N = np.array([(prompt.prediction_time_us - prompt.last_time_us) / _US_PER_MINUTE for prompt in prompts])
@@ -109,12 +177,15 @@ def _block_risks(
     )
     futures.drift_past(gaps_NxM[prompt_R])
     weight_R = futures.run()
-    total_N = np.bincount(prompt_R, weight_R, minlength=len(prompts))
+    # Every other draw, or every third: each share is as systematic as the whole.
+    place_R = (np.arange(len(prompt_R)) % draws % parts) * len(prompts) + prompt_R
+    total_PN = np.bincount(place_R, weight_R, minlength=parts * len(prompts))
     for index, question in enumerate(questions):
         hit_R = futures.first_RxQ[:, index] <= question.horizon_minutes
-        hits_N = np.bincount(prompt_R, weight_R * hit_R, minlength=len(prompts))
-        risks_NxQ[:, index] = np.divide(hits_N, total_N, out=np.full(len(prompts), np.nan), where=total_N > 0)
-    return risks_NxQ
+        hits_PN = np.bincount(place_R, weight_R * hit_R, minlength=parts * len(prompts))
+        risk_PN = np.divide(hits_PN, total_PN, out=np.full(len(total_PN), np.nan), where=total_PN > 0)
+        risks_PxNxQ[:, :, index] = risk_PN.reshape(parts, len(prompts))
+    return risks_PxNxQ
 
 
 def _sample(reading: Reading, prompts: int, draws: int) -> tuple[np.ndarray, np.ndarray]:

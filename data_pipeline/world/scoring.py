@@ -51,15 +51,27 @@ class SplitFloor:
 def refusal(manifest: dict[str, Any]) -> str:
     """Why the corpus with this manifest can't be scored; "" if it can."""
     source, config = manifest["source"], manifest["config"]
-    if source["name"] != DATASET_NAME:
-        return "it was not built from data_pipeline.world"
-    if f"rules={tables.fingerprint()}" not in str(source["version"]).split(","):
-        return "its data come from the world under other rules than this program's"
+    if reason := data_refusal(source["name"], source["version"]):
+        return reason
     cohort = config["cohort"]
     bounds = (cohort[key] for key in ("min_age", "max_age", "first_date", "last_date"))
     if any(bound is not None for bound in bounds) or cohort["min_encounters"]:
         return "its cohort leaves out events or subjects"
     return ""
+
+
+def data_refusal(name: str, version: str) -> str:
+    """Why nothing is known of the data set of this name and version; "" if it is this world's."""
+    if not is_world(name):
+        return "it was not built from data_pipeline.world"
+    if f"rules={tables.fingerprint()}" not in str(version).split(","):
+        return "its data come from the world under other rules than this program's"
+    return ""
+
+
+def is_world(name: str) -> bool:
+    """Is the data set of this name a world's, under these or other rules?"""
+    return name == DATASET_NAME
 
 
 def require_scorable(corpus: Corpus) -> None:

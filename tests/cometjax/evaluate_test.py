@@ -9,7 +9,7 @@ import subprocess
 import polars as pl
 import pytest
 
-from cometjax import evaluate, labels, tasks
+from cometjax import evaluate, labels, report, tasks
 from cometjax.config import default_config
 from cometjax.evaluate import Options
 from cometjax.train import train
@@ -17,7 +17,9 @@ from data_pipeline import code_maps, meds
 from data_pipeline.errors import UserError
 from experiments.configs import tasks_world
 
-OPTIONS = Options(samples=3, max_rows_per_task=8, max_new_tokens=24, max_prompt_tokens=64, resamples=50)
+OPTIONS = Options(
+    samples=3, max_rows_per_task=8, max_new_tokens=24, max_prompt_tokens=64, resamples=50, true_risk_draws=10
+)
 TASKS = tasks.tasks_from_config(tasks_world.get_config())
 STARTS, ENDS = r"ENCOUNTER//ENCOUNTER_START//.*", r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
 AMOUNTS = (
@@ -126,6 +128,14 @@ def test_losses_are_of_the_model_and_of_count_models_on_as_many_targets(evaluate
     assert losses["tuning_loss"] == last["loss"]
     assert losses["targets"] == sum(value for key, value in last.items() if key.startswith("tokens/"))
     assert losses["bigram_loss"] < losses["unigram_loss"]
+
+
+def test_a_world_whose_truth_cannot_be_computed_says_why(evaluated) -> None:
+    out, results = evaluated
+    reason = "too many of the codes are UNKNOWN"  # of a few hundred subjects, all codes that fewer than three have
+    assert reason in results["losses"]["floor_reason"] and "floor" not in results["losses"]
+    assert all(task["best"]["auroc"] is None and task["best"]["reason"] for task in results["tasks"].values())
+    assert reason in (out / "report.html").read_text() and reason in report.text_table(results)
 
 
 def test_the_report_shows_no_subject_id(evaluated) -> None:

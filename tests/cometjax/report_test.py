@@ -316,3 +316,36 @@ def test_amounts_first_events_and_what_cannot_run_are_told() -> None:
     )
     counted_only = made_up_results() | {"tasks": {}}
     assert "4.25" in report.render(counted_only, [], None)
+
+
+def test_what_the_world_knows_is_shown_and_of_other_data_not_mentioned(page: str) -> None:
+    results, records = made_up_results(), made_up_records()
+    kinds = {key.removeprefix("loss/"): value for key, value in records[-1].items() if key.startswith("loss/")}
+    records[-1] |= {f"tokens/{kind}": 1_000 for kind in kinds}
+    results["losses"] |= {
+        "floor": 1.5,
+        "excess": 0.393,
+        "floor_by_kind": {kind: value - 0.25 for kind, value in kinds.items()},
+        "excess_by_kind": dict.fromkeys(kinds, 0.25),
+    }
+    for task in results["tasks"].values():
+        task["best"] = made_up_scores(np.random.default_rng(5), np.repeat([0.0, 1.0], [240, 60]), 0.3) | {
+            "shortfall": 0.0042,
+            "draws": 100,
+            "mean_risk": 0.2,
+            "auroc_share": {"value": 0.873, "low": 0.71, "high": 1.02, "reason": ""},
+            "mean_absolute_error": 0.06,
+        }
+    told = report.render(results, records, None)
+    for words in (
+        "Above the entropy floor",
+        "Best possible",
+        "87.3%",
+        "71.0% to 102.0%",
+        "0.0042 higher",
+        "true risks",
+    ):
+        assert words in told, words
+    assert "0.3930 above it" in report.text_table(results)
+    for words in ("ntropy floor", "Best possible", "rue risks"):
+        assert words not in page and words not in report.text_table(made_up_results())

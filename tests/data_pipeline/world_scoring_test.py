@@ -234,8 +234,11 @@ def test_risks_do_not_depend_on_the_prompts_beside(corpus, world):
     histories = prompts.build_prompts(dataset, labels, corpus.vocabulary)
     questions = [risks.Question("DEATH", 365.0), risks.Question("ENCOUNTER//ENCOUNTER_START//EMERGENCY", 365.0)]
     reader = Reader(corpus.vocabulary)
-    together = risks._block_risks(reader, histories[:8], questions, 50, 0)
-    np.testing.assert_allclose(risks._block_risks(reader, histories[3:4], questions, 50, 0), together[3:4], atol=1e-12)
+    together = risks._block_risks(reader, histories[:8], questions, (50, 2, 0))
+    alone = risks._block_risks(reader, histories[3:4], questions, (50, 2, 0))
+    np.testing.assert_allclose(alone, together[:, 3:4], atol=1e-12)
+    shared = risks.true_risks_by_part(histories[:8], corpus.vocabulary, questions, parts=2, draws=50, workers=2)
+    np.testing.assert_allclose(shared, together, atol=1e-12)
 
 
 def test_time_without_events_is_a_condition(corpus, world):

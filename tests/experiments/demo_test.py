@@ -29,6 +29,14 @@ def test_the_table_tells_the_gain_and_what_cannot_be_told() -> None:
     assert "0.694 - 0.844" in by_task["readmission"]
     assert "0.139" in by_task["death"] and "too few" in by_task["death"]
     assert by_task["onset"].split()[1] == "-"
+    assert not any("floor" in line for line in lines)
+
+
+def test_the_table_tells_what_the_world_knows() -> None:
+    known = {"floor": 0.628, "excess": 0.372, "excess_by_kind": {"DIAGNOSIS": 0.9, "VALUE": 0.11}}
+    tasks = {name: task | {"best_auroc": 0.88} for name, task in SUMMARY["tasks"].items()}
+    table = demo.summary_table(SUMMARY | known | {"tasks": tasks}, pathlib.Path("report.html"))
+    assert "0.372 above it" in table and "diagnosis 0.900, value 0.110" in table and table.count("0.880") == 3
 
 
 def test_an_interrupted_demo_goes_on_and_a_finished_one_starts_anew(tmp_path) -> None:
