@@ -84,15 +84,23 @@ def _write_risks() -> None:
     corpus = Corpus.open(_named(_CORPUS, "name the corpus whose vocabulary the histories are read with"))
     scoring.require_scorable(corpus)
     dataset = meds.open_dataset(pathlib.Path(_named(_MEDS, "name the world's MEDS folder")))
+    if reason := scoring.data_refusal(dataset.name, dataset.version):
+        raise UserError(f"true risks are not known: {reason}", where=str(dataset.root), fix="name a world's data set")
     labels = meds.read_labels(pathlib.Path(_named(_LABELS, "name a MEDS label file")), dataset.splits["subject_id"])
-    asked = [risks.Question(_OUTCOME.value, _HORIZON.value)]
+    question = risks.Question(_OUTCOME.value, _HORIZON.value)
+    if not risks.can_happen(question, corpus.vocabulary):
+        fix = "concepts are named as in ENCOUNTER//ENCOUNTER_START//INPATIENT or DIAGNOSIS//ICD10CM//E119"
+        raise UserError("matches nothing that the world writes", where=f"--outcome {question.outcome}", fix=fix)
     histories = prompts.build_prompts(dataset, labels, corpus.vocabulary)
     risks_NxQ = risks.true_risks(
-        histories, corpus.vocabulary, asked, draws=_DRAWS.value, seed=_SEED.value, progress=True
+        histories, corpus.vocabulary, [question], draws=_DRAWS.value, seed=_SEED.value, progress=True
     )
     table = labels.select("subject_id", "prediction_time").with_columns(pl.Series("risk", risks_NxQ[:, 0]))
     _write_whole(out, table.write_parquet)
-    print(f"{out}: {len(table):,} rows, mean risk {np.nanmean(risks_NxQ):.4f}")
+    known_N = risks_NxQ[np.isfinite(risks_NxQ)]
+    mean = f"mean risk {known_N.mean():.4f}" if len(known_N) else "no risk is known"
+    unread = len(table) - len(known_N)
+    print(f"{out}: {len(table):,} rows, {mean}" + (f"; {unread:,} hold what the world cannot write" if unread else ""))
 
 
 def _named(flag: flags.FlagHolder, fix: str) -> str:

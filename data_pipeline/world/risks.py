@@ -19,6 +19,7 @@ import threadpoolctl
 import tqdm
 
 from data_pipeline import cache
+from data_pipeline.errors import UserError
 from data_pipeline.prompts import Prompt
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 from data_pipeline.world import catalogue, instants, rules, simulation, tables, walk
@@ -38,10 +39,19 @@ _CACHE = "world"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Does an event whose concept name matches `outcome` (a regular expression, in full) come within the horizon?"""
+    """Does an event whose concept name matches `outcome` (a regular expression, in full) come within the horizon?
+
+    Raises UserError where it is no regular expression.
+    """
 
     outcome: str
     horizon_days: float
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.outcome)
+        except re.error as error:
+            raise UserError(f"is not a regular expression ({error})", where=f"outcome {self.outcome!r}") from error
 
     @property
     def horizon_minutes(self) -> float:
@@ -225,6 +235,11 @@ def _pad(lists: Sequence[np.ndarray]) -> np.ndarray:
     for row, values in enumerate(lists):
         out[row, out.shape[1] - len(values) :] = values
     return out
+
+
+def can_happen(question: Question, vocabulary: Vocabulary) -> bool:
+    """Is any event that the world writes the outcome?"""
+    return any(codes.any() for codes in _outcome_codes(question.outcome, vocabulary))
 
 
 def _outcome_codes(pattern: str, vocabulary: Vocabulary) -> list[np.ndarray]:

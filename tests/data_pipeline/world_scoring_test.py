@@ -294,3 +294,21 @@ def test_the_commands_write_what_they_print(corpus, tmp_path):
         [sys.executable, "-m", "data_pipeline.world", "--score"], capture_output=True, text=True, check=False
     )
     assert refused.returncode == 2 and "--corpus" in refused.stderr
+
+
+def test_the_command_for_risks_writes_each_row_and_refuses_what_it_cannot_answer(corpus, world, tmp_path):
+    dataset = meds.open_dataset(world)
+    events = meds.read_subjects(dataset, dataset.splits["subject_id"][:30])
+    ends = events.filter(pl.col("code").str.starts_with("ENCOUNTER_END"))
+    labels = ends.group_by("subject_id", maintain_order=True).agg(prediction_time=pl.col("time").first())
+    labels.write_parquet(tmp_path / "labels.parquet")
+    command = [sys.executable, "-m", "data_pipeline.world", "--risks", f"--corpus={corpus.root}", f"--meds={world}"]
+    command += [f"--labels={tmp_path / 'labels.parquet'}", f"--out={tmp_path / 'risks.parquet'}", "--draws=20"]
+    ended = subprocess.run([*command, "--outcome=ENCOUNTER//.*"], capture_output=True, text=True, check=True)
+    written = pl.read_parquet(tmp_path / "risks.parquet")
+    assert written.drop("risk").equals(labels) and written["risk"].is_between(0, 1).all()
+    assert f"{len(labels)} rows, mean risk {written['risk'].mean():.4f}" in ended.stdout
+    refused = subprocess.run([*command, "--outcome=NOTHING"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "matches nothing that the world writes" in refused.stderr
+    with pytest.raises(UserError, match="not a regular expression"):
+        risks.Question("(", 1.0)
