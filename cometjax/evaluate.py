@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from cometjax import (
     checkpoints,
+    comparisons,
     compile_cache,
     engine,
     estimators,
@@ -191,6 +192,8 @@ def evaluate(
             results["tasks"][task.name]["by_samples"] = _by_samples(
                 task, risks[task.name], simulations[task.censoring], options.samples
             )
+    several = options.baselines if len(results["tasks"]) > 1 else ()
+    results["comparisons"] = {name: comparisons.summarize(results["tasks"], name) for name in several}
     story = (
         report_story.choose(events, tasks, risks, simulations, vocabulary)
         if risks and options.show_patient and options.estimator != "reach"

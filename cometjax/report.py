@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from cometjax import report_fan, report_figures, report_samples, rivals
+from cometjax import comparisons, report_fan, report_figures, report_samples, rivals
 from cometjax.report_figures import with_interval
 from cometjax.report_story import Story
 
@@ -55,6 +55,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         "percent": _percent,
         "with_interval": with_interval,
         "days": _days,
+        "compared": comparisons.sentence,
     }
     losses = results["losses"]
     names = {"unigram": "unigram_loss", "bigram": "bigram_loss", "entropy floor": "floor"}
@@ -106,6 +107,10 @@ def text_table(results: Mapping[str, Any]) -> str:
             lines.append(f"{'task':<{width}}{heads}{'rows':>6}{'positive':>10}")
         columns = "".join(f"{with_interval(entry):<24}" for entry in entries.values())
         lines.append(f"{name:<{width}}{columns}{task['n']:>6}{task['positives']:>10}")
+    lines += [
+        f"against {rivals.TITLES[name].lower()}: {comparisons.sentence(summary)} (Holm, {summary['level']:.0%})"
+        for name, summary in results["comparisons"].items()
+    ]
     if results["amounts"]:
         lines.append(
             f"{'amount':<{width}}{'recorded: mean (median)':<26}{'predicted: mean (median)':<26}{'rows':>6}"

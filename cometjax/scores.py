@@ -20,12 +20,16 @@ _BLOCK_ELEMENTS = 4_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A score and its 95% percentile bootstrap interval; None, with the reason, for what can't be given."""
+    """A score, its 95% percentile bootstrap interval and the resamples' standard deviation.
+
+    None, with the reason, for what can't be given.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     reason: str = ""
+    standard_error: float | None = None
 
 
 def auroc_weighted(labels_N: np.ndarray, predictions_N: np.ndarray, weights_RxN: np.ndarray) -> np.ndarray:
@@ -175,7 +179,7 @@ def _too_few(labels_N: np.ndarray, drawn: Resamples) -> str:
 def _percentiles(value: float, scores_R: np.ndarray) -> Interval:
     # A resample that lost a class has no score.
     low, high = np.nanpercentile(scores_R, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    return Interval(value, float(low), float(high), standard_error=float(np.nanstd(scores_R)))
 
 
 def calibration(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cometjax import scores
+from cometjax import recalibration, scores, strata
 from cometjax.estimators import outcome_concepts
 from cometjax.rivals import Prediction
 from cometjax.tasks import Events, Task
@@ -61,6 +61,7 @@ def score_task(
         **rows.counts,
     }
     result["by_history"] = _by_history(rows.scored.get_column("prior_outcome"), labels_N, risks_N, drawn)
+    result["strata"] = strata.score(events, rows.scored, risks_N, drawn)
     result["baselines"] = {"prevalence": _prevalence_scores(labels_N, train_N)} | {
         name: _rival_scores(rival, labels_N, risks_N, drawn) for name, rival in rivals.items()
     }
@@ -110,6 +111,10 @@ def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resam
         "brier_high": brier.high,
         "ece": error if table else None,
         "calibration": table,
+        **{
+            f"calibration_{name}": dataclasses.asdict(found)
+            for name, found in recalibration.intervals(labels_N, predictions_N, drawn).items()
+        },
         "roc": dict(scores.roc_curve(labels_N, predictions_N)),
     }
 

@@ -177,13 +177,16 @@ def _block_risks(
     risks_PxNxQ = np.full((parts, len(prompts), len(questions)), np.nan)
     if not len(chosen_R):
         return risks_PxNxQ
-    outcomes = [_outcome_codes(question.outcome, reader.vocabulary) for question in questions]
     keys_R = _stream_keys(prompts, prompt_R, draws)
     elapsed_N = np.array([(prompt.prediction_time_us - prompt.last_time_us) / _US_PER_MINUTE for prompt in prompts])
-    gaps_NxM = _pad([_gaps(prompt.record.tokens_T, reader) for prompt in prompts])
+    gaps_NxM = gaps_of(prompts, reader)
     horizon_minutes = max(question.horizon_minutes for question in questions)
     futures = Futures(
-        reading.state.take(chosen_R), Draws(seed, keys_R), elapsed_N[prompt_R], _Outcomes(outcomes), horizon_minutes
+        reading.state.take(chosen_R),
+        Draws(seed, keys_R),
+        elapsed_N[prompt_R],
+        outcomes_of(questions, reader.vocabulary),
+        horizon_minutes,
     )
     futures.drift_past(gaps_NxM[prompt_R])
     weight_R = futures.run()
@@ -221,6 +224,11 @@ def _stream_keys(prompts: Sequence[Prompt], prompt_R: np.ndarray, draws: int) ->
     return mix(place_N[prompt_R] + number_R.astype(np.uint64))
 
 
+def gaps_of(prompts: Sequence[Prompt], reader: Reader) -> np.ndarray:
+    """The columns (rules.GAPS) of each history's gaps, in order, [N, M]; -1 before them."""
+    return _pad([_gaps(prompt.record.tokens_T, reader) for prompt in prompts])
+
+
 def _gaps(tokens_T: np.ndarray, reader: Reader) -> np.ndarray:
     """The columns (rules.GAPS) of a history's gaps, in order."""
     bin_T = reader.bin_V[tokens_T[PREFIX_LENGTH:]]
@@ -237,6 +245,11 @@ def _pad(lists: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
+def outcomes_of(questions: Sequence[Question], vocabulary: Vocabulary) -> "Outcomes":
+    """Which codes of each element are the outcomes of these questions."""
+    return Outcomes([_outcome_codes(question.outcome, vocabulary) for question in questions])
+
+
 def can_happen(question: Question, vocabulary: Vocabulary) -> bool:
     """Is any event that the world writes the outcome?"""
     return any(codes.any() for codes in _outcome_codes(question.outcome, vocabulary))
@@ -251,7 +264,7 @@ def _outcome_codes(pattern: str, vocabulary: Vocabulary) -> list[np.ndarray]:
     ]
 
 
-class _Outcomes:
+class Outcomes:
     """bool [W, Q] for each element: which codes are which question's outcome."""
 
     def __init__(self, codes_of_question: Sequence[Sequence[np.ndarray]]) -> None:
@@ -271,7 +284,7 @@ class Futures:
     """
 
     def __init__(
-        self, state: State, draws: Draws, elapsed_R: np.ndarray, outcomes: _Outcomes, horizon_minutes: float
+        self, state: State, draws: Draws, elapsed_R: np.ndarray, outcomes: Outcomes, horizon_minutes: float
     ) -> None:
         self.state, self.draws = state, draws
         self.first_RxQ = np.full((len(state), outcomes.questions), np.inf)

@@ -31,6 +31,8 @@ def made_up_scores(rng: np.random.Generator, labels_N: np.ndarray, skill: float)
         "brier_high": 0.12,
         "ece": error,
         "calibration": table,
+        "calibration_slope": {"value": 0.81, "low": 0.55, "high": 1.12, "reason": ""},
+        "calibration_intercept": {"value": -0.2, "low": None, "high": None, "reason": "fewer"},
         "roc": dict(scores.roc_curve(labels_N, risk_N)),
     }
 
@@ -66,6 +68,22 @@ def made_up_task(seed: int, rate: float, horizon_days: float, description: str, 
             "new_onset": {"n": 250, "positives": 9, "auroc": 0.71, "low": 0.6, "high": 0.8, "reason": ""},
             "repeat": {"n": 50, "positives": 0, "auroc": None, "low": None, "high": None, "reason": "no positive rows"},
         },
+        "strata": {
+            "sex": {
+                "F": {
+                    "n": 160,
+                    "subjects": 140,
+                    "positives": 30,
+                    "prevalence": 0.1875,
+                    "mean_risk": 0.21,
+                    "auroc": 0.72,
+                    "low": 0.6,
+                    "high": 0.83,
+                    "reason": "",
+                },
+                "M": {"n": 9, "subjects": 7, "positives": None, "reason": "fewer than 20 subjects"},
+            }
+        },
         "by_samples": [
             {
                 "samples": 1 << power,
@@ -98,6 +116,7 @@ def undefined_task() -> dict:
             "ece": 0.013,
             "roc": empty,
             "excluded": {},
+            "calibration_slope": {"value": None, "low": None, "high": None, "reason": "no positive rows"},
             "by_history": {},
             "baselines": {
                 "prevalence": {"auroc": None, "low": None, "high": None, "brier": 0.01, "predicted": 0.1},
@@ -146,6 +165,16 @@ def made_up_results() -> dict:
                 2, 0.22, 30.0, "Inpatient admission within 30 days of an inpatient discharge"
             ),
             "diabetes_onset_2y": made_up_task(3, 0.08, 730.0, "First type 2 diabetes diagnosis within two years"),
+        },
+        "comparisons": {
+            "logistic_regression": {
+                "better": ["death_1y"],
+                "worse": [],
+                "not_told_apart": ["readmission_30d"],
+                "untested": ["diabetes_onset_2y"],
+                "level": 0.05,
+                "adjusted_p": {"death_1y": 0.01, "readmission_30d": 0.2},
+            }
         },
         "amounts": {
             "stay": {
@@ -349,3 +378,10 @@ def test_what_the_world_knows_is_shown_and_of_other_data_not_mentioned(page: str
     assert "0.3930 above it" in report.text_table(results)
     for words in ("ntropy floor", "Best possible", "rue risks"):
         assert words not in page and words not in report.text_table(made_up_results())
+
+
+def test_strata_recalibration_and_the_count_of_claims_are_shown(page: str) -> None:
+    assert "<b>better on 1 of 3 tasks, worse on 0, not told apart on 1, untested 1</b>" in page
+    assert "not shown: fewer than 20 subjects" in page and "0.72 (0.60-0.83)" in page
+    assert "slope 0.81 (0.55 to 1.12), intercept -0.20 <small>" in page
+    assert "against logistic regression: better on 1 of 3" in report.text_table(made_up_results())
