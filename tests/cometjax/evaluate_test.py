@@ -134,7 +134,9 @@ def test_a_world_whose_truth_cannot_be_computed_says_why(evaluated) -> None:
     out, results = evaluated
     reason = "too many of the codes are UNKNOWN"  # of a few hundred subjects, all codes that fewer than three have
     assert reason in results["losses"]["floor_reason"] and "floor" not in results["losses"]
-    assert all(task["best"]["auroc"] is None and task["best"]["reason"] for task in results["tasks"].values())
+    for task in results["tasks"].values():  # of few rows a class may be missing, or all histories can be read
+        assert ("shortfall" in task["best"]) == (task["best"]["auroc"] is not None)
+        assert task["best"]["auroc"] is not None or task["best"]["reason"]
     assert reason in (out / "report.html").read_text() and reason in report.text_table(results)
 
 
