@@ -192,8 +192,8 @@ def evaluate(
             results["tasks"][task.name]["by_samples"] = _by_samples(
                 task, risks[task.name], simulations[task.censoring], options.samples
             )
-    several = options.baselines if len(results["tasks"]) > 1 else ()
-    results["comparisons"] = {name: comparisons.summarize(results["tasks"], name) for name in several}
+    compared = [name for name in options.baselines if name in rivals.TITLES] if len(results["tasks"]) > 1 else []
+    results["comparisons"] = {name: comparisons.summarize(results["tasks"], name) for name in compared}
     story = (
         report_story.choose(events, tasks, risks, simulations, vocabulary)
         if risks and options.show_patient and options.estimator != "reach"

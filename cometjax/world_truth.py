@@ -23,6 +23,7 @@ from data_pipeline.vocabulary import Vocabulary
 from data_pipeline.world import risks, scoring
 
 _ROW = list(KEYS)
+_NOTHING = {"auroc": None, "low": None, "high": None, "auroc_share": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +166,13 @@ def score_beside(truth: TrueRisks | str, scored: pl.DataFrame, *, resamples: int
     with its paired interval; mean_absolute_error of its risks; reason where something can't be given.
     """
     if isinstance(truth, str):
-        return {"auroc": None, "low": None, "high": None, "reason": truth}
+        return _NOTHING | {"reason": truth}
     labels_N = scored.get_column("boolean_value").to_numpy().astype(np.float64)
     risks_N = scored.get_column("risk").to_numpy()
     drawn = scores.resample_subjects(scored.get_column("subject_id").to_numpy(), resamples, seed)
     best = scores.interval(scores.auroc_weighted, labels_N, truth.risk_N, drawn)
     if best.value is None:
-        return {"auroc": None, "low": None, "high": None, "reason": best.reason}
+        return _NOTHING | {"reason": best.reason}
     ones_1xN = np.ones((1, len(labels_N)))
     by_half = [float(scores.auroc_weighted(labels_N, half_N, ones_1xN)[0]) for half_N in truth.halves_2xN]
 
