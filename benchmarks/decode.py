@@ -164,8 +164,9 @@ def against_generate(shape: ModelConfig) -> dict[str, Any]:
     """The engine and `generate` in turns on the same prompts: medians of tokens per second."""
     vocabulary, model = endless_vocabulary(shape.vocab_size), lively_model(shape)
     prompts = _prompts([PROMPT_TOKENS] * PROMPTS, shape.vocab_size)
+    rows = PROMPTS * SAMPLES // min(PROMPTS, len(engine.default_devices()))
     config = engine.SimulationConfig(
-        samples=SAMPLES, horizon_seconds=2.0**29, max_new_tokens=NEW_TOKENS, batch_rows=PROMPTS * SAMPLES
+        samples=SAMPLES, horizon_seconds=2.0**29, max_new_tokens=NEW_TOKENS, batch_rows=rows
     )
     ours = functools.partial(engine.simulate_futures, model, vocabulary, prompts, config)
     rival = _generate(model)

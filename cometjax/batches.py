@@ -136,8 +136,11 @@ class Batches:
             {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
         )
 
-    def run(self, bucket: int, waiting: Queue) -> Iterator[tuple[int, list[Future]]]:
-        """Yield (prompt's index, its futures) as prompts finish, until `waiting` (all of this bucket) is empty."""
+    def run(self, bucket: int, waiting: Queue, takers: int = 1) -> Iterator[tuple[int, list[Future]]]:
+        """Yield (prompt's index, its futures) as prompts finish, until `waiting` (all of this bucket) is empty.
+
+        `takers`: how many take from `waiting`; near its end none takes more than its share.
+        """
         config = self.config
         block = block_rows(bucket, config)
         blocks = config.batch_rows // block
@@ -153,7 +156,8 @@ class Batches:
             chunks, rows_of = self._fullest(slots, block)
             if waiting and len(free) and len(rows_of) < blocks:
                 admitted = []
-                for slot in free[:prefill_rows].tolist():
+                share = -(-len(waiting) // takers)
+                for slot in free[: min(prefill_rows, share)].tolist():
                     try:  # another device may have taken the last
                         index, request = waiting.popleft()
                     except IndexError:

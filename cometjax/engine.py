@@ -7,6 +7,7 @@ on their order, nor on the number of devices.
 """
 
 import collections
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from cometjax.model import Decoder
 from data_pipeline.vocabulary import Vocabulary
 
 _KEYS_AT_ONCE = 256
+_MOST_BATCHES_ON_CPU = 8  # each has its pools of keys and values
 
 __all__ = ["Future", "Prompt", "SimulationConfig", "Start", "iter_futures", "simulate_futures", "start_of"]
 
@@ -65,7 +67,8 @@ def iter_futures(
         outcomes: sets of concepts, whose probability each future then tells (`Future.hazard_TxK`); needs
             config.grammar, for without it no code is certain before its last token.
         suppress: never draw what makes the first outcome certain.
-        devices: those that share the prompts; default: all of this process.
+        devices: those that share the prompts, each as often as it is named (a thread and a batch for each); default:
+            `default_devices()`.
         progress: show a bar.
     """
     if (outcomes or suppress) and not config.grammar:
@@ -84,7 +87,7 @@ def iter_futures(
         grammar_states.build_outcomes(vocabulary, outcomes) if outcomes else None,
         suppress,
     )
-    devices = jax.local_devices() if devices is None else devices
+    devices = default_devices() if devices is None else devices
     on_devices = [batches.Batches(model, vocabulary, rules, config, device) for device in devices]
     keys_PxSx2 = sample_keys(config.seed, prompts, config.samples, config.first_sample)
     by_bucket: dict[int, batches.Queue] = collections.defaultdict(collections.deque)
@@ -101,11 +104,23 @@ def iter_futures(
                 yield index, futures
 
 
+def default_devices() -> list[jax.Device]:
+    """All devices of this process; on CPU each as often as there are cores for it, up to eight.
+
+    The operations of a decoding step are too small for XLA to split one over cores; batches side by side fill them.
+    """
+    devices = jax.local_devices()
+    if jax.default_backend() != "cpu":
+        return devices
+    times = max(1, min(_MOST_BATCHES_ON_CPU, len(os.sched_getaffinity(0)) // len(devices)))
+    return [device for device in devices for _ in range(times)]
+
+
 def _share(
     on_devices: Sequence[batches.Batches], bucket: int, waiting: batches.Queue
 ) -> Iterator[tuple[int, list[Future]]]:
     """Run a bucket's prompts on all devices, a thread for each beyond the first; yield as prompts finish."""
-    if len(on_devices) == 1:
+    if len(on_devices) == 1 or len(waiting) == 1:
         yield from on_devices[0].run(bucket, waiting)
         return
     finished: queue.Queue[tuple[int, list[Future]] | BaseException | None] = queue.Queue()
@@ -113,7 +128,7 @@ def _share(
 
     def work(on_device: batches.Batches) -> None:
         try:
-            for item in on_device.run(bucket, waiting):
+            for item in on_device.run(bucket, waiting, takers=len(on_devices)):
                 finished.put(item)
                 if abandoned.is_set():
                     return
