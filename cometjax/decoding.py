@@ -11,6 +11,7 @@ H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept 
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -242,8 +243,9 @@ def decode_chunk(
     """
     model = nnx.merge(graph, weights)
     kv_heads, _, steps, head_dim = suffixes[0][0].shape[1:]
-    prefix = jax.tree.map(lambda pooled: pooled.at[rows.prefix_slot_Q].get(mode="clip"), prefixes)
-    earlier = jax.tree.map(lambda pooled: _gather_earlier(pooled, rows.slot_R, earlier_chunks), suffixes)
+    prefix = [_keys_across(pool.at[rows.prefix_slot_Q].get(mode="clip") for pool in layer) for layer in prefixes]
+    earlier = [_keys_across(_gather_earlier(pool, rows.slot_R, earlier_chunks) for pool in layer) for layer in suffixes]
+    layers = model.layer_weights()
     uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
     start_R = jnp.repeat(rows.prefix_length_Q, len(rows.slot_R) // len(rows.prefix_slot_Q)) + rows.length_R
 
@@ -251,7 +253,11 @@ def decode_chunk(
         i, last, recent, written = carry
         attend = functools.partial(_attend, rows=rows, step=i)
         x_Rx1xD, recent = model.hidden(
-            last["token_R"][:, None], (start_R + i)[:, None], attend, list(zip(prefix, earlier, recent, strict=True))
+            last["token_R"][:, None],
+            (start_R + i)[:, None],
+            attend,
+            list(zip(prefix, earlier, recent, strict=True)),
+            layers,
         )
         last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_TxR[i])
         return i + 1, last, recent, {name: written[name].at[i].set(values) for name, values in drawn.items()}
@@ -261,7 +267,10 @@ def decode_chunk(
     carry = (
         jnp.int32(0),
         {name: jnp.asarray(getattr(rows, name)) for name in ("token_R", "clock_R", "stop_R", "state_R")},
-        jax.tree.map(lambda pooled: jnp.zeros((num_rows, kv_heads, steps, head_dim), pooled.dtype), suffixes),
+        [
+            _keys_across(jnp.zeros((num_rows, kv_heads, steps, head_dim), pool.dtype) for pool in layer)
+            for layer in suffixes
+        ],
         {
             "tokens": jnp.full((steps, num_rows), -1, jnp.int32),
             "hazard": jnp.zeros((steps, num_rows, outcomes)),
@@ -270,6 +279,7 @@ def decode_chunk(
     )
     going = lambda carry: (carry[0] < steps) & (carry[1]["stop_R"] == 0).any()  # noqa: E731
     _, last, recent, written = jax.lax.while_loop(going, step, carry)
+    recent = [_keys_across(layer) for layer in recent]
     chunk_R = rows.length_R // steps
     suffixes = jax.tree.map(
         lambda pooled, new: pooled.at[rows.slot_R, :, chunk_R].set(new, mode="drop"), suffixes, recent
@@ -320,6 +330,16 @@ def _draw_next(
     return after, {"tokens": jnp.where(running_R, token_R, -1), "hazard": hazard_RxK, "decided": decided_RxK}
 
 
+def _keys_across(keys_and_values: Iterable[jax.Array]) -> Cache:
+    """(keys [..., L, C], values [..., L, C]) with the keys as [..., C, L], or back.
+
+    A step's product of queries and keys is up to five times faster on CPU where it need not transpose the keys; a chunk
+    does so once for all its steps.
+    """
+    keys, values = keys_and_values
+    return jnp.swapaxes(keys, -1, -2), values
+
+
 def _gather_earlier(pool: jax.Array, slot_R: jax.Array, chunks: int) -> jax.Array:
     _, kv_heads, _, steps, head_dim = pool.shape
     earlier = pool[:, :, :chunks].at[slot_R].get(mode="clip")
@@ -330,13 +350,12 @@ def _attend(
     q_Rx1xHxC: jax.Array, k_Rx1xKxC: jax.Array, v_Rx1xKxC: jax.Array, caches: Any, *, rows: Rows, step: jax.Array
 ) -> tuple[jax.Array, Cache]:
     # Attention of one new token per row to its prompt, its earlier chunks and this chunk (itself included).
-    (pk_QxKxXxC, pv_QxKxXxC), (ek_RxKxYxC, ev_RxKxYxC), recent = caches
-    rk_RxKxTxC, rv_RxKxTxC = (
-        jax.lax.dynamic_update_slice_in_dim(cache, jnp.swapaxes(new, 1, 2).astype(cache.dtype), step, axis=2)
-        for cache, new in zip(recent, (k_Rx1xKxC, v_Rx1xKxC), strict=True)
-    )
+    (pk_QxKxCxX, pv_QxKxXxC), (ek_RxKxCxY, ev_RxKxYxC), (rk_RxKxCxT, rv_RxKxTxC) = caches
+    k_RxKxCx1, v_RxKx1xC = k_Rx1xKxC.transpose(0, 2, 3, 1), jnp.swapaxes(v_Rx1xKxC, 1, 2)
+    rk_RxKxCxT = jax.lax.dynamic_update_slice_in_dim(rk_RxKxCxT, k_RxKxCx1.astype(rk_RxKxCxT.dtype), step, axis=3)
+    rv_RxKxTxC = jax.lax.dynamic_update_slice_in_dim(rv_RxKxTxC, v_RxKx1xC.astype(rv_RxKxTxC.dtype), step, axis=2)
     num_rows, _, heads, head_dim = q_Rx1xHxC.shape
-    blocks, kv_heads = pk_QxKxXxC.shape[:2]
+    blocks, kv_heads = pk_QxKxCxX.shape[:2]
     groups, block = heads // kv_heads, num_rows // blocks
 
     def by_block(x):  # [R, K, G, A] -> [Q, K, SG, A]: only small arrays change their order, scores never
@@ -349,9 +368,9 @@ def _attend(
 
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     q_RxKxGxC = (q_Rx1xHxC * head_dim**-0.5).reshape(num_rows, kv_heads, groups, head_dim)
-    prompt_QxKxSGxX = _masked(product("qkmc,qkxc->qkmx", by_block(q_RxKxGxC), pk_QxKxXxC), rows.prefix_length_Q)
-    earlier_RxKxGxY = _masked(product("rkgc,rkyc->rkgy", q_RxKxGxC, ek_RxKxYxC), rows.length_R)
-    recent_RxKxGxT = _masked(product("rkgc,rktc->rkgt", q_RxKxGxC, rk_RxKxTxC), jnp.full(num_rows, step + 1))
+    prompt_QxKxSGxX = _masked(product("qkmc,qkcx->qkmx", by_block(q_RxKxGxC), pk_QxKxCxX), rows.prefix_length_Q)
+    earlier_RxKxGxY = _masked(product("rkgc,rkcy->rkgy", q_RxKxGxC, ek_RxKxCxY), rows.length_R)
+    recent_RxKxGxT = _masked(product("rkgc,rkct->rkgt", q_RxKxGxC, rk_RxKxCxT), jnp.full(num_rows, step + 1))
 
     tops = [
         by_row(prompt_QxKxSGxX.max(-1, keepdims=True)),
@@ -368,7 +387,7 @@ def _attend(
     out_RxKxGxC += product("rkgy,rkyc->rkgc", earlier_RxKxGxY.astype(dtype), ev_RxKxYxC)
     out_RxKxGxC += product("rkgt,rktc->rkgc", recent_RxKxGxT.astype(dtype), rv_RxKxTxC)
     out_Rx1xHxC = (out_RxKxGxC / total_RxKxGx1).astype(q_Rx1xHxC.dtype).reshape(q_Rx1xHxC.shape)
-    return out_Rx1xHxC, (rk_RxKxTxC, rv_RxKxTxC)
+    return out_Rx1xHxC, (rk_RxKxCxT, rv_RxKxTxC)
 
 
 def _masked(scores: jax.Array, length: jax.Array) -> jax.Array:

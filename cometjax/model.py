@@ -170,14 +170,27 @@ class Decoder(nnx.Module):
 
         return self.hidden(tokens_BxL, positions_BxL, attend)[0]
 
+    def layer_weights(self) -> list[LayerWeights]:
+        """Each layer's weights apart: for a loop over `hidden`, which would slice the stacks anew in each round."""
+        stacks: LayerWeights = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+        # unstack, not indexing: its gradient is one concatenation, where N slices would each pad to the whole stack.
+        by_name = {name: jnp.unstack(stack) for name, stack in stacks.items()}
+        return [{name: slices[i] for name, slices in by_name.items()} for i in range(self.config.layers)]
+
     def hidden(
-        self, tokens_BxL: jax.Array, positions_BxL: jax.Array, attend: Attend, caches: Any = None
+        self,
+        tokens_BxL: jax.Array,
+        positions_BxL: jax.Array,
+        attend: Attend,
+        caches: Any = None,
+        layers: list[LayerWeights] | None = None,
     ) -> tuple[jax.Array, Any]:
         """Run the layers; returns (x_BxLxD after the final norm, in the compute dtype; caches).
 
         `caches` is None, or a pytree whose leaves have a leading axis N: `attend` gets the slice of its layer and
         returns it updated. It may also be a list of N pytrees, one per layer; then the layers run unrolled, and no
-        layer's cache is copied to stack it: a third of the time of a scanned decoding step on CPU.
+        layer's cache is copied to stack it: a third of the time of a scanned decoding step on CPU. `layers`:
+        `layer_weights()`, where the layers run unrolled and it was called before.
         """
         rotation_BxLxC = _rotation(positions_BxL, self.config)
         x_BxLxD = constrain(self.embedding[tokens_BxL].astype(self.config.compute_dtype), "BLD")
@@ -190,11 +203,11 @@ class Decoder(nnx.Module):
         if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
-        weights: LayerWeights = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
         if scan_layers:
-            x_BxLxD, caches = jax.lax.scan(layer, x_BxLxD, (weights, caches))
+            stacks: LayerWeights = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+            x_BxLxD, caches = jax.lax.scan(layer, x_BxLxD, (stacks, caches))
         else:
-            x_BxLxD, caches = _unrolled(layer, x_BxLxD, weights, caches, self.config.layers)
+            x_BxLxD, caches = _unrolled(layer, x_BxLxD, layers or self.layer_weights(), caches)
         return _rms_norm(x_BxLxD, self.final_norm[...], self.config.norm_eps), caches
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -229,14 +242,12 @@ def _parameter(
 
 
 def _unrolled(
-    layer: Callable[..., tuple[jax.Array, Any]], x_BxLxD: jax.Array, weights: LayerWeights, caches: Any, layers: int
+    layer: Callable[..., tuple[jax.Array, Any]], x_BxLxD: jax.Array, layers: list[LayerWeights], caches: Any
 ) -> tuple[jax.Array, Any]:
-    # unstack, not indexing: its gradient is one concatenation, where N slices would each pad to the whole stack.
-    by_layer = {name: jnp.unstack(stacked) for name, stacked in weights.items()}
     updated = []
-    for i in range(layers):
+    for i, weights in enumerate(layers):
         cache = caches[i] if isinstance(caches, list) else jax.tree.map(lambda leaf: leaf[i], caches)  # noqa: B023
-        x_BxLxD, cache = layer(x_BxLxD, ({name: slices[i] for name, slices in by_layer.items()}, cache))
+        x_BxLxD, cache = layer(x_BxLxD, (weights, cache))
         updated.append(cache)
     return x_BxLxD, updated if isinstance(caches, list) else jax.tree.map(lambda *leaves: jnp.stack(leaves), *updated)
 

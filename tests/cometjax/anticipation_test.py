@@ -46,7 +46,10 @@ class MarkovDecoder(nnx.Module):
         self.config = ModelConfig(len(table_VxV), 1, 2, 1, 1, 2, 2)
         self.table = nnx.Param(jnp.asarray(table_VxV, jnp.float32))
 
-    def hidden(self, tokens_BxL, positions_BxL, attend, caches=None):
+    def layer_weights(self):
+        return []
+
+    def hidden(self, tokens_BxL, positions_BxL, attend, caches=None, layers=None):
         nothing = jnp.zeros((*tokens_BxL.shape, 1, 2))
         _, cache = attend(nothing, nothing, nothing, caches[0])
         return self.table[...][tokens_BxL], [cache]
