@@ -76,14 +76,12 @@ class Question:
 
     def sentence(self) -> str:
         """Outcome, window, index, cohort and who is left out, in words."""
-        what = {"binary": "{}", "count": "Number of {}", "duration": "Days until {}"}[self.kind].format(
-            self.outcome.words
-        )
+        what = f"number of {self.outcome.words}" if self.kind == "count" else self.outcome.words
         window = f"within {in_words(self.days)} of {self.at.words}"
         if self.until:
             window = f"from {self.at.words} until {self.until.words}, at most {in_words(self.days)}"
         if self.kind == "duration":
-            window = f"from {self.at.words}, at most {in_words(self.days)}"
+            what, window = f"days from {self.at.words} until {what},", f"at most {in_words(self.days)}"
         clauses = [f"{what[0].upper()}{what[1:]} {window}"]
         if self.cohort:
             lately = f" in the last {in_words(self.cohort_days)}" if self.cohort_days else ""

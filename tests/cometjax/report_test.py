@@ -332,7 +332,7 @@ def test_amounts_first_events_and_what_cannot_run_are_told() -> None:
         "Counts and durations",
         "4.25",
         "82.5%",
-        "1.50 (1.25-1.75)",
+        "1.25 to 1.75",
         "Cannot run",
         "matches no concept",
         "First ever",
