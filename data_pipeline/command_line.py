@@ -40,6 +40,8 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
         # A configuration file that cannot be read fails only when first touched: touch it here.
         for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
             getattr(flag.value, "keys", None)
+    except UserError as error:  # of a configuration file, or of the argument after its colon
+        _exit(str(error))
     # config_flags reports an unknown configuration key as a bare KeyError or AttributeError, a bad value as
     # ValueError or TypeError, and a broken configuration file as whatever it raised: all are what the user typed.
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:

@@ -58,6 +58,7 @@ def test_an_unknown_flag_is_one_line_and_exit_code_2(module) -> None:
         (["data_pipeline.build", "--meds=x", "--out=y", "--config.code_mop=world"], "code_mop"),
         (["data_pipeline.build", "--meds=no-such-folder", "--out=y"], "no-such-folder"),
         (["data_pipeline.build", "--out=y"], "--meds"),
+        (["cometjax.evaluate", "--tasks=experiments/tasks/suite.py:complete"], "unknown censoring 'complete'"),
         (["data_pipeline.show", "--corpus=no-such-folder"], "no-such-folder"),
     ],
 )
