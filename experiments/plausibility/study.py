@@ -190,6 +190,12 @@ def text_table(results: dict[str, Any]) -> str:
             f"{'-' if entry[key] is None else format(entry[key], '.4f'):>10}" for key in ("half", "floor", "high")
         )
         lines.append(f"{name:<34}{figures}{'  above the floor' if entry['above_floor'] else ''}")
+    lines.append(f"{'of one set':<34}{'generated':>10}{'held out':>10}{'97.5%':>10}")
+    for name, entry in results["rates"].items():
+        known = (entry["generated"], entry["held_out"], entry["high"])
+        lines.append(
+            f"{name:<34}" + "".join(f"{'-' if value is None else format(value, '.2f'):>10}" for value in known)
+        )
     for mode, entry in results["invalid"].items():
         lines.append(f"events that spell nothing, {mode}: {entry['invalid']} of {entry['events']}")
     if results["privacy"]["reason"]:
