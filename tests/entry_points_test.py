@@ -18,6 +18,7 @@ ENTRY_POINTS = (
     "cometjax.evaluate",
     "cometjax.export",
     "experiments.demo",
+    "experiments.estimator_check",
     "experiments.launch",
     "experiments.mup_transfer",
     "experiments.tasks",
