@@ -97,6 +97,8 @@ class MetricsWriter:
     def _write_queued(self) -> None:
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
+                if self._board is not None:
+                    self._flush_board(self._board)
                 item.set()
             else:
                 self._write_line(*item)
@@ -114,8 +116,7 @@ class MetricsWriter:
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
         self._on_board(lambda: board.write_event(event))
         if time.monotonic() > self._board_flushed + _BOARD_FLUSH_SECONDS:  # its flush waits for the disk
-            self._on_board(board.flush)
-            self._board_flushed = time.monotonic()
+            self._flush_board(board)
 
     def _append(self, line: bytes) -> None:
         """Append a whole line: a reader, and a kill, find all of it or no more than a last line without an end."""
@@ -144,6 +145,10 @@ class MetricsWriter:
         self._board = EventsWriter(str(folder / "events"))
         # TensorBoard then forgets what it has read beyond.
         self._board.write_event(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def _flush_board(self, board: EventsWriter) -> None:
+        self._on_board(board.flush)
+        self._board_flushed = time.monotonic()
 
     def _on_board(self, action: Callable[[], Any]) -> None:
         try:

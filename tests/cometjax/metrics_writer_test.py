@@ -57,9 +57,11 @@ def events(path):
 def test_tensorboard_gets_each_finite_figure_and_is_told_where_a_resumed_run_begins(tmp_path):
     writer = MetricsWriter(tmp_path, resumed_step=4, enabled=True)
     writer.write(5, "train", {"loss": 0.5, "loss/LAB": 0.25, "mfu": None})
+    assert writer.flush(timeout=60)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert len(events(file)) == 3  # whatever befalls the process from here on
     writer.write(5, "tuning", {"loss": 1.5})
     writer.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
     version, start, train, tuning = events(file)
     assert version.file_version == "brain.Event:2"
     assert (start.step, start.session_log.status) == (5, start.session_log.START)
