@@ -161,9 +161,10 @@ def score_beside(truth: TrueRisks | str, scored: pl.DataFrame, *, resamples: int
     `scored`: [subject_id, boolean_value, risk (the model's)]; `resamples`, `seed`: as for the other scores, so that
     differences are paired.
 
-    Returns auroc, low, high; `shortfall` (how far the AUROC of so many draws is likely to be below that of endlessly
-    many; noise can make it negative); draws; mean_risk; auroc_share: (AUROC - 0.5) / (best AUROC - 0.5) of the model
-    with its paired interval; mean_absolute_error of its risks; reason where something can't be given.
+    Returns auroc, low, high; `shortfall` (how far the AUROC of so many draws is expected to be below that of endlessly
+    many: right on average, rough on few rows, where it can be negative); draws; mean_risk; auroc_share: (AUROC - 0.5) /
+    (best AUROC - 0.5) of the model with its paired interval; mean_absolute_error of its risks; reason where something
+    can't be given.
     """
     if isinstance(truth, str):
         return _NOTHING | {"reason": truth}
