@@ -1,5 +1,6 @@
 """Lines of metrics on disk: exact, whole, and never waited for by who hands them over."""
 
+import contextlib
 import json
 import math
 import resource
@@ -108,23 +109,25 @@ def test_handing_lines_over_waits_for_nothing_and_what_finds_no_room_is_counted_
     assert "4 lines of metrics are lost" in caplog.text
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """Files may not grow past 200 bytes, until the function given is called."""
+    """Files may not grow past 200 bytes; not for longer than that, since pytest's own output may go to a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_lines_that_the_disk_refuses_are_told_once_and_written_when_there_is_room(tmp_path, small_files, caplog):
-    writer = MetricsWriter(tmp_path, resumed_step=0, enabled=True)
-    for step in range(1, 11):
-        writer.write(step, "train", {"loss": 1.0 / step})
-    assert not writer.flush(timeout=0.2)
-    written = (tmp_path / metrics.METRICS_FILE).read_text()
+def test_lines_that_the_disk_refuses_are_told_once_and_written_when_there_is_room(tmp_path, caplog):
+    with small_files():
+        writer = MetricsWriter(tmp_path, resumed_step=0, enabled=True)
+        for step in range(1, 11):
+            writer.write(step, "train", {"loss": 1.0 / step})
+        assert not writer.flush(timeout=0.2)
+        written = (tmp_path / metrics.METRICS_FILE).read_text()
     assert 100 < len(written) <= 200 and written.endswith("}\n")
-    small_files()
     assert writer.flush(timeout=60)
     writer.close()
     assert steps_in(tmp_path) == list(range(1, 11))
@@ -132,8 +135,9 @@ def test_lines_that_the_disk_refuses_are_told_once_and_written_when_there_is_roo
     assert "are lost" not in caplog.text
 
 
-def test_lines_that_the_disk_refuses_to_the_end_are_counted_and_tensorboards_file_ends(tmp_path, small_files, caplog):
-    write_lines(tmp_path, range(1, 200))
+def test_lines_that_the_disk_refuses_to_the_end_are_counted_and_tensorboards_file_ends(tmp_path, caplog):
+    with small_files():
+        write_lines(tmp_path, range(1, 200))
     kept = steps_in(tmp_path)
     assert kept == list(range(1, len(kept) + 1)) and len(kept) > 2
     assert f"{199 - len(kept)} lines of metrics are lost" in caplog.text
