@@ -5,7 +5,8 @@
 
 A trace goes to WORKDIR/profile/step_FIRST/plugins/profile/TIME/HOST.xplane.pb. It covers whole steps: it begins when
 the devices have finished the step before, and ends when they have finished the last. No other step waits. A trace that
-cannot be made or written is told in a line, and training goes on.
+cannot be made or written is told in a line, and training goes on. After one that could not be written JAX begins no
+other in that process.
 """
 
 import contextlib

@@ -371,7 +371,7 @@ def test_what_the_world_knows_is_shown_and_of_other_data_not_mentioned(page: str
         "Best possible",
         "87.3%",
         "71.0% to 102.0%",
-        "0.0042 higher",
+        "about 0.004 higher",
         "true risks",
     ):
         assert words in told, words
