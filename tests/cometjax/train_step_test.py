@@ -150,7 +150,8 @@ def test_a_step_in_microbatches_is_the_step_of_the_whole_batch():
         for microbatches in (1, 4)
     )
     for expected, found in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+        # AdamW's first step is the rate of 1e-2 times g / (|g| + eps): where g is near eps, its rounding shows.
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
 
 
 def test_evaluation_step_gives_the_training_loss(step_and_state):
