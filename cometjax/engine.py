@@ -7,7 +7,6 @@ on their order, nor on the number of devices.
 """
 
 import collections
-import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import tqdm
 from cometjax import batches, decoding, grammar_states
 from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_horizon, start_of
 from cometjax.model import Decoder
+from data_pipeline import engines
 from data_pipeline.vocabulary import Vocabulary
 
 _KEYS_AT_ONCE = 256
@@ -112,7 +112,7 @@ def default_devices() -> list[jax.Device]:
     devices = jax.local_devices()
     if jax.default_backend() != "cpu":
         return devices
-    times = max(1, min(_MOST_BATCHES_ON_CPU, len(os.sched_getaffinity(0)) // len(devices)))
+    times = max(1, min(_MOST_BATCHES_ON_CPU, engines.cores() // len(devices)))
     return [device for device in devices for _ in range(times)]
 
 

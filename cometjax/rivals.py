@@ -133,28 +133,20 @@ class Rivals:
         return self.backbone
 
     def _logistic_regression(self, training: pl.DataFrame, scored: pl.DataFrame) -> Prediction | str:
-        model = baselines.fit_count_model(self.events, training, seed=self.seed)
-        if isinstance(model, str):
-            return model
-        about = {
-            "features": len(model.features),
-            "inverse_penalty": model.inverse_penalty,
-            "training_rows": model.training_rows,
-            "training_positives": model.training_positives,
-        }
-        return Prediction(model.predict(self.events, scored), about)
+        return self._of_counts(baselines.fit_count_model, ("inverse_penalty",), training, scored)
 
     def _xgboost(self, training: pl.DataFrame, scored: pl.DataFrame) -> Prediction | str:
-        model = boosted_trees.fit_boosted_trees(self.events, training, seed=self.seed)
+        return self._of_counts(boosted_trees.fit_boosted_trees, ("depth", "rounds"), training, scored)
+
+    def _of_counts(
+        self, fit: Callable[..., Any], chosen: Sequence[str], training: pl.DataFrame, scored: pl.DataFrame
+    ) -> Prediction | str:
+        """What a model of counts predicts; `chosen` are the settings that cross-validation chose for it."""
+        model = fit(self.events, training, seed=self.seed)
         if isinstance(model, str):
             return model
-        about = {
-            "features": len(model.features),
-            "depth": model.depth,
-            "rounds": model.rounds,
-            "training_rows": model.training_rows,
-            "training_positives": model.training_positives,
-        }
+        of_rows = {"training_rows": model.training_rows, "training_positives": model.training_positives}
+        about = {"features": len(model.features)} | {name: getattr(model, name) for name in chosen} | of_rows
         return Prediction(model.predict(self.events, scored), about)
 
     def _probe(self, training: pl.DataFrame, scored: pl.DataFrame) -> Prediction | str:

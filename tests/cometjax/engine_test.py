@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import decode
-from cometjax import decoding, engine
+from cometjax import batches, decoding, engine
 from cometjax.model import ModelConfig
 from data_pipeline import code_maps, intervals
 from data_pipeline.errors import UserError
@@ -322,6 +322,30 @@ def test_a_cache_in_bfloat16_takes_half_and_draws_much_the_same(monkeypatch) -> 
     assert dtypes == {"bfloat16"}
     firsts = [future.tokens_T[0] == other.tokens_T[0] for future, other in zip(halved, futures_of_all(), strict=True)]
     assert np.mean(firsts) > 0.8
+
+
+def test_batches_side_by_side_leave_each_other_prompts(monkeypatch) -> None:
+    """On CPU a device is named once a core: the first batch must not swallow a short queue."""
+    admitted, prefill = [], batches.Batches._prefill
+
+    def counted(self, pool, starts, shape):
+        admitted.append(len(starts))
+        return prefill(self, pool, starts, shape)
+
+    monkeypatch.setattr(batches.Batches, "_prefill", counted)
+    device = jax.local_devices()[0]
+    config = dataclasses.replace(CONFIG, samples=8, batch_rows=16)
+    prompts = [Prompt(subject, 20) for subject in range(4)]
+    together = engine.simulate_futures(model_of(), VOCABULARY, prompts, config, devices=[device] * 2)
+    assert max(admitted) == 2 and sum(admitted) == 4
+    alone = engine.simulate_futures(model_of(), VOCABULARY, prompts, config, devices=[device])
+    assert all(np.array_equal(a.tokens_T, b.tokens_T) for a, b in zip(together, alone, strict=True))
+
+
+def test_a_cpu_device_is_named_once_for_each_core_up_to_eight(monkeypatch) -> None:
+    for cores, times in ((1, 1), (2, 2), (64, 8)):
+        monkeypatch.setattr(engine.engines, "cores", lambda cores=cores: cores)
+        assert engine.default_devices() == jax.local_devices() * times
 
 
 def test_several_devices_draw_what_one_draws() -> None:
