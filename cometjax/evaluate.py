@@ -36,6 +36,7 @@ from cometjax import (
     fine_tuned,
     metrics,
     ngrams,
+    output_folder,
     report,
     report_story,
     rivals,
@@ -113,9 +114,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the model of workdir `work` on the MEDS data set and write everything to `out`; returns results.json.
 
-    Raises UserError: `out` is not empty, no checkpoint, no MEDS data set, a split without subjects or rows.
+    Raises UserError: `out` is not empty or cannot be written, no checkpoint, no MEDS data set, a split without subjects
+    or rows.
     """
-    evaluation_files.refuse_taken(out)
+    output_folder.refuse_taken(out)
     rivals.check_names(options.baselines)
     model, vocabulary, config, step = checkpoints.load_for_inference(work)
     dataset = meds.open_dataset(meds_root)

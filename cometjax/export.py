@@ -16,18 +16,16 @@ empty.
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
 
-from cometjax import checkpoints, hf_tokenizer, safetensors_files
+from cometjax import checkpoints, hf_tokenizer, output_folder, safetensors_files
 from cometjax import workdir as workdirs
 from cometjax.huggingface import to_hf_config, to_hf_state
 from data_pipeline import command_line
-from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PAD, TIMELINE_END, Vocabulary
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -49,29 +47,16 @@ def export(
       UserError: `out` is not empty or cannot be written; no checkpoint (as `checkpoints.load_for_inference`); a model
         that Qwen2 cannot express. Nothing is left at `out` then.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is not an empty folder", where=str(out), fix="give a new folder, or remove this one")
+    output_folder.refuse_taken(out)
     model, vocabulary, config, step = checkpoints.load_for_inference(workdir, step=step)
     hf_config = to_hf_config(model.config, max_positions=config.train.row_length)
     tensors = to_hf_state(model)
     if dtype != "auto":
         hf_config["dtype"] = dtype
         tensors = {name: tensor.astype(jnp.dtype(dtype), copy=False) for name, tensor in tensors.items()}
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with output_folder.whole(out) as partial:
         files = safetensors_files.write(partial, tensors, max_file_bytes=max_file_bytes)
         _write_descriptions(partial, hf_config, vocabulary, step)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(
-            f"cannot be written ({error.strerror})", where=str(out), fix="check space and rights"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {
         "step": step,
         "parameters": sum(tensor.size for tensor in tensors.values()),

@@ -21,17 +21,15 @@ parameters, some 8,000 tokens per second once compiled (some 20 seconds).
 import collections
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
-from cometjax import checkpoints, compile_cache, simulation_job, trajectories
+from cometjax import checkpoints, compile_cache, output_folder, simulation_job, trajectories
 from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig
 from data_pipeline import command_line, meds
-from data_pipeline.errors import UserError
 from data_pipeline.prompts import build_prompts
 from data_pipeline.vocabulary import Vocabulary
 
@@ -52,8 +50,7 @@ def simulate(
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels, an unfinished job
     of other settings. Nothing is left at `out` then.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is not an empty folder", where=str(out), fix="give a new folder, or remove this one")
+    output_folder.refuse_taken(out)
     dataset = meds.open_dataset(meds_root)
     rows = meds.read_labels(labels, dataset.splits["subject_id"])
     rows = rows.select("subject_id", "prediction_time").unique(maintain_order=True)
@@ -99,24 +96,13 @@ def _summary(
 def _write(
     out: pathlib.Path, futures: Sequence[Future], vocabulary: Vocabulary, samples: int, summary: dict[str, Any]
 ) -> None:
-    # Into a folder beside `out`, renamed when whole.
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "trajectories").mkdir(parents=True)
+    with output_folder.whole(out) as partial:
+        (partial / "trajectories").mkdir()
         for sample in range(samples):
             of_sample = [future for future in futures if future.sample == sample]
             name = f"trajectory_{sample:0{len(str(samples - 1))}d}.parquet"
             trajectories.write_parquet(trajectories.to_meds(of_sample, vocabulary), partial / "trajectories" / name)
         (partial / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"cannot be written ({error.strerror})", where=str(out), fix="check space and rights"
-        ) from error
 
 
 def _define_flags() -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ import polars as pl
 from cometjax import (
     checkpoints,
     engine,
-    evaluation_files,
     futures,
     grammar_states,
     labels,
+    output_folder,
     task_rows,
     tasks,
     trajectories,
@@ -72,7 +71,7 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
 
     Raises UserError: `out` is not empty, no checkpoint, corpus or data, no subject with a window.
     """
-    evaluation_files.refuse_taken(out)
+    output_folder.refuse_taken(out)
     model, vocabulary, config, step = checkpoints.load_for_inference(work)
     corpus = options.corpus or config.corpus
     if not mixture.is_there(corpus):
@@ -263,18 +262,6 @@ def _count_invalid(future: futures.Future, vocabulary: Vocabulary) -> tuple[int,
 
 
 def _write(out: pathlib.Path, results: dict[str, Any], page: str) -> None:
-    """To a folder beside `out`, renamed when whole."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with output_folder.whole(out) as partial:
         workdir.write_json(partial / "plausibility.json", results)
         workdir.write_text(partial / "plausibility.html", page)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"cannot be written ({error.strerror})", where=str(out), fix="check space and rights"
-        ) from error
