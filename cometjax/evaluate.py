@@ -11,19 +11,15 @@ far it is.
 """
 
 import dataclasses
-import datetime
 import pathlib
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import polars as pl
 import tqdm
 from absl import flags
-from flax import nnx
 from ml_collections import config_flags
 
 from cometjax import (
@@ -35,14 +31,13 @@ from cometjax import (
     evaluation_files,
     fine_tuned,
     metrics,
-    ngrams,
     output_folder,
     report,
     report_story,
     rivals,
+    run_description,
     task_rows,
     test_time_scaling,
-    workdir,
     world_truth,
 )
 from cometjax import risks as risks_module
@@ -50,8 +45,7 @@ from cometjax import tasks as task_module
 from cometjax.amount_results import score_amounts
 from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Task
-from data_pipeline import command_line, loader, meds, prompts
-from data_pipeline.mixture import is_there, open_corpus
+from data_pipeline import command_line, meds, prompts
 from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
@@ -152,48 +146,34 @@ def evaluate(
     )
     records = metrics.read(work)
     results: dict[str, Any] = {
-        "run": _describe_run(work, config, step, dataset, options) | {"parameters": _count_parameters(model)},
-        "losses": _losses(config, records, step, progress),
-        "training": _training_speed(records, step),
-        "simulation": _describe_simulation(simulations, wall_s),
+        "run": run_description.describe_run(work, config, step, dataset, dataclasses.asdict(options))
+        | {"parameters": run_description.count_parameters(model)},
+        "losses": run_description.losses(config, records, step, progress),
+        "training": run_description.training_speed(records, step),
+        "simulation": run_description.describe_simulation(simulations, wall_s),
         "tasks": {},
         "amounts": {},
         "cannot_run": dict(asked.cannot_run),
     }
     risks, amounts = {}, {}
+    common = {"resamples": options.resamples, "seed": options.seed}
     for task in tqdm.tqdm(tasks, desc="score", unit="task", disable=None if progress else True):
-        estimates = _in_row_order(rows[task.name].scored, simulations[task.censoring].estimate(task))
+        of_task, simulation = rows[task.name], simulations[task.censoring]
+        estimates = _in_row_order(of_task.scored, simulation.estimate(task))
         if task.kind != "binary":
             amounts[task.name] = estimates
-            results["amounts"][task.name] = score_amounts(
-                task,
-                rows[task.name],
-                estimates,
-                events,
-                vocabulary,
-                resamples=options.resamples,
-                seed=options.seed,
-            ) | {"baselines": {name: {"reason": rivals.NOT_FOR_AMOUNTS} for name in options.baselines}}
+            said = score_amounts(task, of_task, estimates, events, vocabulary, **common)
+            said["baselines"] = {name: {"reason": rivals.NOT_FOR_AMOUNTS} for name in options.baselines}
+            results["amounts"][task.name] = said
             continue
         risks[task.name] = estimates
-        results["tasks"][task.name] = score_task(
-            task,
-            rows[task.name],
-            risks[task.name],
-            events,
-            vocabulary,
-            baselines.predict(rows[task.name].training, rows[task.name].scored),
-            resamples=options.resamples,
-            seed=options.seed,
-        )
+        predicted = baselines.predict(of_task.training, of_task.scored)
+        said = score_task(task, of_task, estimates, events, vocabulary, predicted, **common)
         if task.name in truths:
-            results["tasks"][task.name]["best"] = world_truth.score_beside(
-                truths[task.name], risks[task.name], resamples=options.resamples, seed=options.seed
-            )
+            said["best"] = world_truth.score_beside(truths[task.name], estimates, **common)
         if not options.target_se:  # else samples are not equally many
-            results["tasks"][task.name]["by_samples"] = _by_samples(
-                task, risks[task.name], simulations[task.censoring], options.samples
-            )
+            said["by_samples"] = _by_samples(task, estimates, simulation, options.samples)
+        results["tasks"][task.name] = said
     compared = [name for name in options.baselines if name in rivals.TITLES] if len(results["tasks"]) > 1 else []
     results["comparisons"] = {name: comparisons.summarize(results["tasks"], name) for name in compared}
     story = (
@@ -277,65 +257,6 @@ def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
     if joined.get_column("samples").null_count():
         raise ValueError("a row without simulated futures")
     return joined
-
-
-def _losses(config: Any, records: Sequence[Mapping[str, Any]], step: int, progress: bool) -> dict[str, Any]:
-    """The model's tuning loss, and the count models' on the very same targets where the corpus is still there; of a
-    world's corpus the floor too."""
-    tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
-    losses = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}
-    if not is_there(config.corpus):
-        return losses
-    corpus = open_corpus(config.corpus)
-    if tuning:
-        losses |= world_truth.loss_floor(corpus, tuning[-1], progress=progress)
-    settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
-    # A finished run's last evaluation is of the whole split, the ones before of eval_batches.
-    is_whole = losses.get("tuning_step") == config.train.steps
-    batches = None if is_whole else config.train.eval_batches or None
-    return losses | ngrams.ngram_losses(
-        loader.evaluation_batches(corpus.split("train"), settings),
-        loader.evaluation_batches(corpus.split("tuning"), settings, max_batches=batches),
-        len(corpus.vocabulary),
-    )
-
-
-def _training_speed(records: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
-    """Median over the logged steps, the first (with compilation) left out."""
-    speeds = [r["tokens_per_second"] for r in records if r["split"] == "train" and r["step"] <= step][1:]
-    return {"tokens_per_second": float(np.median(speeds))} if speeds else {}
-
-
-def _describe_run(
-    work: pathlib.Path, config: Any, step: int, dataset: meds.MedsDataset, options: Options
-) -> dict[str, Any]:
-    corpus_file = work / workdir.CORPUS
-    return {
-        "workdir": work.resolve().name,
-        "step": step,
-        "created": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        "config": config.to_dict(),
-        "corpus_fingerprint": workdir.read_json(corpus_file)["fingerprint"] if corpus_file.is_file() else None,
-        "dataset": {"name": dataset.name, "version": dataset.version, "subjects": len(dataset.splits)},
-        "options": dataclasses.asdict(options),
-    }
-
-
-def _describe_simulation(simulations: Mapping[str, risks_module.Simulation], wall_s: float) -> dict[str, Any]:
-    futures = [future for simulation in simulations.values() for future in simulation.futures]
-    tokens = sum(simulation.tokens for simulation in simulations.values())
-    return {
-        "prompts": len({(future.subject_id, future.prediction_time_us) for future in futures}),
-        "futures": len(futures),
-        "tokens": tokens,
-        "wall_s": wall_s,
-        "tokens_per_second": tokens / wall_s,
-        "stops": dict(sorted(Counter(future.stop for future in futures).items())),
-    }
-
-
-def _count_parameters(model: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def _define_flags() -> None:
