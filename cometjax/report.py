@@ -1,15 +1,14 @@
 """The evaluation as one HTML file that works offline: tables, inline SVG figures, no script, no network."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import markupsafe
 
 from cometjax import comparisons, report_fan, report_figures, report_samples, rivals
 from cometjax.report_figures import with_interval
 from cometjax.report_story import Story
+from data_pipeline.html_templates import environment_beside
 
 TEMPLATE = "report.html.j2"
 # Below this many rows of a class, percentile intervals are too narrow to be taken at their word.
@@ -42,13 +41,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         records: the run's metrics.jsonl; may be empty.
         story: the subject drawn; None leaves the section out.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_beside(__file__)
     environment.filters |= {
         "number": _number,
         "count": _count,

@@ -5,12 +5,10 @@ a corpus of any size is shown in bounded time and memory.
 """
 
 import itertools
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import markupsafe
 import numpy as np
 
@@ -18,6 +16,7 @@ from data_pipeline import corpus_sample, show_figures, show_tables, show_timelin
 from data_pipeline.code_maps import NO_RULE
 from data_pipeline.corpus import Corpus, SubjectRecord
 from data_pipeline.corpus_sample import CorpusSample
+from data_pipeline.html_templates import environment_beside
 from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, Vocabulary
 
 TEMPLATE = "show.html.j2"
@@ -34,13 +33,7 @@ _SHORTEST_TIMELINE = 40
 
 def render(corpus: Corpus, splits: Sequence[str], timelines: int) -> str:
     """The HTML page about these splits, with so many timelines."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_beside(__file__)
     environment.filters |= {
         "count": lambda value: f"{value:,}",
         "percent": lambda value: f"{value:.2%}",

@@ -1,17 +1,16 @@
 """The comparison as one HTML file that works offline: tables and inline SVG figures."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import markupsafe
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipeline.html_templates import environment_beside
 from data_pipeline.svg import BLUE, GREY, SERIES, STYLE, WIDTH, to_svg
 from experiments.plausibility import privacy, statistics
 
@@ -43,13 +42,7 @@ class Series:
 
 def render(results: Mapping[str, Any], series: Series) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_beside(__file__)
     environment.filters |= {"number": _number, "count": lambda value: f"{value:,}", "percent": _percent}
     return environment.get_template(TEMPLATE).render(
         results=results,

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import pathlib
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import markupsafe
 
+from data_pipeline.html_templates import environment_beside
 from experiments.scaling import report_figures, trials
 from experiments.scaling.analysis import Analysis
 from experiments.scaling.corpora import Data
@@ -54,13 +53,7 @@ class Contents:
 
 def render(contents: Contents) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = environment_beside(__file__)
     environment.filters |= {"significant": _significant, "count": _count, "percent": _percent, "loss": _loss}
     result = contents.analysis.result
     check = next(iter(contents.of("check")), None)
