@@ -34,7 +34,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.attention import packed_segments, sum_segment_squared
-from cometjax import attention, chips, config, flops
+from cometjax import attention, chips, config, cpu_devices, flops
 from cometjax.compiled_step import make_compiled_steps
 from cometjax.model import ModelConfig, num_parameters
 from cometjax.sharding import make_mesh, put_batch
@@ -119,7 +119,8 @@ def _measure(name: str, implementation: str, packed: bool, values: Any) -> Case:
     model = ModelConfig.from_config(cfg.model, VOCABULARY)
     rows, length = cfg.train.batch_rows, cfg.train.row_length
     numbers = _batch(rows, length, packed)
-    mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+    # One accelerator, or all cores of a CPU, as training has them: the rival takes all cores too.
+    mesh = make_mesh(cfg.mesh, cpu_devices.for_batch(cfg) if jax.default_backend() == "cpu" else jax.devices()[:1])
     tables = TokenTables(np.zeros(VOCABULARY, np.int32), np.ones(VOCABULARY, bool))
     with jax.set_mesh(mesh), _rival(model, numbers) if values.rival else _no_rival() as (rival, rival_is):
         steps = make_compiled_steps(cfg, model, tables, mesh)
@@ -175,6 +176,7 @@ def _no_rival() -> Iterator[tuple[None, dict[str, Any]]]:
 def main() -> None:
     """Measure and print."""
     values = flags.FLAGS
+    cpu_devices.show_cores()
     names = values.models or (["6M"] if jax.default_backend() == "cpu" else ["S", "M", "L"])
     cases = []
     for name in names:

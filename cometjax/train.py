@@ -26,6 +26,7 @@ from cometjax import (
     agreement,
     attention,
     compile_cache,
+    cpu_devices,
     goodput,
     hosts,
     initial_weights,
@@ -115,7 +116,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[
         initial_weights.refuse_unfit(pathlib.Path(config.init_from), model, corpus.vocabulary)
     learning_rate_schedule(config)
     attention.resolve(model.attention)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, cpu_devices.for_batch(config))
     sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
     sharding.share_of(mesh.devices, jax.process_index())
     return corpus, model, mesh
@@ -149,7 +150,10 @@ def main() -> None:
     configs.validate(values.config)
     profile_steps = profiling.parse_steps(values.profile_steps)
     compile_cache.turn_on()
-    with hosts.joined(hosts.find_cluster(values.coordinator_address, values.num_processes, values.process_id)):
+    cluster = hosts.find_cluster(values.coordinator_address, values.num_processes, values.process_id)
+    if cluster is None:
+        cpu_devices.show_cores()
+    with hosts.joined(cluster):
         train(values.config, pathlib.Path(values.workdir), profile_steps=profile_steps, started=started)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from cometjax import evaluate, tasks, train
+from cometjax import cpu_devices, evaluate, tasks, train
 from data_pipeline import build, build_config, command_line, meds, world
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
@@ -229,6 +229,7 @@ def _define_flags() -> None:
 def main() -> None:
     """Run the demo as the flags say, and print its table."""
     values = flags.FLAGS
+    cpu_devices.show_cores()
     workdir = pathlib.Path(values.workdir)
     summary = run_demo(workdir, pathlib.Path(values.meds) if values.meds else None)
     print(summary_table(summary, workdir / "report.html"))
