@@ -10,7 +10,7 @@ Started again with the same workdir it goes on from the latest checkpoint, with 
 interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143 (`cometjax.preemption`).
 
 On several hosts the same command is started on each, by Slurm, GKE or flags (`cometjax.hosts`); the workdir and the
-corpus are folders that all of them see.
+corpus are folders that all of them see. On a CPU each core is a device (`cometjax.cpu_devices`).
 """
 
 import pathlib

@@ -12,7 +12,7 @@ import pytest
 from cometjax import compile_cache
 from cometjax.train import train
 from data_pipeline.cache import VARIABLE
-from tests.cometjax.tiny_run import CONFIG, command, config_of, losses, write_corpus
+from tests.cometjax.tiny_run import CONFIG, ONE_DEVICE, command, config_of, losses, write_corpus
 
 STEPS = 6
 OVERRIDES = [f"--config.train.{key}" for key in (f"steps={STEPS}", "eval_every=3", "checkpoint_every=3")]
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def run(folder, name):
     """A run of six steps in a process of its own, with what it said."""
     kept = {key: value for key, value in os.environ.items() if key not in CACHE_VARIABLES}
-    kept |= {VARIABLE: str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept |= ONE_DEVICE | {VARIABLE: str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
         command(folder, folder / name, *OVERRIDES), env=kept, capture_output=True, text=True, timeout=250
     )

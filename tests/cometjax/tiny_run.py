@@ -12,6 +12,8 @@ from cometjax import metrics
 from data_pipeline import code_maps, corpus, intervals
 from data_pipeline.vocabulary import Token, Vocabulary
 
+# A process of its own computes, to the bit, what this process does, which has not made devices of its cores.
+ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 120
 CHECKPOINT_EVERY = 10
@@ -88,14 +90,18 @@ def command(folder, workdir, *overrides):
     ]  # fmt: skip
 
 
-def start(folder, workdir, *overrides):
+def start(folder, workdir, *overrides, settings=ONE_DEVICE):
     return subprocess.Popen(
-        command(folder, workdir, *overrides), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command(folder, workdir, *overrides),
+        cwd=ROOT, env=os.environ | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def run(folder, workdir, *overrides):
-    return subprocess.run(command(folder, workdir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        command(folder, workdir, *overrides),
+        cwd=ROOT, env=os.environ | ONE_DEVICE, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
 
 
 def signal_at_step(process, workdir, step, number):

@@ -9,10 +9,10 @@ import pytest
 
 from cometjax import checkpoint_files, metrics
 from cometjax.checkpoint_files import FOLDER
-from cometjax.train import train
-from tests.cometjax.tiny_run import CONFIG, config_of, losses, start, write_corpus
+from tests.cometjax.tiny_run import CONFIG, losses, start, write_corpus
 
 CHECKPOINT_EVERY = 3
+TWO_CORES = {"JAX_NUM_CPU_DEVICES": "2"}
 MOMENTS = ("in the steps", "in a save", "while starting")
 
 
@@ -49,12 +49,16 @@ def kill_at(moment, process, workdir, dice):
     return True
 
 
+def overrides_of(steps):
+    return [f"--config.train.{key}" for key in (f"steps={steps}", f"checkpoint_every={CHECKPOINT_EVERY}")]
+
+
 def torture(folder, workdir, moments, *, steps, seed):
     """Kill a run at each of the moments, let it end, and return how many kills left a save half written."""
     dice, whole, half_written = random.Random(seed), 0, 0
-    overrides = [f"--config.train.{key}" for key in (f"steps={steps}", f"checkpoint_every={CHECKPOINT_EVERY}")]
+    overrides = overrides_of(steps)
     for moment in [*moments, None]:
-        process = start(folder, workdir, *overrides)
+        process = start(folder, workdir, *overrides, settings=TWO_CORES)
         killed = moment is not None and kill_at(moment, process, workdir, dice)
         out, err = process.communicate(timeout=300)
         resumed = re.search(r"resumed at step (\d+)", out)
@@ -86,7 +90,9 @@ def names(workdir):
 
 def assert_as_if_undisturbed(folder, workdir, *, steps):
     undisturbed = folder / f"undisturbed-{steps}"
-    train(config_of(folder, steps=steps, checkpoint_every=CHECKPOINT_EVERY), undisturbed, progress=False)
+    process = start(folder, undisturbed, *overrides_of(steps), settings=TWO_CORES)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert losses(workdir) == losses(undisturbed)
     assert len([key for key in losses(workdir) if key[1] == "train"]) == steps
     assert names(workdir) == names(undisturbed)
