@@ -78,13 +78,12 @@ def to_points(outcomes: Sequence[Outcome]) -> Points:
     return Points(n_P, d_P, c_P, loss_P, np.ones_like(n_P))
 
 
-def analyse(outcomes: Sequence[Outcome], settings: Any, *, workers: int | None = None) -> Analysis:
+def analyse(outcomes: Sequence[Outcome], settings: Any) -> Analysis:
     """Fit the finished trials.
 
     Args:
         outcomes: of all stages.
         settings: `config.fit` of a study.
-        workers: processes for the bootstrap.
 
     Raises UserError while fewer trials of the grid are finished than a surface has parameters.
     """
@@ -94,11 +93,7 @@ def analyse(outcomes: Sequence[Outcome], settings: Any, *, workers: int | None =
     points = to_points(grid)
     huber = surface.fit_huber(points, delta=settings.delta)
     surfaces = tuple(
-        uncertainty.bootstrap(
-            points, huber, replicates=settings.bootstrap, seed=settings.seed, delta=settings.delta, workers=workers
-        )
-        if settings.bootstrap
-        else ()
+        uncertainty.bootstrap(points, huber, replicates=settings.bootstrap, seed=settings.seed, delta=settings.delta)
     )
     result = fit.fit(
         points,

@@ -45,6 +45,10 @@ class Points:
         """The runs at `index` (integers or booleans)."""
         return Points(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
+    def weighted(self, weight_P: np.ndarray) -> "Points":
+        """The runs of positive weight, under these weights."""
+        return dataclasses.replace(self.take(weight_P > 0), weight_P=weight_P[weight_P > 0])
+
     def with_loss(self, loss_P: np.ndarray) -> "Points":
         """The same runs with other losses."""
         return dataclasses.replace(self, loss_P=loss_P)

@@ -134,7 +134,7 @@ class Study:
         """Fit what is finished."""
         plan = Plan.load(self.workdir / PLAN)
         outcomes = trials.finished(self.workdir, plan.trials)
-        found = analysis.analyse(outcomes, self.config.fit, workers=self.config.run.workers or None)
+        found = analysis.analyse(outcomes, self.config.fit)
         done, planned = len([one for one in outcomes if one.trial.stage == "grid"]), len(plan.of("grid"))
         whole = gates.Gate("grid finished", done == planned, f"{done} of {planned} trials of the grid are finished")
         optimal = all(math.isfinite(n) for n in found.result["bands"]["n"])

@@ -8,17 +8,17 @@ and finds those of the other.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.optimize
 
+from experiments.scaling import quasi_newton
 from experiments.scaling.points import Points
 
 DELTA = 1e-3  # of the Huber loss, in log-loss: arXiv 2203.15556, section 3.3
 EXPONENTS = np.geomspace(0.02, 2.0, 48)  # where exponents are looked for first
 _STARTS = 4
-# The objective is a sum of about 1e-3; the search's tolerance is for functions near 1.
-_SCALE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,68 +49,97 @@ class Surface:
         return n, product / n
 
 
-def fit_huber(points: Points, *, delta: float = DELTA, near: Surface | None = None) -> Surface:
+def fit_huber(points: Points, *, delta: float = DELTA) -> Surface:
     """The surface of least summed Huber loss of log(predicted) - log(measured).
+
+    Searched for from each local minimum of `fit_varpro`'s grid of exponents: no start is a guess.
 
     Args:
         points: at least five runs.
         delta: residuals in log-loss up to this count squared, larger ones linearly.
-        near: a fit of much the same runs: then the search starts there and from the best exponents of `fit_varpro`'s
-            grid only, and not from each of the grid's local minima, as it does by default. No start is a guess.
     """
-    problem = _LogProblem(points, delta)
-    minima = _grid_minima(points)
-    candidates = minima if near is None else [near, minima[0]]
-    best = min((problem.minimise(start) for start in candidates), key=lambda result: result[0])
-    return problem.surface(*best)
+    starts = _grid_minima(points)
+    (fitted,) = _fit_from(points, points.weight_P[None], np.zeros(len(starts), int), starts, delta)
+    return fitted
 
 
-class _LogProblem:
+def refit_huber(points: Points, weight_BxP: np.ndarray, near: Surface, *, delta: float = DELTA) -> list[Surface]:
+    """The surface of least summed Huber loss under each row of weights (0 leaves a run out), all searched for at once.
+
+    Args:
+        points: the runs; their own weights are not used.
+        weight_BxP: of B fits.
+        near: the fit of much the same runs; each search starts there, and from the best exponents of its own grid.
+        delta: as of `fit_huber`.
+    """
+    starts = [start for weight_P in weight_BxP for start in (near, _grid_minima(points.weighted(weight_P))[0])]
+    return _fit_from(points, weight_BxP, np.repeat(np.arange(len(weight_BxP)), 2), starts, delta)
+
+
+def _fit_from(
+    points: Points, weight_BxP: np.ndarray, fit_S: np.ndarray, starts: Sequence[Surface], delta: float
+) -> list[Surface]:
+    """The best of each fit's searches; search s starts at `starts[s]` and belongs to fit `fit_S[s]`."""
+    problems = _LogProblems(points, weight_BxP[fit_S], delta)
+    theta_SxK, objective_S = quasi_newton.minimise(problems, np.array([problems.theta(start) for start in starts]))
+    best = [min(np.flatnonzero(fit_S == b), key=lambda s: objective_S[s]) for b in range(len(weight_BxP))]
+    return [problems.surface(theta_SxK[s], float(objective_S[s])) for s in best]
+
+
+class _LogProblems:
     """Huber loss in theta = (a, b, e, log alpha, log beta): log L = logsumexp(a - alpha n, b - beta d, e).
 
-    n and d are log N and log D about their means: else a and alpha (b and beta) are all but collinear.
+    n and d are log N and log D about their means: else a and alpha (b and beta) are all but collinear. One problem for
+    each row of weights.
     """
 
-    def __init__(self, points: Points, delta: float) -> None:
+    def __init__(self, points: Points, weight_SxP: np.ndarray, delta: float) -> None:
         log_n_P, log_d_P = np.log(points.n_P), np.log(points.d_P)
         self._mean_n, self._mean_d = log_n_P.mean(), log_d_P.mean()
         self._n_P, self._d_P = log_n_P - self._mean_n, log_d_P - self._mean_d
-        self._log_loss_P, self._weight_P, self._delta = np.log(points.loss_P), points.weight_P, delta
+        self._log_loss_P, self._weight_SxP, self._delta = np.log(points.loss_P), weight_SxP, delta
 
-    def value_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        a, b, e, log_alpha, log_beta = theta
-        alpha, beta = np.exp(log_alpha), np.exp(log_beta)
-        terms_3xP = np.stack((a - alpha * self._n_P, b - beta * self._d_P, np.full_like(self._n_P, e)))
-        highest_P = terms_3xP.max(axis=0)
-        shares_3xP = np.exp(terms_3xP - highest_P)
-        sums_P = shares_3xP.sum(axis=0)
-        shares_3xP /= sums_P
-        residual_P = highest_P + np.log(sums_P) - self._log_loss_P
-        clipped_P = np.clip(residual_P, -self._delta, self._delta)
+    def value_and_gradient(self, x_RxK: np.ndarray, which_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `quasi_newton.Problems`."""
+        residual_RxP, slopes_RxKxP = self._residuals(x_RxK)
+        clipped_RxP = np.clip(residual_RxP, -self._delta, self._delta)
         # Huber(r) = c (r - c / 2) with c = r clipped to +-delta; its derivative is c.
-        value = float(np.sum(self._weight_P * clipped_P * (residual_P - clipped_P / 2)))
-        slopes_3xP = shares_3xP * (self._weight_P * clipped_P)
-        to_alpha, to_beta = -alpha * np.sum(slopes_3xP[0] * self._n_P), -beta * np.sum(slopes_3xP[1] * self._d_P)
-        return value * _SCALE, np.array([*slopes_3xP.sum(axis=1), to_alpha, to_beta]) * _SCALE
+        weighted_RxP = self._weight_SxP[which_R] * clipped_RxP
+        value_R = np.sum(weighted_RxP * (residual_RxP - clipped_RxP / 2), axis=1)
+        return value_R, np.sum(slopes_RxKxP * weighted_RxP[:, None], axis=2)
 
-    def minimise(self, start: Surface) -> tuple[float, np.ndarray]:
+    def curvature(self, x_RxK: np.ndarray, which_R: np.ndarray) -> np.ndarray:
+        """Of the parabolas that touch each run's Huber loss from above (iteratively reweighted least squares)."""
+        residual_RxP, slopes_RxKxP = self._residuals(x_RxK)
+        weight_RxP = self._weight_SxP[which_R] * self._delta / np.maximum(np.abs(residual_RxP), self._delta)
+        curvature_RxKxK = np.einsum("rp,rkp,rlp->rkl", weight_RxP, slopes_RxKxP, slopes_RxKxP)
+        # A term that is all but absent has none of its own.
+        largest_R = np.einsum("rkk->rk", curvature_RxKxK).max(axis=1)
+        return curvature_RxKxK + 1e-6 * largest_R[:, None, None] * np.eye(x_RxK.shape[1])
+
+    def _residuals(self, x_RxK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(log predicted - log measured [R, P], its derivatives [R, K, P])."""
+        a, b, e = (x_RxK[:, k, None] for k in range(3))
+        alpha, beta = (np.exp(x_RxK[:, k, None]) for k in (3, 4))
+        by_n, by_d = a - alpha * self._n_P, b - beta * self._d_P
+        highest = np.maximum(np.maximum(by_n, by_d), e)
+        shares = np.stack([np.exp(term - highest) for term in (by_n, by_d, e)], axis=1)
+        sums = shares.sum(axis=1)
+        shares /= sums[:, None]
+        to_alpha, to_beta = -alpha * self._n_P * shares[:, 0], -beta * self._d_P * shares[:, 1]
+        slopes = np.concatenate((shares, to_alpha[:, None], to_beta[:, None]), axis=1)
+        return highest + np.log(sums) - self._log_loss_P, slopes
+
+    def theta(self, start: Surface) -> np.ndarray:
+        """A surface as a starting point."""
         a = np.log(max(start.A, 1e-300)) - start.alpha * self._mean_n
         b = np.log(max(start.B, 1e-300)) - start.beta * self._mean_d
         # A term that the start lacks begins small, not at log 0, where its gradient is nothing.
         a, b, e = np.maximum((a, b, np.log(max(start.E, 1e-300))), -10.0)
-        theta, value = np.array([a, b, e, np.log(start.alpha), np.log(start.beta)]), np.inf
-        # Restarted where it stopped: a fresh curvature estimate frees the search from the kinks of a small delta.
-        for _ in range(10):
-            result = scipy.optimize.minimize(
-                self.value_and_gradient, theta, jac=True, method="BFGS", options={"maxiter": 2000, "gtol": 1e-7}
-            )
-            theta = result.x
-            if not result.fun < value * (1 - 1e-9):
-                break
-            value = float(result.fun)
-        return float(result.fun) / _SCALE, theta
+        return np.array([a, b, e, np.log(start.alpha), np.log(start.beta)])
 
-    def surface(self, objective: float, theta: np.ndarray) -> Surface:
+    def surface(self, theta: np.ndarray, objective: float) -> Surface:
+        """Inverse of `theta`."""
         a, b, e = (float(value) for value in theta[:3])
         alpha, beta = (float(np.exp(value)) for value in theta[3:])
         return Surface(

@@ -1,21 +1,17 @@
 """How far a fit can be trusted: bootstrap intervals, hold-outs, and what it makes of other choices."""
 
-import concurrent.futures
 import dataclasses
-import functools
-import multiprocessing
-import os
 from collections.abc import Sequence
 
 import numpy as np
-import threadpoolctl
 
 from experiments.scaling.frontier import budgets
 from experiments.scaling.points import Points
-from experiments.scaling.surface import DELTA, Surface, fit_huber
+from experiments.scaling.surface import DELTA, Surface, fit_huber, refit_huber
 
 PARAMETERS = ("A", "B", "E", "alpha", "beta", "n_exponent")
 DELTAS = (1e-5, 1e-4, 1e-3, 1e-2)
+_AT_ONCE = 100  # replicates: their arrays stay in the processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,31 +34,25 @@ class HoldOut:
 
 
 def bootstrap(
-    points: Points, fitted: Surface, *, replicates: int, seed: int = 0, delta: float = DELTA, workers: int | None = None
+    points: Points, fitted: Surface, *, replicates: int, seed: int = 0, delta: float = DELTA
 ) -> list[Surface]:
     """Refit resamples of the runs (with replacement); replicate b is a function of (seed, b) alone.
 
     Each is searched for from the full fit and from its own best exponents.
     """
-    workers = min(workers or os.cpu_count() or 1, max(1, replicates // 50))
-    replicate = functools.partial(_replicate, points, fitted, delta, seed)
-    if workers == 1:
-        return replicate(range(replicates))
-    shares = [range(first, replicates, workers) for first in range(workers)]
-    # Spawned: JAX and polars, where they are loaded, hold threads.
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        parts = list(pool.map(replicate, shares))
-    return [parts[b % workers][b // workers] for b in range(replicates)]
+    found: list[Surface] = []
+    for first in range(0, replicates, _AT_ONCE):
+        # A run that is drawn twice is one of twice the weight.
+        weight_BxP = np.array(
+            [_times_drawn(len(points), (seed, b)) for b in range(first, min(first + _AT_ONCE, replicates))]
+        )
+        found += refit_huber(points, weight_BxP * points.weight_P, fitted, delta=delta)
+    return found
 
 
-def _replicate(points: Points, fitted: Surface, delta: float, seed: int, which: Sequence[int]) -> list[Surface]:
-    # The matrices are tiny: BLAS threads would only wait for each other.
-    with threadpoolctl.threadpool_limits(1):
-        return [
-            fit_huber(points.take(np.random.default_rng((seed, b)).integers(0, len(points), len(points))), delta=delta,
-                      near=fitted)
-            for b in which
-        ]  # fmt: skip
+def _times_drawn(count: int, seed: tuple[int, int]) -> np.ndarray:
+    drawn = np.random.default_rng(seed).integers(0, count, count)
+    return np.bincount(drawn, minlength=count).astype(np.float64)
 
 
 def intervals(surfaces: Sequence[Surface], confidence: float = 0.95) -> dict[str, Interval]:

@@ -108,9 +108,18 @@ def test_a_replicate_depends_on_its_number_alone() -> None:
     runs = off_centre_grid(TRUE)
     noisy = runs.with_loss(runs.loss_P * np.exp(np.random.default_rng(0).normal(0, 0.01, len(runs))))
     fitted = surface.fit_huber(noisy)
-    many = uncertainty.bootstrap(noisy, fitted, replicates=6, workers=1)
-    few = uncertainty.bootstrap(noisy, fitted, replicates=3, workers=1)
+    many = uncertainty.bootstrap(noisy, fitted, replicates=6)
+    few = uncertainty.bootstrap(noisy, fitted, replicates=3)
     assert many[:3] == few and len({replicate.E for replicate in many}) == 6
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-5])
+def test_a_replicate_is_the_fit_of_its_resample_searched_for_from_everywhere(chinchilla, delta) -> None:
+    runs = load(chinchilla, 5)
+    replicates = uncertainty.bootstrap(runs, surface.fit_huber(runs, delta=delta), replicates=8, delta=delta)
+    for number, replicate in enumerate(replicates):
+        resample = runs.take(np.random.default_rng((0, number)).integers(0, len(runs), len(runs)))
+        assert replicate.objective == pytest.approx(surface.fit_huber(resample, delta=delta).objective, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -121,7 +130,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     for repeat in range(repeats):
         noise = np.random.default_rng((1, repeat)).normal(0, 0.005, len(runs))
         noisy = runs.with_loss(runs.loss_P * np.exp(noise))
-        surfaces = uncertainty.bootstrap(noisy, surface.fit_huber(noisy), replicates=200, seed=repeat, workers=1)
+        surfaces = uncertainty.bootstrap(noisy, surface.fit_huber(noisy), replicates=200, seed=repeat)
         for name, interval in uncertainty.intervals(surfaces).items():
             covered[name] += interval.low <= getattr(TRUE, name) <= interval.high
     print({name: count / repeats for name, count in covered.items()})
