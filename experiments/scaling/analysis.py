@@ -54,18 +54,22 @@ class Analysis:
     def predict(self, n: float, d: float, *, confidence: float = 0.95, seed: int = 0) -> Prediction:
         """The loss of N parameters after D tokens.
 
-        The interval is over bootstrap replicates, each with a residual of the grid's own drawn on top: where a single
-        trial may fall, not only where the curve may lie.
+        The interval is where a single trial may fall, not only where the curve may lie: over bootstrap replicates, each
+        with a residual of the grid's own drawn on top and, beyond the largest budget, with an error as large as the
+        law made when it foretold the larger budgets of the grid from the smaller ones.
         """
         value = float(self.fitted.loss(np.array(n), np.array(d)))
         if not self.surfaces:
             return Prediction(value, math.nan, math.nan)
-        losses = np.array([float(one.loss(np.array(n), np.array(d))) for one in self.surfaces])
+        losses_B = np.array([float(one.loss(np.array(n), np.array(d))) for one in self.surfaces])
         # A fit of few runs to five parameters has smaller residuals than the runs have noise.
         scale = math.sqrt(len(self.residual_P) / max(1, len(self.residual_P) - len(uncertainty.PARAMETERS) + 1))
-        drawn = np.random.default_rng(seed).choice(self.residual_P, len(losses)) * scale
+        random = np.random.default_rng(seed)
+        of_run_B = random.choice(self.residual_P, len(losses_B)) * scale
+        beyond = max(0.0, math.log(FLOPS_PER_PARAMETER_AND_TOKEN * n * d / self.points.c_P.max()))
+        of_form_B = random.normal(0.0, self.result["extrapolation"]["drift"] * beyond, len(losses_B))
         tail = (1 - confidence) / 2
-        low, high = (float(x) for x in np.quantile(losses * np.exp(drawn), [tail, 1 - tail]))
+        low, high = (float(x) for x in np.quantile(losses_B * np.exp(of_run_B + of_form_B), [tail, 1 - tail]))
         return Prediction(value, low, high)
 
 
@@ -106,6 +110,11 @@ def analyse(outcomes: Sequence[Outcome], settings: Any) -> Analysis:
     )
     residual_P = np.log(points.loss_P) - np.log(huber.loss(points.n_P, points.d_P))
     result["residuals"] = {"standard_deviation": float(np.std(residual_P, ddof=5)), "log_loss": residual_P.tolist()}
+    extrapolated = uncertainty.extrapolations(points, DIGITS, settings.delta)
+    result["extrapolation"] = {
+        "drift": uncertainty.drift(extrapolated),
+        "budgets": [dataclasses.asdict(one) for one in extrapolated],
+    }
     result["noise_floor"] = noise_floor(outcomes)
     result["conventions"] = conventions(grid, settings.delta)
     result["bands"] = bands(points, huber, surfaces, settings.confidence)

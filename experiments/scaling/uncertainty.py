@@ -1,6 +1,7 @@
 """How far a fit can be trusted: bootstrap intervals, hold-outs, and what it makes of other choices."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,15 @@ class HoldOut:
     held_out: str
     fitted_runs: int
     held_out_runs: int
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Extrapolation:
+    """Runs of budget `foretold` by a fit up to budget `fitted_to`: the mean of log(predicted / measured)."""
+
+    fitted_to: float
+    foretold: float
     error: float
 
 
@@ -90,6 +100,34 @@ def _hold_out(points: Points, held_out_P: np.ndarray, name: str, delta: float) -
     surface = fit_huber(fitted, delta=delta)
     error = float(np.mean(np.abs(surface.loss(tested.n_P, tested.d_P) / tested.loss_P - 1)))
     return HoldOut(name, len(fitted), len(tested), error)
+
+
+def extrapolations(points: Points, digits: int, delta: float = DELTA) -> list[Extrapolation]:
+    """Foretell each budget from the cheaper ones, wherever two and more of them have enough runs to be fitted.
+
+    Rolling origins, as forecasts are judged by (Tashman 2000, International Journal of Forecasting 16).
+    """
+    groups = budgets(points, digits)
+    found = []
+    for known in range(2, len(groups)):
+        fitted = points.take(np.concatenate([index for _, index in groups[:known]]))
+        if len(fitted) <= len(PARAMETERS):
+            continue
+        surface = fit_huber(fitted, delta=delta)
+        for budget, index in groups[known:]:
+            runs = points.take(index)
+            error = float(np.mean(np.log(surface.loss(runs.n_P, runs.d_P) / runs.loss_P)))
+            found.append(Extrapolation(groups[known - 1][0], budget, error))
+    return found
+
+
+def drift(found: Sequence[Extrapolation]) -> float:
+    """Root mean square of the extrapolations' errors, for each factor of e between budgets; 0 where there are none.
+
+    A law of the wrong form goes wrong in one direction, so that its error grows with the distance itself.
+    """
+    rates = [one.error / math.log(one.foretold / one.fitted_to) for one in found]
+    return math.sqrt(sum(rate**2 for rate in rates) / len(rates)) if rates else 0.0
 
 
 def by_delta(points: Points) -> dict[str, Surface]:

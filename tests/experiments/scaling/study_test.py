@@ -62,13 +62,21 @@ def test_a_study_ends_with_fits_a_family_a_check_and_a_report(folder, tmp_path, 
         "seeds__repeats": 2, "data__repeated_unique_tokens": (2500.0,), "repeats__widths": (16, 32),
         "repeats__epochs": (4.0, 16.0), "fit__bootstrap": 60,
     }  # fmt: skip
-    run(folder, tmp_path / "run", said=said, changes=changes)
+    found = run(folder, tmp_path / "run", said=said, changes=changes)
     fit = json.loads((tmp_path / "run" / "fit.json").read_text())
     assert fit["refused"] == []
     assert fit["approach3"]["huber"]["n_exponent"] == pytest.approx(TRUE.n_exponent, abs=0.02)
     assert set(fit) >= {"approach1", "approach2", "approach3", "holdout", "gates", "noise_floor", "repeated", "check"}
     assert len(fit["noise_floor"]["losses"]) == 3 and fit["noise_floor"]["standard_deviation"] < 0.02
     assert fit["check"]["within_interval"] and abs(fit["check"]["relative_error"]) < 0.01
+    # An interval grows with the drift, beyond the grid and only there.
+    assert found is not None
+    for factor, wider in ((1.0, False), (16.0, True)):
+        n, d = (float(value) for value in found.fitted.optimum(factor * found.points.c_P.max()))
+        found.result["extrapolation"]["drift"] = 0.0
+        without = found.predict(n, d)
+        found.result["extrapolation"]["drift"] = 0.05
+        assert (found.predict(n, d).high > without.high * 1.02) == wider
     plan = Plan.load(tmp_path / "run" / "plan.json")
     # The pilot's best rate, and a calibration that knows how the results' seconds were made.
     for trial in plan.of("grid"):

@@ -67,6 +67,20 @@ def test_standard_errors_and_intervals_are_the_published_ones(chinchilla) -> Non
         assert found[name].low < value < found[name].high, name
 
 
+def test_a_law_that_bends_drifts_and_one_that_does_not_does_not() -> None:
+    runs = off_centre_grid(TRUE)
+    found = uncertainty.extrapolations(runs, 6)
+    assert [(round(np.log10(one.fitted_to)), round(np.log10(one.foretold))) for one in found] == [
+        (19, 20), (19, 20), (19, 21), (20, 20), (20, 21), (20, 21),
+    ]  # fmt: skip
+    assert uncertainty.drift(found) < 1e-4
+    # Something is learnt from 1e20 FLOPs on, of which the smaller runs know nothing: they foretell too high a loss.
+    learnt = 0.05 * np.log(np.maximum(runs.c_P / 1e20, 1))
+    bent = uncertainty.extrapolations(runs.with_loss(runs.loss_P - learnt), 6)
+    assert bent[2].error > 0.01 and uncertainty.drift(bent) > 0.005
+    assert uncertainty.drift([]) == 0
+
+
 @pytest.mark.parametrize("fit", [surface.fit_huber, surface.fit_varpro])
 def test_a_noise_free_surface_is_recovered_from_an_off_centre_grid(fit) -> None:
     fitted = fit(off_centre_grid(TRUE))
