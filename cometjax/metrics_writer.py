@@ -14,21 +14,16 @@ import os
 import pathlib
 import queue
 import threading
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from cometjax import metrics
+from cometjax.tensorboard_files import Board
 
 QUEUE_LINES = 4096
 BOARD = "tensorboard"
 _RETRY_SECONDS = 1.0
-_BOARD_FLUSH_SECONDS = 10.0
 # How long a checkpoint, and a run's end, wait for a file system that hangs.
 FLUSH_SECONDS = 60.0
 
@@ -52,9 +47,7 @@ class MetricsWriter:
         path = workdir / metrics.METRICS_FILE
         metrics.cut(path, resumed_step)
         self._file = path.open("ab", buffering=0)
-        self._board: EventsWriter | None = None
-        self._on_board(lambda: self._open_board(resumed_step))
-        self._board_flushed = time.monotonic()
+        self._board = Board(workdir / BOARD, resumed_step=resumed_step)
         self._dropped, self._unwritten = 0, 0  # by the loop; by the thread
         # Counts lines alone: a flush and the end always find room.
         self._room = threading.Semaphore(queue_lines)
@@ -97,26 +90,18 @@ class MetricsWriter:
     def _write_queued(self) -> None:
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
-                if self._board is not None:
-                    self._flush_board(self._board)
+                self._board.flush()
                 item.set()
             else:
                 self._write_line(*item)
                 self._room.release()
         self._file.close()
-        if self._board is not None:
-            self._on_board(self._board.close)
+        self._board.close()
 
     def _write_line(self, step: int, split: str, values: Mapping[str, float | int | None]) -> None:
         line = {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
         self._append((json.dumps({"step": step, "split": split} | line) + "\n").encode())
-        if (board := self._board) is None:
-            return
-        scalars = [Summary.Value(tag=f"{split}/{key}", simple_value=v) for key, v in line.items() if v is not None]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-        self._on_board(lambda: board.write_event(event))
-        if time.monotonic() > self._board_flushed + _BOARD_FLUSH_SECONDS:  # its flush waits for the disk
-            self._flush_board(board)
+        self._board.write(step, split, line)
 
     def _append(self, line: bytes) -> None:
         """Append a whole line: a reader, and a kill, find all of it or no more than a last line without an end."""
@@ -137,22 +122,3 @@ class MetricsWriter:
                 if self._closing.wait(_RETRY_SECONDS):
                     self._unwritten += 1
                     return
-
-    def _open_board(self, resumed_step: int) -> None:
-        folder = self._workdir / BOARD
-        folder.mkdir(exist_ok=True)
-        # Not its SummaryWriter: that has a thread and a queue of its own, which stall for good once a disk was full.
-        self._board = EventsWriter(str(folder / "events"))
-        # TensorBoard then forgets what it has read beyond.
-        self._board.write_event(Event(step=resumed_step + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def _flush_board(self, board: EventsWriter) -> None:
-        self._on_board(board.flush)
-        self._board_flushed = time.monotonic()
-
-    def _on_board(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except OSError as error:
-            logging.error("%s: TensorBoard's file ends here (%s)", self._workdir / BOARD, error.strerror)
-            self._board = None

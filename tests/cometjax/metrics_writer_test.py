@@ -10,7 +10,7 @@ import threading
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from cometjax import metrics
+from cometjax import metrics, tensorboard_files
 from cometjax.metrics_writer import MetricsWriter
 
 
@@ -59,18 +59,34 @@ def test_tensorboard_gets_each_finite_figure_and_is_told_where_a_resumed_run_beg
     writer = MetricsWriter(tmp_path, resumed_step=4, enabled=True)
     writer.write(5, "train", {"loss": 0.5, "loss/LAB": 0.25, "mfu": None})
     assert writer.flush(timeout=60)
-    (file,) = (tmp_path / "tensorboard").iterdir()
+    (file,) = (tmp_path / "tensorboard" / "train").iterdir()
     assert len(events(file)) == 3  # whatever befalls the process from here on
     writer.write(5, "tuning", {"loss": 1.5})
     writer.close()
-    version, start, train, tuning = events(file)
+    version, start, train = events(file)
     assert version.file_version == "brain.Event:2"
     assert (start.step, start.session_log.status) == (5, start.session_log.START)
-    assert {value.tag: value.simple_value for value in train.summary.value} == {
-        "train/loss": 0.5,
-        "train/loss/LAB": 0.25,
-    }
-    assert (tuning.step, tuning.summary.value[0].tag) == (5, "tuning/loss")
+    assert {value.tag: value.simple_value for value in train.summary.value} == {"learning/loss": 0.5, "loss/LAB": 0.25}
+    # The same tag in another run: both curves are in one chart.
+    (file,) = (tmp_path / "tensorboard" / "tuning").iterdir()
+    _, _, tuning = events(file)
+    assert (tuning.step, tuning.summary.value[0].tag) == (5, "learning/loss")
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("loss", "learning/loss"),
+        ("bits_per_event", "learning/bits_per_event"),
+        ("loss/LAB", "loss/LAB"),
+        ("gradient_norm", "learning/gradient_norm"),
+        ("gradient_norm/layer_3", "norms/gradient_norm/layer_3"),
+        ("tokens_per_second", "speed/tokens_per_second"),
+        ("seconds/compile", "seconds/compile"),
+    ],
+)
+def test_in_tensorboard_a_figure_is_in_the_group_of_its_likes(key, expected):
+    assert tensorboard_files.tag(key) == expected
 
 
 def test_other_processes_than_the_first_write_nothing(tmp_path):
@@ -135,10 +151,10 @@ def test_lines_that_the_disk_refuses_are_told_once_and_written_when_there_is_roo
     assert "are lost" not in caplog.text
 
 
-def test_lines_that_the_disk_refuses_to_the_end_are_counted_and_tensorboards_file_ends(tmp_path, caplog):
+def test_lines_that_the_disk_refuses_to_the_end_are_counted_and_tensorboards_files_end(tmp_path, caplog):
     with small_files():
         write_lines(tmp_path, range(1, 200))
     kept = steps_in(tmp_path)
     assert kept == list(range(1, len(kept) + 1)) and len(kept) > 2
     assert f"{199 - len(kept)} lines of metrics are lost" in caplog.text
-    assert "TensorBoard's file ends here (File too large)" in caplog.text
+    assert "TensorBoard's files end here (File too large)" in caplog.text
