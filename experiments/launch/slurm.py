@@ -25,16 +25,19 @@ case $status in
   0) exit 0 ;;
   2) echo "not requeued: the command itself is wrong, see the line above" >&2; exit 2 ;;
 esac
+# An array's last task has the number of the whole array as its SLURM_JOB_ID: asked by that, Slurm would speak of all.
+job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+job=${{job:-$SLURM_JOB_ID}}
 # 143: saved after SIGTERM (preemption, or {grace} s before the time limit). Anything else: a lost node, a crash.
 # A job that Slurm itself ends is no longer RUNNING: preempted, it goes back to the queue by itself; cancelled, it ends.
-if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then exit "$status"; fi
+if [ "$(squeue --noheader --jobs="$job" --format=%T)" != RUNNING ]; then exit "$status"; fi
 restarts=${{SLURM_RESTART_COUNT:-0}}
 if [ "$restarts" -ge {max_restarts} ]; then
   echo "not requeued: exit code $status after $restarts restarts" >&2
   exit "$status"
 fi
 echo "exit code $status after $restarts restarts: requeued, goes on from the last checkpoint" >&2
-scontrol requeue "$SLURM_JOB_ID"
+scontrol requeue "$job"
 exit "$status"
 """
 

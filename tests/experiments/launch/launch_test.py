@@ -92,6 +92,19 @@ def test_a_job_is_requeued_unless_it_is_done_wrong_cancelled_or_tired(status, st
     assert ("asked: requeue 12" in done.stdout) == requeued
 
 
+def test_a_task_of_an_array_asks_for_itself_alone() -> None:
+    """The array's last task has the array's own number as its job's."""
+    script = slurm.render(job(trials=sweep(["seed=0,1,2"])), slurm.default_config())["train.sbatch"]
+    stand_in = """srun() { return 1; }; scontrol() { echo "asked: $*"; }
+    squeue() { case "$*" in *--jobs=12_2*) echo RUNNING ;; *) echo "RUNNING COMPLETED" ;; esac; }\n"""
+    array = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "2"}
+    done = subprocess.run(
+        ["bash", "-c", stand_in + script],
+        capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"], **array}, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "asked: requeue 12_2\n"
+
+
 def test_the_script_asks_slurm_for_what_the_flags_say(tmp_path) -> None:
     out = tmp_path / "launch"
     done = launch(

@@ -1,4 +1,4 @@
-"""A two-task job on a real Slurm of one node: preempted, requeued, and ends as the undisturbed one does.
+"""Jobs on a real Slurm of one node: preempted or crashed, requeued, and ending as undisturbed ones do.
 
 The daemons are started by the test, on ports and in folders of their own, where slurm-wlm and munge are installed
 (`make test-cluster` installs them on Debian and Ubuntu).
@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
+from cometjax import workdir as workdirs
+from experiments.scaling import study, trials
+from experiments.scaling.plan import Plan
+from tests.experiments.scaling import made_up_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -56,6 +62,15 @@ def get_config():
     config.optimizer.update(warmup_steps=4, learning_rate=2e-2)
     config.train.update(steps=600, batch_rows=8, row_length=64, log_every=1, eval_every=1000, checkpoint_every=1000)
     return config
+"""
+# Three trials of one budget, long enough to be disturbed.
+STUDY = """
+import pathlib
+from tests.experiments.scaling import made_up_study
+
+def get_config():
+    return made_up_study.config(pathlib.Path({folder!r}), grid__budgets=(2e10,), grid__sizes=3, grid__spread=1.5,
+                                pilot__tokens_per_parameter=150.0)
 """
 
 pytestmark = pytest.mark.slow
@@ -202,3 +217,72 @@ def test_a_wrong_command_ends_the_job(slurm, tmp_path) -> None:
     wait_for(lambda: state(job) == "FAILED", "the end", 240)
     assert "not requeued: the command itself is wrong" in log_of(workdir)
     assert "no-such-corpus" in log_of(workdir)
+
+
+def training_process(workdir: pathlib.Path) -> int:
+    """The process, not the srun that waits for it, that trains there."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode().split("\0")
+            if pathlib.Path(words[0]).name.startswith("python") and f"--workdir={workdir}" in words:
+                return int(path.parent.name)
+    raise AssertionError(f"nobody trains in {workdir}")
+
+
+def restarts(job: str) -> dict[int, int]:
+    """How often each task of an array was requeued."""
+    tasks = run("scontrol", "show", "job", job).split("\n\n")
+    return {int(re.search(r"ArrayTaskId=(\d+) ", task)[1]): int(re.search(r"Restarts=(\d+)", task)[1])
+            for task in tasks if task.strip()}  # fmt: skip
+
+
+def sweep(folder: pathlib.Path, workdir: pathlib.Path, *flags: str) -> str:
+    command = [sys.executable, "-m", "experiments.scaling_sweep", f"--config={folder / 'study_file.py'}"]
+    return run(*command, f"--workdir={workdir}", "--yes", *flags)
+
+
+@pytest.mark.timeout(1500)
+def test_a_study_is_an_array_of_which_only_the_disturbed_tasks_come_back(slurm, tmp_path) -> None:
+    made_up_study.config(tmp_path)  # the corpus
+    (tmp_path / "study_file.py").write_text(STUDY.format(folder=str(tmp_path)))
+    workdir = tmp_path / "run"
+    setup = (f"export PATH={pathlib.Path(sys.executable).parent}:$PATH JAX_PLATFORMS=cpu",)
+    launch = ("--launcher=slurm", "--slurm.partition=grace", f"--slurm.directory={ROOT}", f"--slurm.setup={setup!r}")
+    said = sweep(tmp_path, workdir, *launch)
+    assert "0 of 3 trials finished" in said
+    (submit,) = [line.strip() for line in said.splitlines() if "sbatch" in line and "mkdir" in line]
+    job = run("bash", "-c", submit).split()[-1]
+    planned = Plan.load(workdir / "plan.json").trials
+    folders = [trials.folder(workdir, trial.name) for trial in planned]
+
+    def trains(task: int) -> bool:
+        return steps_done(folders[task]) > 10
+
+    # Two of three have the node's two CPUs. The urgent job wants one, and takes it from one of them.
+    wait_for(lambda: trains(0) and trains(1), "two trials", 240)
+    run("sbatch", "--partition=urgent", "--ntasks=1", "--output=/dev/null", "--wrap=sleep 1")
+    # The last task of an array has the array's own number as its job's: a crash of it must not bring back all.
+    wait_for(lambda: trains(2), "the third trial", 400)
+    os.kill(training_process(folders[2]), signal.SIGKILL)
+    wait_for(lambda: run("squeue", "--noheader") == "", "an empty queue", 600)
+    again = restarts(job)
+    assert again[2] == 1 and sorted([again[0], again[1]]) == [0, 1], log_of(workdir / "trials")
+    (preempted,) = [task for task in (0, 1) if again[task]]
+    for task in (preempted, 2):
+        assert "resumed at step" in log_of_task(workdir, job, task)
+
+    # The same command takes up the results; they are those of the study trained here.
+    assert "REFUSED" in sweep(tmp_path, workdir, *launch)
+    assert "3 of 3 trials of the grid are finished" in (workdir / study.REPORT).read_text()
+    here = tmp_path / "here"
+    sweep(tmp_path, here, "--config.run.pin=False")
+    for trial, folder in zip(planned, folders, strict=True):
+        undisturbed = workdirs.read_json(trials.folder(here, trial.name) / workdirs.RESULT)
+        result = workdirs.read_json(folder / workdirs.RESULT)
+        assert result["step"] == undisturbed["step"] == trial.steps
+        assert result["tuning_loss"] == undisturbed["tuning_loss"]
+
+
+def log_of_task(workdir: pathlib.Path, job: str, task: int) -> str:
+    (log,) = (workdir / "trials").glob(f"*-{job}_{task}.log")
+    return log.read_text()
