@@ -288,8 +288,9 @@ class Study:
             return
         if self.launch.launcher == "local":
             settings = self.config.run
-            # A trial alone has the machine: the check is the longest of all.
-            alone = len(left) == 1
+            # The check is alone and has the machine. A grid's last trial keeps to one core like the others, however often
+            # it is continued: over other devices sums round otherwise.
+            alone = len(chosen) == 1
             self.say(f"{stage}: {len(left)} of {len(chosen)} trials to run")
             local.run_all(
                 plan, self.workdir / file, chosen, self.workdir,

@@ -44,10 +44,13 @@ def main() -> None:
     import jax
     from absl import logging
 
+    from cometjax import cpu_devices
     from data_pipeline.errors import UserError
     from experiments.scaling import trials
     from experiments.scaling.plan import Plan
 
+    # One device for a worker with a core of its own; all cores for one that is alone.
+    cpu_devices.show_cores()
     logging.set_verbosity(logging.WARNING)
     # Trials of one shape share their initialisation and evaluation; only the training step holds its own schedule.
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(arguments.workdir).resolve() / "compiled"))
