@@ -38,6 +38,7 @@ class Analysis:
         surfaces: its bootstrap replicates.
         residual_P: log(measured) - log(fitted).
         result: what fit.json holds.
+        outcomes: of the grid, in the order of `points`.
     """
 
     points: Points
@@ -45,6 +46,7 @@ class Analysis:
     surfaces: tuple[surface.Surface, ...]
     residual_P: np.ndarray
     result: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
 
     @property
     def refused(self) -> list[str]:
@@ -122,7 +124,7 @@ def analyse(outcomes: Sequence[Outcome], settings: Any) -> Analysis:
     if len(repeats) >= repeated.MIN_RUNS:
         rows = [(o.trial.n, o.tokens, o.trial.unique_tokens, o.loss) for o in repeats]
         result["repeated"] = repeated.analyse(huber, repeated.make(rows), seed=settings.seed)
-    return Analysis(points, huber, surfaces, residual_P, result)
+    return Analysis(points, huber, surfaces, residual_P, result, tuple(grid))
 
 
 def noise_floor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
@@ -142,6 +144,26 @@ def noise_floor(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
         "mean": float(np.mean(losses)),
         "standard_deviation": float(np.std(losses, ddof=1)),
     }
+
+
+def by_kind(found: Analysis, beyond: Outcome, delta: float) -> list[dict[str, Any]]:
+    """Where a loss beyond the grid was foretold wrongly: by each kind of token's own surface, the largest error first.
+
+    `contribution` is (foretold - measured) nats times the kind's share of all targets. The sum of many surfaces is not
+    one surface, so contributions add up to the error of the whole only roughly.
+    """
+    total = sum(tokens for _, tokens in beyond.by_kind.values())
+    rows = []
+    for kind, (measured, tokens) in beyond.by_kind.items():
+        losses = [outcome.by_kind[kind][0] for outcome in found.outcomes if kind in outcome.by_kind]
+        # Not in every trial's evaluation, or so certain that nothing is left to fit.
+        if len(losses) < len(found.outcomes) or min(losses) <= 0:
+            continue
+        fitted = surface.fit_huber(found.points.with_loss(np.array(losses)), delta=delta)
+        foretold = float(fitted.loss(np.array(beyond.trial.n), np.array(beyond.tokens)))
+        row = {"kind": kind, "share": tokens / total, "foretold": foretold, "measured": measured}
+        rows.append(row | {"contribution": (foretold - measured) * tokens / total})
+    return sorted(rows, key=lambda row: -abs(row["contribution"]))
 
 
 def conventions(grid: Sequence[Outcome], delta: float) -> list[dict[str, Any]]:

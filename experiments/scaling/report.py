@@ -101,6 +101,9 @@ def text_table(found: Analysis) -> str:
         if "measured" in check:
             inside = "inside" if check["within_interval"] else "OUTSIDE"
             text += f", measured {check['measured']:.4f}: {check['relative_error']:+.2%}, {inside} the interval"
+            if check["by_kind"]:
+                most = check["by_kind"][0]
+                text += f"; of that {most['contribution']:+.4f} nats by {most['kind']} tokens"
         lines.append(text)
     for reason in found.refused:
         lines.append(f"  REFUSED: {reason}")

@@ -150,7 +150,7 @@ class Study:
         """points.csv, fit.json, and family.json if no gate is closed."""
         plan = Plan.load(self.workdir / PLAN)
         self._write_points(trials.finished(self.workdir, plan.trials))
-        check = self._check_outcome()
+        check = self._check_outcome(found)
         if check is not None:
             found.result["check"] = check
         if found.refused:
@@ -250,7 +250,7 @@ class Study:
             make().save(path)
         return Plan.load(path)
 
-    def _check_outcome(self) -> dict[str, Any] | None:
+    def _check_outcome(self, found: Analysis) -> dict[str, Any] | None:
         path = self.workdir / CHECK
         if not path.exists():
             return None
@@ -271,6 +271,7 @@ class Study:
                 "measured": loss,
                 "relative_error": foretold["loss"] / loss - 1,
                 "within_interval": foretold["low"] <= loss <= foretold["high"],
+                "by_kind": analysis.by_kind(found, measured[0], self.config.fit.delta),
             }
         return result
 
@@ -288,8 +289,8 @@ class Study:
             return
         if self.launch.launcher == "local":
             settings = self.config.run
-            # The check is alone and has the machine. A grid's last trial keeps to one core like the others, however often
-            # it is continued: over other devices sums round otherwise.
+            # The check is alone and has the machine. A grid's last trial keeps to one core like the others, however
+            # often it is continued: over other devices sums round otherwise.
             alone = len(chosen) == 1
             self.say(f"{stage}: {len(left)} of {len(chosen)} trials to run")
             local.run_all(

@@ -34,6 +34,7 @@ class Outcome:
         tokens_per_second: over the time in steps.
         skipped_steps: not finite, or spikes.
         curve: (tokens, training loss) over the run.
+        by_kind: of the tuning split, each kind of token's loss and number of targets.
     """
 
     trial: PlannedTrial
@@ -44,6 +45,7 @@ class Outcome:
     tokens_per_second: float
     skipped_steps: int
     curve: tuple[tuple[float, float], ...]
+    by_kind: Mapping[str, tuple[float, int]]
 
     @property
     def timing(self) -> Timing:
@@ -94,7 +96,10 @@ def flags(overrides: Mapping[str, Any]) -> tuple[str, ...]:
 def _read(workdir: pathlib.Path, trial: PlannedTrial) -> Outcome:
     where = folder(workdir, trial.name)
     result = workdirs.read_json(where / workdirs.RESULT)
-    lines = [line for line in metrics.read(where) if line["split"] == "train" and line["loss"] is not None]
+    lines = metrics.read(where)
+    last = [line for line in lines if line["split"] == "tuning"][-1]
+    kinds = [key.removeprefix("loss/") for key in last if key.startswith("loss/")]
+    lines = [line for line in lines if line["split"] == "train" and line["loss"] is not None]
     thinned = lines[:: max(1, len(lines) // _CURVE_POINTS)]
     per_step = result["tokens"] / result["step"]
     return Outcome(
@@ -107,6 +112,7 @@ def _read(workdir: pathlib.Path, trial: PlannedTrial) -> Outcome:
         tokens_per_second=result["tokens_per_second"],
         skipped_steps=result["skipped_steps"],
         curve=tuple((line["step"] * per_step, line["loss"]) for line in thinned),
+        by_kind={kind: (last[f"loss/{kind}"], last[f"tokens/{kind}"]) for kind in kinds},
     )
 
 

@@ -69,6 +69,10 @@ def test_a_study_ends_with_fits_a_family_a_check_and_a_report(folder, tmp_path, 
     assert set(fit) >= {"approach1", "approach2", "approach3", "holdout", "gates", "noise_floor", "repeated", "check"}
     assert len(fit["noise_floor"]["losses"]) == 3 and fit["noise_floor"]["standard_deviation"] < 0.02
     assert fit["check"]["within_interval"] and abs(fit["check"]["relative_error"]) < 0.01
+    first, second = fit["check"]["by_kind"]
+    assert (first["kind"], first["share"], second["kind"]) == ("DIAGNOSIS", 0.25, "LAB")
+    assert first["measured"] / first["foretold"] == pytest.approx(0.8, rel=0.01)
+    assert first["contribution"] == pytest.approx(0.25 * (first["foretold"] - first["measured"]))
     # An interval grows with the drift, beyond the grid and only there.
     assert found is not None
     for factor, wider in ((1.0, False), (16.0, True)):
@@ -87,6 +91,7 @@ def test_a_study_ends_with_fits_a_family_a_check_and_a_report(folder, tmp_path, 
     assert family["members"][1]["n"] == fit["check"]["n"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "REFUSED" not in page and "More patients or more passes" in page and "check-1p6e12" in page
+    assert "Where the difference lies" in page
     assert any("foretold" in text and "inside the interval" in text for text in said)
 
 
