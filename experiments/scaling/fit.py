@@ -56,7 +56,6 @@ def fit(
     if len(runs) <= len(uncertainty.PARAMETERS):
         raise UserError(f"{len(runs)} runs are too few for five parameters", where="--points")
     iso = frontier.isoflops(runs, digits)
-    envelope = frontier.lower_envelope(runs)
     huber = surface.fit_huber(runs, delta=delta)
     above = _largest_budget(iso) if hold_out_above is None else hold_out_above
     hold_out = None if above is None else uncertainty.hold_out_above(runs, above, delta)
@@ -64,14 +63,7 @@ def fit(
     result: dict[str, Any] = {
         "runs": len(runs),
         "c_range": [float(runs.c_P.min()), float(runs.c_P.max())],
-        "approach1": {"runs": envelope.runs} | _law(envelope.law),
-        "approach2": {"budgets": [dataclasses.asdict(p) for p in iso.parabolas]}
-        | _law(iso.law)
-        | {"exponent_bias": exponent_bias(runs, huber, digits)},
-        "approach3": {
-            "huber": dataclasses.asdict(huber) | {"n_exponent": huber.n_exponent, "delta": delta},
-            "varpro": _surface(surface.fit_varpro(runs)),
-        },
+        **_approaches(runs, iso, huber, delta, digits),
         "holdout": {
             "largest": None if hold_out is None else dataclasses.asdict(hold_out),
             "by_budget": [dataclasses.asdict(h) for h in uncertainty.leave_one_budget_out(runs, digits, delta)],
@@ -91,6 +83,21 @@ def fit(
             "dropped": {key: _surface(value) for key, value in uncertainty.by_dropped(runs, 8, delta).items()},
         }
     return result
+
+
+def _approaches(
+    runs: points.Points, iso: frontier.IsoFlops, huber: surface.Surface, delta: float, digits: int
+) -> dict[str, dict[str, Any]]:
+    envelope = frontier.lower_envelope(runs)
+    return {
+        "approach1": {"runs": envelope.runs, **_law(envelope.law)},
+        "approach2": {
+            "budgets": [dataclasses.asdict(parabola) for parabola in iso.parabolas],
+            **_law(iso.law),
+            "exponent_bias": exponent_bias(runs, huber, digits),
+        },
+        "approach3": {"huber": _surface(huber) | {"delta": delta}, "varpro": _surface(surface.fit_varpro(runs))},
+    }
 
 
 def exponent_bias(runs: points.Points, fitted: surface.Surface, digits: int) -> float | None:
