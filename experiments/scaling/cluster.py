@@ -5,7 +5,8 @@ study goes on when it is started again and finds the trials finished in the shar
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -37,7 +38,7 @@ def write(
         config=f"experiments/configs/from_json.py:{(workdir / trials.BASE).absolute()}",
         overrides=(),
         workdir=str((workdir / trials.TRIALS).absolute()),
-        trials=tuple(Trial(trial.name, trials.flags(trial.overrides)) for trial in chosen),
+        trials=tuple(Trial(trial.name, trials.flags(_anywhere(trial.overrides))) for trial in chosen),
     )
     files = (slurm if launcher == "slurm" else jobset).render(job, cluster)
     out = workdir / LAUNCH / stage
@@ -47,3 +48,8 @@ def write(
     if launcher == "slurm":
         return f"mkdir -p {job.workdir} && sbatch {out / 'train.sbatch'}"
     return f"kubectl apply -f {out}"
+
+
+def _anywhere(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A job does not start in the study's folder."""
+    return {**overrides, "corpus": str(pathlib.Path(overrides["corpus"]).absolute())}

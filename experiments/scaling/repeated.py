@@ -132,8 +132,8 @@ def advice(best: DataConstrained, r_d_interval: Sequence[float]) -> list[str]:
 
     Where the runs do not bound R*_D from above, only its interval's lower end is advice.
     """
-    if _at_bound(best.r_d) and best.r_d > 1:
-        least = r_d_interval[0]
+    least, highest = r_d_interval[0], max(best.r_d, r_d_interval[1])
+    if highest > 1 and _at_bound(highest):
         return [
             f"These runs do not show where passes stop to pay: R*_D may be anything above {least:.3g} (95%).",
             f"Up to {1 + least * math.log(2):.1f} passes another pass is worth at least half of as many new patients; "

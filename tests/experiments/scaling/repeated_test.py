@@ -60,6 +60,12 @@ def test_runs_whose_passes_are_all_worth_fresh_data_get_no_upper_bound_as_advice
     )
 
 
+def test_an_interval_without_an_upper_end_is_no_upper_bound_either() -> None:
+    best = repeated.DataConstrained(TRUE, 60.0, 5.0, 0.0)
+    assert "above 10 (95%)" in repeated.advice(best, (10.0, 1e4))[0]
+    assert "never worth more than 61.0" in repeated.advice(best, (10.0, 90.0))[1]
+
+
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(ValueError, match="4 are needed"):
         repeated.fit(TRUE, runs().take(np.arange(3)))

@@ -181,8 +181,14 @@ def test_data_that_would_be_repeated_is_refused(folder, tmp_path, pretended) -> 
         run(folder, tmp_path / "run", changes={"data__max_epochs": 1.0})
 
 
-def test_a_slurm_study_writes_an_array_and_takes_up_what_came_of_it(folder, tmp_path) -> None:
+def test_a_slurm_study_writes_an_array_and_takes_up_what_came_of_it(folder, tmp_path, monkeypatch) -> None:
     launch = study.Launch("slurm", slurm.default_config())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(study.Waiting):
+        run(folder, pathlib.Path("elsewhere"), launch)
+    # A job starts in a folder of its own.
+    script = (tmp_path / "elsewhere" / "launch" / "grid" / "train.sbatch").read_text()
+    assert f"--config.corpus={tmp_path / 'elsewhere' / 'corpus'}" in script
     with pytest.raises(study.Waiting, match=r"0 of 15 .*\n.*sbatch"):
         run(folder, tmp_path / "run", launch)
     script = (tmp_path / "run" / "launch" / "grid" / "train.sbatch").read_text()
