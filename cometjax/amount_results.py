@@ -19,6 +19,8 @@ _SCORES = {
     "rmsle": ("mean", scores.rmsle_weighted),
     "concordance": ("mean", scores.concordance_weighted),
 }
+# The score that a kind of task is compared by.
+MAIN = {"count": "rmsle", "duration": "mae"}
 
 
 def score_amounts(
@@ -54,7 +56,9 @@ def score_amounts(
         "share_between_low_and_high": inside.mean(),
         "truncated_share": estimates.get_column("truncated").mean(),
         "outcome_in_vocabulary": outcome_coverage(task, events, vocabulary),
-        "constant": _constant_scores(target_N, rows.training.get_column(column).to_numpy().astype(np.float64)),
+        "constant": _constant_scores(
+            task, target_N, rows.training.get_column(column).to_numpy().astype(np.float64), estimates, drawn
+        ),
         **rows.counts,
     }
     for name, (predicted, score) in _SCORES.items():
@@ -64,17 +68,28 @@ def score_amounts(
     return result
 
 
-def _constant_scores(target_N: np.ndarray, train_N: np.ndarray) -> dict[str, float | None]:
-    """Of the best constants by the training rows: their median, and their mean on the scale of the RMSLE."""
+def _constant_scores(
+    task: Task, target_N: np.ndarray, train_N: np.ndarray, estimates: pl.DataFrame, drawn: scores.Resamples
+) -> dict[str, Any]:
+    """Of the best constants by the training rows: their median, and their mean on the scale of the RMSLE.
+
+    `gain_of_model`: by how much the model's error is less in the task's main metric, paired.
+    """
     if not len(train_N):
-        return {"mae": None, "rmsle": None}
+        return {"mae": None, "rmsle": None, "gain_of_model": None}
+    constants = {"mae": float(np.median(train_N)), "rmsle": float(np.expm1(np.log1p(train_N).mean()))}
     ones_1xN = np.ones((1, len(target_N)))
-    median_N = np.full(len(target_N), np.median(train_N))
-    middle_N = np.full(len(target_N), np.expm1(np.log1p(train_N).mean()))
-    return {
-        "mae": float(scores.mae_weighted(target_N, median_N, ones_1xN)[0]),
-        "rmsle": float(scores.rmsle_weighted(target_N, middle_N, ones_1xN)[0]),
+    said: dict[str, Any] = {
+        name: float(_SCORES[name][1](target_N, np.full(len(target_N), value), ones_1xN)[0])
+        for name, value in constants.items()
     }
+    main = MAIN[task.kind]
+    predicted, score = _SCORES[main]
+    constant_N = np.full(len(target_N), constants[main])
+    gain = scores.difference(
+        score, target_N, constant_N, estimates.get_column(predicted).to_numpy(), drawn, needs_classes=False
+    )
+    return said | {"gain_of_model": dataclasses.asdict(gain)}
 
 
 def _number(value: float | None) -> float | None:

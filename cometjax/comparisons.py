@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 LEVEL = 0.05
+# With fewer rows that have the outcome, an AUROC's interval is too wide, and its law too far from normal, to claim by.
+MIN_EVENTS = 100
+VERDICTS = ("better", "not_told_apart", "worse")
 
 
 def holm(p_values_T: np.ndarray) -> np.ndarray:
@@ -36,16 +39,43 @@ def p_value(difference: float, standard_error: float) -> float:
     return math.erfc(abs(difference / standard_error) / math.sqrt(2))
 
 
-def summarize(tasks: Mapping[str, Mapping[str, Any]], rival: str, *, level: float = LEVEL) -> dict[str, Any]:
-    """How the model's AUROC stands to that of a baseline over the tasks.
+def gains_over(tasks: Mapping[str, Mapping[str, Any]], rival: str) -> dict[str, Mapping[str, Any] | None]:
+    """By task of results.json's `tasks` or `amounts` what the model gains over a baseline in its main metric.
 
-    `tasks`: results.json's; of each the baseline's `auroc_gain_of_model` (value, standard_error) is read.
+    None where there is nothing to compare.
 
-    Returns better, worse, not_told_apart: names of tasks, by Holm's procedure at `level`; untested: names of those
-    where there is no difference or no interval; level; adjusted_p by task.
+    "prevalence" of an amount is the best constant (`cometjax.amount_results`).
     """
-    gains = {name: task["baselines"][rival].get("auroc_gain_of_model") for name, task in tasks.items()}
-    tested = {name: gain for name, gain in gains.items() if gain and gain["standard_error"] is not None}
+    gains = {}
+    for name, task in tasks.items():
+        if task.get("kind", "binary") == "binary":
+            gains[name] = task["baselines"].get(rival, {}).get("auroc_gain_of_model")
+        else:
+            gains[name] = task["constant"]["gain_of_model"] if rival == "prevalence" else None
+    return gains
+
+
+def summarize(
+    gains: Mapping[str, Mapping[str, Any] | None],
+    events: Mapping[str, int],
+    *,
+    level: float = LEVEL,
+    min_events: int = MIN_EVENTS,
+) -> dict[str, Any]:
+    """On which tasks one predictor is better than another.
+
+    Args:
+        gains: by task the difference in its metric, positive where the first is better (value, standard_error); None
+            where there is none.
+        events: by task its rows with the outcome. Tasks with fewer than `min_events` are not compared.
+        level: of the whole family.
+
+    Returns better, worse, not_told_apart: names of tasks, by Holm's procedure at `level`; few_events: names of those
+    with fewer than min_events; untested: names of the others where there is no difference or no interval; level,
+    min_events; adjusted_p by task.
+    """
+    enough = {name: gain for name, gain in gains.items() if events[name] >= min_events}
+    tested = {name: gain for name, gain in enough.items() if gain and gain["standard_error"] is not None}
     p_values_T = np.array([p_value(gain["value"], gain["standard_error"]) for gain in tested.values()])
     adjusted = dict(zip(tested, holm(p_values_T).tolist(), strict=True))
     told = {name: gain["value"] for name, gain in tested.items() if adjusted[name] <= level}
@@ -53,15 +83,19 @@ def summarize(tasks: Mapping[str, Mapping[str, Any]], rival: str, *, level: floa
         "better": [name for name, value in told.items() if value > 0],
         "worse": [name for name, value in told.items() if value < 0],
         "not_told_apart": [name for name in tested if name not in told],
-        "untested": [name for name in gains if name not in tested],
+        "few_events": [name for name in gains if name not in enough],
+        "untested": [name for name in enough if name not in tested],
         "level": level,
+        "min_events": min_events,
         "adjusted_p": adjusted,
     }
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
-    """The summary in words: `better on 3 of 78 tasks, worse on 1, not told apart on 70, untested 4`."""
-    counts = {name: len(summary[name]) for name in ("better", "worse", "not_told_apart", "untested")}
-    text = f"better on {counts['better']} of {sum(counts.values())} tasks, worse on {counts['worse']}"
+    """In words: `better on 3 of 60 tasks, worse on 1, not told apart on 56; 18 of fewer than 100 events left out`."""
+    counts = {name: len(summary[name]) for name in (*VERDICTS, "few_events", "untested")}
+    text = f"better on {counts['better']} of {sum(counts[name] for name in VERDICTS)} tasks, worse on {counts['worse']}"
     text += f", not told apart on {counts['not_told_apart']}"
-    return text + (f", untested {counts['untested']}" if counts["untested"] else "")
+    if counts["few_events"]:
+        text += f"; {counts['few_events']} of fewer than {summary['min_events']} events left out"
+    return text + (f"; {counts['untested']} cannot be compared" if counts["untested"] else "")

@@ -65,6 +65,7 @@ class Options:
         split: the split whose subjects are scored; several with commas between.
         labels: folder of label files, one a task (cometjax.labels.label_files), in place of the tasks' index, cohort,
             exclusions and censoring; "": the tasks' own rows.
+        corpus: the training run's corpus, where it is no longer where its configuration says; "": there.
         seed: of drawing rows, futures and resamples.
         max_new_tokens: bound on a future's tokens; 0 = half the row length that the model was trained with.
         max_prompt_tokens: bound on a prompt's tokens; 0 = what max_new_tokens leaves of the row length (at least half).
@@ -86,6 +87,7 @@ class Options:
     max_fine_tuning_rows: int = fine_tuned.FineTuning.max_rows
     split: str = "held_out"
     labels: str = ""
+    corpus: str = ""
     seed: int = 0
     max_new_tokens: int = 0
     max_prompt_tokens: int = 0
@@ -113,6 +115,8 @@ def evaluate(
     """
     output_folder.refuse_taken(out)
     rivals.check_names(options.baselines)
+    if options.corpus:
+        run_description.refuse_other_corpus(work, options.corpus)
     model, vocabulary, config, step = checkpoints.load_for_inference(work)
     dataset = meds.open_dataset(meds_root)
     asked = task_rows.ask(
@@ -148,7 +152,7 @@ def evaluate(
     results: dict[str, Any] = {
         "run": run_description.describe_run(work, config, step, dataset, dataclasses.asdict(options))
         | {"parameters": run_description.count_parameters(model)},
-        "losses": run_description.losses(config, records, step, progress),
+        "losses": run_description.losses(work, config, records, step, options.corpus, progress),
         "training": run_description.training_speed(records, step),
         "simulation": run_description.describe_simulation(simulations, wall_s),
         "tasks": {},
@@ -174,8 +178,7 @@ def evaluate(
         if not options.target_se:  # else samples are not equally many
             said["by_samples"] = _by_samples(task, estimates, simulation, options.samples)
         results["tasks"][task.name] = said
-    compared = [name for name in options.baselines if name in rivals.TITLES] if len(results["tasks"]) > 1 else []
-    results["comparisons"] = {name: comparisons.summarize(results["tasks"], name) for name in compared}
+    results["comparisons"] = _compare_with_baselines(results, options.baselines)
     story = (
         report_story.choose(events, tasks, risks, simulations, vocabulary)
         if risks and options.show_patient and options.estimator != "reach"
@@ -183,6 +186,16 @@ def evaluate(
     )
     evaluation_files.write(out, results, risks, amounts, report.render(results, records, story))
     return results
+
+
+def _compare_with_baselines(results: Mapping[str, Any], baselines: Sequence[str]) -> dict[str, Any]:
+    """By baseline on how many tasks the model is better; {} of a single task."""
+    tasks = results["tasks"] | results["amounts"]
+    if len(tasks) < 2:
+        return {}
+    events = {name: task["positives"] for name, task in tasks.items()}
+    answering = {name: tasks if name == "prevalence" else results["tasks"] for name in ("prevalence", *baselines)}
+    return {name: comparisons.summarize(comparisons.gains_over(own, name), events) for name, own in answering.items()}
 
 
 def simulate_all(
@@ -278,6 +291,7 @@ def _define_flags() -> None:
         default.labels,
         "folder of MEDS label files, TASK.parquet or TASK/*.parquet (as of ACES); none: own rows",
     )
+    flags.DEFINE_string("corpus", default.corpus, "the training run's corpus; none: where its configuration says")
     flags.DEFINE_integer("seed", default.seed, "of rows drawn, futures and resamples")
     flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
     flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a prompt's tokens; 0 = what remains of the row length")

@@ -13,6 +13,9 @@ from data_pipeline.html_templates import environment_beside
 TEMPLATE = "report.html.j2"
 # Below this many rows of a class, percentile intervals are too narrow to be taken at their word.
 FEW_ROWS = 10
+# Baselines in a sentence that begins with "against".
+COMPARED = {"prevalence": "chance, or the best constant amount", **{k: v.lower() for k, v in rivals.TITLES.items()}}
+COMPARED |= {"xgboost": "XGBoost"}
 _REASONS = {
     "dead_at_index": "dead at the index",
     "prior_outcome": "had the outcome before",
@@ -43,12 +46,12 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
     """
     environment = environment_beside(__file__)
     environment.filters |= {
-        "number": _number,
-        "count": _count,
-        "percent": _percent,
+        "number": number,
+        "count": count,
+        "percent": percent,
         "with_interval": with_interval,
-        "days": _days,
-        "compared": comparisons.sentence,
+        "days": days,
+        "sentence": comparisons.sentence,
     }
     losses = results["losses"]
     names = {"unigram": "unigram_loss", "bigram": "bigram_loss", "entropy floor": "floor"}
@@ -61,6 +64,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         few=[n for n, t in results["tasks"].items() if min(t["positives"], t["n"] - t["positives"]) < FEW_ROWS],
         reasons=_REASONS,
         titles=rivals.TITLES,
+        compared=COMPARED,
         fitted=[name for name in rivals.TITLES if all(name in task["baselines"] for task in results["tasks"].values())],
         stops=_STOPS,
         loss_figure=_markup(
@@ -91,6 +95,7 @@ def text_table(results: Mapping[str, Any]) -> str:
         for name, key in (("tuning loss", "tuning_loss"), ("  bigram", "bigram_loss"), ("  unigram", "unigram_loss"))
         if key in losses
     ]
+    lines += [f"count models and floor are not told: {losses['corpus_reason']}"] if "corpus_reason" in losses else []
     lines += floor_lines(losses)
     width = max(map(len, [*results["tasks"], *results["amounts"]]), default=0) + 2
     for index, (name, task) in enumerate(results["tasks"].items()):
@@ -101,7 +106,7 @@ def text_table(results: Mapping[str, Any]) -> str:
         columns = "".join(f"{with_interval(entry):<24}" for entry in entries.values())
         lines.append(f"{name:<{width}}{columns}{task['n']:>6}{task['positives']:>10}")
     lines += [
-        f"against {rivals.TITLES[name].lower()}: {comparisons.sentence(summary)} (Holm, {summary['level']:.0%})"
+        f"against {COMPARED[name]}: {comparisons.sentence(summary)} (Holm, {summary['level']:.0%})"
         for name, summary in results["comparisons"].items()
     ]
     if results["amounts"]:
@@ -166,17 +171,21 @@ def _markup(svg: str) -> markupsafe.Markup:
     return markupsafe.Markup(svg)
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash for none."""
     return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001  (a dash for "none", as in print)
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
+    """A whole number with its thousands apart, or a dash."""
     return "–" if value is None else f"{value:,.0f}"  # noqa: RUF001
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A share in percent, or a dash."""
     return "–" if value is None else f"{100 * value:.1f}%"  # noqa: RUF001
 
 
-def _days(value: float) -> str:
+def days(value: float) -> str:
+    """Days, or years where they are many."""
     return f"{value:g} days" if value < 365 else f"{value / 365:.3g} year{'s' if value >= 730 else ''}"

@@ -13,17 +13,40 @@ from flax import nnx
 from cometjax import ngrams, workdir, world_truth
 from cometjax import risks as risks_module
 from data_pipeline import loader, meds
+from data_pipeline.errors import UserError
 from data_pipeline.mixture import is_there, open_corpus
 
+_SAY_WHERE = "--corpus says where it is"
 
-def losses(config: Any, records: Sequence[Mapping[str, Any]], step: int, progress: bool) -> dict[str, Any]:
-    """The model's tuning loss, and the count models' on the very same targets where the corpus is still there; of a
-    world's corpus the floor too."""
+
+def refuse_other_corpus(work: pathlib.Path, corpus: str) -> None:
+    """Raise UserError unless this is the corpus that a run was trained on."""
+    given, trained = open_corpus(corpus).fingerprint, _fingerprint(work)
+    if given != trained:
+        raise UserError(
+            f"has fingerprint {given[:12]}, and the run was trained on {str(trained)[:12]}",
+            where=f"corpus {corpus}",
+            fix="give the corpus that the run was trained on, or none",
+        )
+
+
+def losses(
+    work: pathlib.Path, config: Any, records: Sequence[Mapping[str, Any]], step: int, corpus_at: str, progress: bool
+) -> dict[str, Any]:
+    """The model's tuning loss, and the count models' on the very same targets; of a world's corpus the floor too.
+
+    `corpus_at`: where the run's corpus is; "": where its configuration says. A relative path counts from the present
+    folder, which may not be the one that training was started in. Where no corpus is there, or another, neither count
+    models nor floor can be told: `corpus_reason` says so.
+    """
     tuning = [record for record in records if record["split"] == "tuning" and record["step"] <= step]
     found = {"tuning_loss": tuning[-1]["loss"], "tuning_step": tuning[-1]["step"]} if tuning else {}
-    if not is_there(config.corpus):
-        return found
-    corpus = open_corpus(config.corpus)
+    names = corpus_at or config.corpus
+    if not is_there(names):
+        return found | {"corpus_reason": f"no corpus is at {names} (seen from {pathlib.Path.cwd().name}); {_SAY_WHERE}"}
+    corpus = open_corpus(names)
+    if corpus.fingerprint != _fingerprint(work):
+        return found | {"corpus_reason": f"another corpus is at {names} than the run was trained on; {_SAY_WHERE}"}
     if tuning:
         found |= world_truth.loss_floor(corpus, tuning[-1], progress=progress)
     settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
@@ -47,16 +70,21 @@ def describe_run(
     work: pathlib.Path, config: Any, step: int, dataset: meds.MedsDataset, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The training run, its data and how it was evaluated."""
-    corpus_file = work / workdir.CORPUS
     return {
         "workdir": work.resolve().name,
         "step": step,
         "created": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "config": config.to_dict(),
-        "corpus_fingerprint": workdir.read_json(corpus_file)["fingerprint"] if corpus_file.is_file() else None,
+        "corpus_fingerprint": _fingerprint(work),
         "dataset": {"name": dataset.name, "version": dataset.version, "subjects": len(dataset.splits)},
         "options": dict(options),
     }
+
+
+def _fingerprint(work: pathlib.Path) -> str | None:
+    """Of the corpus that a run was trained on."""
+    path = work / workdir.CORPUS
+    return str(workdir.read_json(path)["fingerprint"]) if path.is_file() else None
 
 
 def describe_simulation(simulations: Mapping[str, risks_module.Simulation], wall_s: float) -> dict[str, Any]:

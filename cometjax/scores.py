@@ -148,14 +148,20 @@ def interval(
 
 
 def difference(
-    score: Score, labels_N: np.ndarray, first_N: np.ndarray, second_N: np.ndarray, drawn: Resamples
+    score: Score,
+    labels_N: np.ndarray,
+    first_N: np.ndarray,
+    second_N: np.ndarray,
+    drawn: Resamples,
+    *,
+    needs_classes: bool = True,
 ) -> Interval:
     """score(first) - score(second) on the same rows, with the paired percentile interval."""
 
     def paired(labels: np.ndarray, _: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return score(labels, first_N, weights) - score(labels, second_N, weights)
 
-    return interval(paired, labels_N, first_N, drawn)
+    return interval(paired, labels_N, first_N, drawn, needs_classes=needs_classes)
 
 
 def undefined(labels_N: np.ndarray, *, needs_classes: bool = True) -> str:

@@ -14,6 +14,8 @@ from cometjax.tasks import Events, Task
 from data_pipeline.tokenizer import find_event
 from data_pipeline.vocabulary import Vocabulary
 
+_GAIN_OVER_CHANCE = {"value": "auroc", "low": "low", "high": "high"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -62,7 +64,7 @@ def score_task(
     }
     result["by_history"] = _by_history(rows.scored.get_column("prior_outcome"), labels_N, risks_N, drawn)
     result["strata"] = strata.score(events, rows.scored, risks_N, drawn)
-    result["baselines"] = {"prevalence": _prevalence_scores(labels_N, train_N)} | {
+    result["baselines"] = {"prevalence": _prevalence_scores(labels_N, train_N, result)} | {
         name: _rival_scores(rival, labels_N, risks_N, drawn) for name, rival in rivals.items()
     }
     return result
@@ -103,6 +105,7 @@ def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resam
         "auroc": auroc.value,
         "low": auroc.low,
         "high": auroc.high,
+        "auroc_standard_error": auroc.standard_error,
         "auprc": auprc.value,
         "auprc_low": auprc.low,
         "auprc_high": auprc.high,
@@ -119,12 +122,21 @@ def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resam
     }
 
 
-def _prevalence_scores(labels_N: np.ndarray, train_N: np.ndarray) -> dict[str, Any]:
-    """The constant prediction: the training rows' prevalence."""
+def _prevalence_scores(labels_N: np.ndarray, train_N: np.ndarray, of_model: Mapping[str, Any]) -> dict[str, Any]:
+    """The constant prediction: the training rows' prevalence. Its AUROC is 0.5, whatever the rows."""
     prevalence = float(train_N.mean()) if len(train_N) else None
     brier = float(np.mean((labels_N - prevalence) ** 2)) if prevalence is not None and len(labels_N) else None
     auroc = None if scores.undefined(labels_N) else 0.5
-    return {"auroc": auroc, "low": auroc, "high": auroc, "brier": brier, "predicted": prevalence}
+    gain = {name: None if of_model[key] is None else of_model[key] - 0.5 for name, key in _GAIN_OVER_CHANCE.items()}
+    gain |= {"reason": of_model["reason"], "standard_error": of_model["auroc_standard_error"]}
+    return {
+        "auroc": auroc,
+        "low": auroc,
+        "high": auroc,
+        "brier": brier,
+        "predicted": prevalence,
+        "auroc_gain_of_model": gain,
+    }
 
 
 def _rival_scores(

@@ -16,6 +16,7 @@ ENTRY_POINTS = (
     "cometjax.plan",
     "cometjax.simulate",
     "cometjax.evaluate",
+    "cometjax.compare_models",
     "cometjax.export",
     "experiments.demo",
     "experiments.estimator_check",

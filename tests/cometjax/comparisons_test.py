@@ -18,6 +18,11 @@ def task(value: float | None, error: float | None) -> dict:
     return {"baselines": {"rival": {"auroc_gain_of_model": {"value": value, "standard_error": error}}}}
 
 
+def summarize(tasks: dict, events: dict | None = None) -> dict:
+    enough = dict.fromkeys(tasks, comparisons.MIN_EVENTS)
+    return comparisons.summarize(comparisons.gains_over(tasks, "rival"), enough | (events or {}))
+
+
 def test_a_summary_names_each_task_once() -> None:
     tasks = {
         "much better": task(0.2, 0.02),
@@ -25,8 +30,9 @@ def test_a_summary_names_each_task_once() -> None:
         "unclear": task(0.05, 0.03),
         "no interval": task(0.3, None),
         "no rival": {"baselines": {"rival": {"reason": "no rows"}}},
+        "rare": task(0.4, 0.02),
     }
-    summary = comparisons.summarize(tasks, "rival")
+    summary = summarize(tasks, {"rare": comparisons.MIN_EVENTS - 1})
     assert (summary["better"], summary["worse"], summary["not_told_apart"]) == (
         ["much better"],
         ["much worse"],
@@ -34,14 +40,23 @@ def test_a_summary_names_each_task_once() -> None:
     )
     assert summary["untested"] == ["no interval", "no rival"]
     assert summary["adjusted_p"]["unclear"] == pytest.approx(0.0956, abs=1e-4)
-    assert comparisons.sentence(summary) == "better on 1 of 5 tasks, worse on 1, not told apart on 1, untested 2"
+    assert summary["few_events"] == ["rare"]  # however large the difference
+    said = "better on 1 of 3 tasks, worse on 1, not told apart on 1; 1 of fewer than 100 events left out"
+    assert comparisons.sentence(summary) == said + "; 2 cannot be compared"
+
+
+def test_an_amount_is_compared_with_the_best_constant_alone() -> None:
+    gain = {"value": 0.3, "standard_error": 0.01}
+    amounts = {"stay": {"kind": "duration", "constant": {"gain_of_model": gain}, "baselines": {}}}
+    assert comparisons.gains_over(amounts, "prevalence") == {"stay": gain}
+    assert comparisons.gains_over(amounts, "xgboost") == {"stay": None}
 
 
 def test_between_equals_a_family_has_a_false_claim_one_time_in_twenty() -> None:
     rng, false_claims = np.random.default_rng(0), 0
     for _ in range(400):
         tasks = {str(index): task(float(rng.normal(0, 0.03)), 0.03) for index in range(78)}
-        summary = comparisons.summarize(tasks, "rival")
+        summary = summarize(tasks)
         false_claims += bool(summary["better"] or summary["worse"])
     assert 0.02 < false_claims / 400 < 0.085
 

@@ -6,10 +6,11 @@ import os
 import pathlib
 import subprocess
 
+import ml_collections
 import polars as pl
 import pytest
 
-from cometjax import evaluate, labels, report, tasks
+from cometjax import evaluate, labels, report, run_description, tasks
 from cometjax.config import default_config
 from cometjax.evaluate import Options
 from cometjax.train import train
@@ -128,6 +129,30 @@ def test_losses_are_of_the_model_and_of_count_models_on_as_many_targets(evaluate
     assert losses["tuning_loss"] == last["loss"]
     assert losses["targets"] == sum(value for key, value in last.items() if key.startswith("tokens/"))
     assert losses["bigram_loss"] < losses["unigram_loss"]
+
+
+def test_a_corpus_that_cannot_be_found_is_told_of_and_can_be_named(run, world_corpus, monkeypatch, tmp_path) -> None:
+    config = ml_collections.ConfigDict(json.loads((run / "config.json").read_text()))
+    records = [{"split": "tuning", "step": 2, "loss": 3.0}]
+    config.corpus = "runs/corpus"  # relative: as if training had been started elsewhere
+    monkeypatch.chdir(tmp_path)
+    lost = run_description.losses(run, config, records, 2, "", progress=False)
+    assert lost["tuning_loss"] == 3.0 and "bigram_loss" not in lost
+    assert lost["corpus_reason"].startswith("no corpus is at runs/corpus") and "--corpus" in lost["corpus_reason"]
+    found = run_description.losses(run, config, records, 2, str(world_corpus), progress=False)
+    assert found["bigram_loss"] > 0 and "corpus_reason" not in found
+
+
+def test_another_corpus_is_refused(run, world_meds, tmp_path) -> None:
+    (tmp_path / "corpus.json").write_text("{}")
+    with pytest.raises(UserError, match="corpus"):
+        evaluate.evaluate(
+            work=run,
+            meds_root=world_meds,
+            tasks=TASKS,
+            out=tmp_path / "out",
+            options=dataclasses.replace(OPTIONS, corpus=str(tmp_path)),
+        )
 
 
 def test_a_world_whose_truth_cannot_be_computed_says_why(evaluated) -> None:

@@ -172,7 +172,9 @@ def made_up_results() -> dict:
                 "worse": [],
                 "not_told_apart": ["readmission_30d"],
                 "untested": ["diabetes_onset_2y"],
+                "few_events": [],
                 "level": 0.05,
+                "min_events": 100,
                 "adjusted_p": {"death_1y": 0.01, "readmission_30d": 0.2},
             }
         },
@@ -381,7 +383,7 @@ def test_what_the_world_knows_is_shown_and_of_other_data_not_mentioned(page: str
 
 
 def test_strata_recalibration_and_the_count_of_claims_are_shown(page: str) -> None:
-    assert "<b>better on 1 of 3 tasks, worse on 0, not told apart on 1, untested 1</b>" in page
+    assert "<b>better on 1 of 2 tasks, worse on 0, not told apart on 1; 1 cannot be compared</b>" in page
     assert "not shown: fewer than 20 subjects" in page and "0.72 (0.60-0.83)" in page
     assert "slope 0.81 (0.55 to 1.12), intercept -0.20 <small>" in page
     assert "against logistic regression: better on 1 of 3" in report.text_table(made_up_results())
