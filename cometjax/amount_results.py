@@ -13,8 +13,9 @@ from cometjax.task_results import Rows, outcome_coverage
 from cometjax.tasks import Events, Task
 from data_pipeline.vocabulary import Vocabulary
 
+# What is predicted, and its score.
 # The median is what a mean absolute error asks for; the mean tells few apart that are alike in it, and ranks them.
-_SCORES = {
+SCORES = {
     "mae": ("median", scores.mae_weighted),
     "rmsle": ("mean", scores.rmsle_weighted),
     "concordance": ("mean", scores.concordance_weighted),
@@ -61,7 +62,7 @@ def score_amounts(
         ),
         **rows.counts,
     }
-    for name, (predicted, score) in _SCORES.items():
+    for name, (predicted, score) in SCORES.items():
         predictions_N = estimates.get_column(predicted).to_numpy()
         found = scores.interval(score, target_N, predictions_N, drawn, needs_classes=False)
         result |= {name: _number(found.value), f"{name}_low": _number(found.low), f"{name}_high": _number(found.high)}
@@ -73,23 +74,23 @@ def _constant_scores(
 ) -> dict[str, Any]:
     """Of the best constants by the training rows: their median, and their mean on the scale of the RMSLE.
 
-    `gain_of_model`: by how much the model's error is less in the task's main metric, paired.
+    `value`: the one of the task's main metric; `gain_of_model`: by how much the model's error is less in it, paired.
     """
     if not len(train_N):
-        return {"mae": None, "rmsle": None, "gain_of_model": None}
+        return {"mae": None, "rmsle": None, "value": None, "gain_of_model": None}
     constants = {"mae": float(np.median(train_N)), "rmsle": float(np.expm1(np.log1p(train_N).mean()))}
     ones_1xN = np.ones((1, len(target_N)))
     said: dict[str, Any] = {
-        name: float(_SCORES[name][1](target_N, np.full(len(target_N), value), ones_1xN)[0])
+        name: float(SCORES[name][1](target_N, np.full(len(target_N), value), ones_1xN)[0])
         for name, value in constants.items()
     }
     main = MAIN[task.kind]
-    predicted, score = _SCORES[main]
+    predicted, score = SCORES[main]
     constant_N = np.full(len(target_N), constants[main])
     gain = scores.difference(
         score, target_N, constant_N, estimates.get_column(predicted).to_numpy(), drawn, needs_classes=False
     )
-    return said | {"gain_of_model": dataclasses.asdict(gain)}
+    return said | {"value": constants[main], "gain_of_model": dataclasses.asdict(gain)}
 
 
 def _number(value: float | None) -> float | None:

@@ -167,6 +167,9 @@ def evaluate(
         if task.kind != "binary":
             amounts[task.name] = estimates
             said = score_amounts(task, of_task, estimates, events, vocabulary, **common)
+            if task.name in truths:
+                constant = said["constant"]["value"]
+                said["best"] = world_truth.score_amounts_beside(truths[task.name], estimates, task, constant, **common)
             said["baselines"] = {name: {"reason": rivals.NOT_FOR_AMOUNTS} for name in options.baselines}
             results["amounts"][task.name] = said
             continue

@@ -1,4 +1,4 @@
-"""What the synthetic world knows, beside a model: the entropy floor under its loss, the best AUROC of its tasks.
+"""What the synthetic world knows, beside a model: the entropy floor under its loss, the best scores of its tasks.
 
 Only of data of data_pipeline.world. Of any other nothing is computed, and nothing said.
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cometjax import scores
+from cometjax import amount_results, scores
 from cometjax.estimators import KEYS
+from cometjax.labels import VALUE_COLUMN
 from cometjax.tasks import Task
 from data_pipeline import meds, prompts
 from data_pipeline.corpus import Corpus
@@ -28,7 +29,7 @@ _NOTHING = {"auroc": None, "low": None, "high": None, "auroc_share": None}
 
 @dataclasses.dataclass(frozen=True)
 class TrueRisks:
-    """True risks of a task's rows, by `draws` futures of each.
+    """True risks of a task's rows, or the best predictions of amounts (risks.Question), by `draws` futures of each.
 
     `halves_2xN`: the same by either half of the futures; their mean is the risk. Noise in a risk lowers its AUROC, and
     twice as much with half of the futures: so the halves tell how far below the ceiling the whole is.
@@ -39,7 +40,7 @@ class TrueRisks:
 
     @property
     def risk_N(self) -> np.ndarray:
-        """The true risks, float64 [N]."""
+        """The true risks or best predictions, float64 [N]."""
         return self.halves_2xN.mean(axis=0)
 
 
@@ -86,18 +87,17 @@ def true_risks(
 
     Args:
         dataset, vocabulary: the data set that is asked, and the vocabulary that its histories are read with.
-        tasks: binary ones are answered; of others nothing is said.
+        tasks: what to answer.
         rows: by task, [subject_id, prediction_time].
         draws: futures of each row; even. 0: nothing is computed.
         seed: of the futures.
     """
-    binary = [task for task in tasks if task.kind == "binary"]
     if not draws or not scoring.is_world(dataset.name):
         return {}
     if draws % 2:
         raise UserError(f"{draws} is odd", where="true_risk_draws", fix="give an even number: halves are compared")
-    reasons = {task.name: _obstacle(task, dataset) for task in binary}
-    known = [task for task in binary if not reasons[task.name]]
+    reasons = {task.name: _obstacle(task, dataset) for task in tasks}
+    known = [task for task in tasks if not reasons[task.name]]
     found: dict[str, TrueRisks | str] = {name: reason for name, reason in reasons.items() if reason}
     if not known:
         return found
@@ -106,7 +106,7 @@ def true_risks(
     tables = []
     for (days,), group in longest.group_by("days", maintain_order=True):
         # Whom somebody asks for so long; what others are asked within that costs nothing more.
-        questions = {task.name: risks.Question(task.outcome, task.horizon_days) for task in known}
+        questions = {t.name: risks.Question(t.outcome, t.horizon_days, t.until, t.kind) for t in known}
         questions = {name: question for name, question in questions.items() if question.horizon_days <= days}
         try:
             halves = _halves(dataset, vocabulary, group, questions, draws, seed, progress)
@@ -127,8 +127,6 @@ def true_risks(
 def _obstacle(task: Task, dataset: meds.MedsDataset) -> str:
     if reason := scoring.data_refusal(dataset.name, dataset.version):
         return reason
-    if task.until:
-        return "true risks are known for windows of fixed length"
     return "" if task.censoring == "dataset_end" else "true risks are of subjects observed throughout the horizon"
 
 
@@ -197,3 +195,44 @@ def score_beside(truth: TrueRisks | str, scored: pl.DataFrame, *, resamples: int
         "mean_absolute_error": float(np.abs(risks_N - truth.risk_N).mean()),
         "roc": dict(scores.roc_curve(labels_N, truth.risk_N)),
     }
+
+
+def score_amounts_beside(
+    truth: TrueRisks | str, scored: pl.DataFrame, task: Task, constant: float | None, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """What results.json says of the best predictions of a count or duration ("best") beside the model's.
+
+    Args:
+        truth: of the rows.
+        scored: [subject_id, the label, mean, median (the model's)].
+        task: a count is scored by RMSLE, a duration by the mean absolute error.
+        constant: the best constant by the training rows, in the same score; None: there were none.
+        resamples, seed: as for the other scores, so that differences are paired.
+
+    Returns rmsle or mae with _low and _high; shortfall (how far the error of so many draws is expected to be above that
+    of endlessly many), draws; rmsle_share or mae_share: (constant's error - the model's) / (constant's error - best);
+    reason where something can't be given.
+    """
+    name = amount_results.MAIN[task.kind]
+    column, score = amount_results.SCORES[name]
+    if isinstance(truth, str):
+        return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_share": None, "reason": truth}
+    target_N = scored.get_column(VALUE_COLUMN[task.kind]).to_numpy().astype(np.float64)
+    drawn = scores.resample_subjects(scored.get_column("subject_id").to_numpy(), resamples, seed)
+    best = scores.interval(score, target_N, truth.risk_N, drawn, needs_classes=False)
+    ones_1xN = np.ones((1, len(target_N)))
+    by_half = [float(score(target_N, half_N, ones_1xN)[0]) for half_N in truth.halves_2xN]
+    said = {name: best.value, f"{name}_low": best.low, f"{name}_high": best.high, "reason": "", "draws": truth.draws}
+    said |= {"shortfall": float(np.mean(by_half)) - float(best.value or 0.0), f"{name}_share": None}
+    if constant is None:
+        return said
+    constant_N = np.full(len(target_N), constant)
+
+    def share(targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        at_stake_R = score(targets, constant_N, weights) - score(targets, truth.risk_N, weights)
+        gained_R = score(targets, constant_N, weights) - score(targets, predictions, weights)
+        # Where the truth itself does no better than a constant, there is nothing to have a share in.
+        return np.divide(gained_R, at_stake_R, out=np.full(len(gained_R), np.nan), where=at_stake_R > 0)
+
+    found = scores.interval(share, target_N, scored.get_column(column).to_numpy(), drawn, needs_classes=False)
+    return said | {f"{name}_share": None if found.value is None or np.isnan(found.value) else dataclasses.asdict(found)}

@@ -37,6 +37,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.vocabulary import Vocabulary
 from data_pipeline.world import risks
 from data_pipeline.world.draws import Draws, mix
+from data_pipeline.world.futures import Futures
 from data_pipeline.world.reading import Reader
 from data_pipeline.world.state import State
 
@@ -54,7 +55,7 @@ PARTS = 6
 _BLOCK = 16
 
 
-class Watched(risks.Futures):
+class Watched(Futures):
     """Futures that note each outcome's probability before it is drawn, and, with `suppress`, never draw it."""
 
     def __init__(self, *arguments: Any, suppress: bool) -> None:

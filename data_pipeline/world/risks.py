@@ -1,7 +1,8 @@
 """True risks: P(outcome within a horizon | history), by the world's own simulation from what the history leaves open.
 
 A prompt's tokens are read (data_pipeline.world.reading); what its subject may be is drawn from the posterior, and each
-draw lives on under the world's rules. The mean of many is the best possible prediction; its AUROC is the ceiling.
+draw lives on under the world's rules. The mean of many is the best possible prediction; its AUROC is the ceiling. Of
+counts and durations the best prediction is the one with the least expected error (Question.kind says which error).
 
 N prompts   P shares of the draws   R draws of a block of prompts   Q questions   W codes of an element
 """
@@ -22,11 +23,10 @@ from data_pipeline import cache
 from data_pipeline.errors import UserError
 from data_pipeline.prompts import Prompt
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
-from data_pipeline.world import catalogue, instants, rules, simulation, tables, walk
+from data_pipeline.world import catalogue, simulation, tables
 from data_pipeline.world.draws import Draws, mix
-from data_pipeline.world.instants import OVER
+from data_pipeline.world.futures import Futures, Outcomes
 from data_pipeline.world.reading import Reader, Reading
-from data_pipeline.world.state import State
 
 DRAWS = 1_000
 # Draws simulated together: wide columns, few enough for the cache.
@@ -39,19 +39,28 @@ _CACHE = "world"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Does an event whose concept name matches `outcome` (a regular expression, in full) come within the horizon?
+    """What comes of an outcome in a window after the prediction time. Raises UserError for a wrong regular expression.
 
-    Raises UserError where it is no regular expression.
+    Attributes:
+        outcome: regular expression that a concept's name must match in full.
+        horizon_days: the window's length.
+        until: likewise; the first such event closes the window, its own instant included. "": none does.
+        kind: what is answered. "binary": the probability of the outcome. "count": of the number N of outcomes the
+            prediction whose RMSLE is least, exp(E log(1 + N)) - 1. "duration": of the days until the first, or until
+            the window ends, the median, whose absolute error is least.
     """
 
     outcome: str
     horizon_days: float
+    until: str = ""
+    kind: str = "binary"
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.outcome)
-        except re.error as error:
-            raise UserError(f"is not a regular expression ({error})", where=f"outcome {self.outcome!r}") from error
+        for name, pattern in (("outcome", self.outcome), ("until", self.until)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"is not a regular expression ({error})", where=f"{name} {pattern!r}") from error
 
     @property
     def horizon_minutes(self) -> float:
@@ -68,7 +77,9 @@ def true_risks(
     seed: int = 0,
     progress: bool = False,
 ) -> np.ndarray:
-    """P(outcome in (prediction time, prediction time + horizon] | history), float64 [N, Q]; NaN where it can't be.
+    """Answers given the history, such as P(outcome in (prediction time, prediction time + horizon] | history).
+
+    float64 [N, Q]; NaN where it can't be.
 
     The subject is taken to be observed throughout the horizon, as the labels of "dataset_end" tasks are. A prompt whose
     history the world cannot write has NaN. Results are kept in the user's cache. Raises UserError for a vocabulary that
@@ -159,7 +170,7 @@ def _opened_block_risks(
 def _digest(
     prompts: Sequence[Prompt], vocabulary: Vocabulary, questions: Sequence[Question], how: tuple[int, int, int]
 ) -> str:
-    asked = [(question.outcome, question.horizon_days) for question in questions]
+    asked = [dataclasses.astuple(question) for question in questions]
     digest = hashlib.sha256(f"{tables.fingerprint()} {vocabulary.fingerprint} {asked} {how}".encode())
     for prompt in prompts:
         place = (prompt.subject_id, prompt.prediction_time_us, prompt.last_time_us, len(prompt.record.tokens_T))
@@ -192,13 +203,39 @@ def _block_risks(
     weight_R = futures.run()
     # Every other draw, or every third: each share is as systematic as the whole.
     place_R = (np.arange(len(prompt_R)) % draws % parts) * len(prompts) + prompt_R
-    total_PN = np.bincount(place_R, weight_R, minlength=parts * len(prompts))
     for index, question in enumerate(questions):
-        hit_R = futures.first_RxQ[:, index] <= question.horizon_minutes
-        hits_PN = np.bincount(place_R, weight_R * hit_R, minlength=parts * len(prompts))
-        risk_PN = np.divide(hits_PN, total_PN, out=np.full(len(total_PN), np.nan), where=total_PN > 0)
-        risks_PxNxQ[:, :, index] = risk_PN.reshape(parts, len(prompts))
+        answer_PN = _answers(futures, index, question, weight_R, place_R, parts * len(prompts))
+        risks_PxNxQ[:, :, index] = answer_PN.reshape(parts, len(prompts))
     return risks_PxNxQ
+
+
+def _answers(
+    futures: Futures, index: int, question: Question, weight_R: np.ndarray, place_R: np.ndarray, places: int
+) -> np.ndarray:
+    """The answer to a question by the weighted draws of each place, float64 [places]; NaN where there are none."""
+    first_R = futures.first_RxQ[:, index]
+    if question.kind == "duration":
+        end_R = np.minimum(futures.closed_RxQ[:, index], question.horizon_minutes)
+        return weighted_medians(np.minimum(first_R, end_R) / simulation.DAY_MINUTES, weight_R, place_R, places)
+    is_count = question.kind == "count"
+    value_R = np.log1p(futures.count_RxQ[:, index]) if is_count else first_R <= question.horizon_minutes
+    total_PN = np.bincount(place_R, weight_R, minlength=places)
+    sum_PN = np.bincount(place_R, weight_R * value_R, minlength=places)
+    mean_PN = np.divide(sum_PN, total_PN, out=np.full(places, np.nan), where=total_PN > 0)
+    return np.expm1(mean_PN) if is_count else mean_PN
+
+
+def weighted_medians(value_R: np.ndarray, weight_R: np.ndarray, place_R: np.ndarray, places: int) -> np.ndarray:
+    """The least value of each place with at least half of its weight up to it, float64 [places]; NaN without weight."""
+    order_R = np.lexsort((value_R, place_R))
+    value_R, weight_R, place_R = value_R[order_R], weight_R[order_R], place_R[order_R]
+    total_P = np.bincount(place_R, weight_R, minlength=places)
+    before_P = np.cumsum(total_P) - total_P
+    reached_R = np.cumsum(weight_R) - before_P[place_R] >= total_P[place_R] / 2 * (1 - 1e-12)
+    medians_P = np.full(places, np.nan)
+    found, first = np.unique(place_R[reached_R], return_index=True)
+    medians_P[found] = value_R[reached_R][first]
+    return np.where(total_P > 0, medians_P, np.nan)
 
 
 def _sample(reading: Reading, prompts: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
@@ -245,138 +282,30 @@ def _pad(lists: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
-def outcomes_of(questions: Sequence[Question], vocabulary: Vocabulary) -> "Outcomes":
-    """Which codes of each element are the outcomes of these questions."""
-    return Outcomes([_outcome_codes(question.outcome, vocabulary) for question in questions])
+def outcomes_of(questions: Sequence[Question], vocabulary: Vocabulary) -> Outcomes:
+    """Which codes of each element are the outcomes of these questions, or close their windows."""
+
+    def table(patterns: Sequence[str]) -> list[np.ndarray]:
+        return [np.stack(parts, axis=1) for parts in zip(*(_codes(p, vocabulary) for p in patterns), strict=True)]
+
+    horizons_Q = np.array([question.horizon_minutes for question in questions])
+    return Outcomes(
+        table([question.outcome for question in questions]),
+        table([question.until for question in questions]),
+        horizons_Q,
+        np.array([question.kind == "count" for question in questions]),
+    )
 
 
 def can_happen(question: Question, vocabulary: Vocabulary) -> bool:
     """Is any event that the world writes the outcome?"""
-    return any(codes.any() for codes in _outcome_codes(question.outcome, vocabulary))
+    return any(codes.any() for codes in _codes(question.outcome, vocabulary))
 
 
-def _outcome_codes(pattern: str, vocabulary: Vocabulary) -> list[np.ndarray]:
-    """For each element, bool [W]: which of its codes are the outcome."""
+def _codes(pattern: str, vocabulary: Vocabulary) -> list[np.ndarray]:
+    """For each element, bool [W]: which of its codes match the pattern; the empty one matches none."""
     compiled = re.compile(pattern)
     return [
         np.array([compiled.fullmatch(concept.name) is not None for concept in vocabulary.code_map.map_codes(codes)])
         for codes in catalogue.ELEMENT_CODES
     ]
-
-
-class Outcomes:
-    """bool [W, Q] for each element: which codes are which question's outcome."""
-
-    def __init__(self, codes_of_question: Sequence[Sequence[np.ndarray]]) -> None:
-        self.questions = len(codes_of_question)
-        self.of_element = [np.stack(parts, axis=1) for parts in zip(*codes_of_question, strict=True)]
-
-    def asked(self, element: int) -> bool:
-        """Is any code of the element an outcome?"""
-        return bool(self.of_element[element].any())
-
-
-class Futures:
-    """A walk.Chooser that draws what follows a history, and notes when each outcome first comes.
-
-    Attributes:
-        first_RxQ: minutes from the prediction time to the first outcome; inf where it has not come.
-    """
-
-    def __init__(
-        self, state: State, draws: Draws, elapsed_R: np.ndarray, outcomes: Outcomes, horizon_minutes: float
-    ) -> None:
-        self.state, self.draws = state, draws
-        self.first_RxQ = np.full((len(state), outcomes.questions), np.inf)
-        self._elapsed_R, self._outcomes, self._horizon = elapsed_R, outcomes, horizon_minutes
-        self._clock_R = state.clock_P.copy()
-        self._drift_R = np.zeros(len(state), np.int64)
-        self._now_R = -elapsed_R.copy()
-        self._weight_R = np.ones(len(state))
-        self._answered_R = np.zeros(len(state), bool)
-        self._is_first = True
-        # Nothing else depends on these.
-        self.skips = frozenset(e for e in (instants.TESTS, instants.PROCEDURES) if not outcomes.asked(e))
-
-    def drift_past(self, gaps_RxM: np.ndarray) -> None:
-        """Draw how far the dates of each history are from its clock, which depends on its gaps alone (-1: no more)."""
-        for gap_R in gaps_RxM.T:
-            rows = np.flatnonzero(gap_R >= 0)
-            u_n = self.draws.uniform(rows, 1)[:, 0]
-            self._drift_R[rows] = simulation.drift(self._drift_R[rows], gap_R[rows], u_n)
-        self._drift_before_R = self._drift_R.copy()
-
-    def run(self) -> np.ndarray:
-        """Live on to the horizon; returns each draw's weight: how well it agrees with nothing having happened yet."""
-        while (self.state.instant_P != OVER).any():
-            walk.pass_instant(self.state, self)
-        return self._weight_R
-
-    def time(self, s: State, rows_n: np.ndarray, weights_nxG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draw how long each row waits; those past the horizon are over."""
-        if self._is_first:
-            weights_nxG = self._agree(rows_n, weights_nxG)
-            self._is_first = False
-        left_nx1 = np.maximum(1e-300, 1 - weights_nxG.sum(axis=1, keepdims=True))
-        gap_n = self.draws.choice(rows_n, np.concatenate([weights_nxG, left_nx1], axis=1))
-        ended_n = gap_n >= rules.GAPS
-        gap_n = np.where(ended_n, 0, gap_n)
-        drift_n = self._drift_after(rows_n, gap_n)
-        clock_n = s.clock_P[rows_n] + rules.CLOCK_MINUTES[gap_n] - self._clock_R[rows_n]
-        now_n = clock_n + drift_n - self._drift_before_R[rows_n] - self._elapsed_R[rows_n]
-        ended_n |= (now_n > self._horizon) | self._answered_R[rows_n]
-        s.instant_P[rows_n[ended_n]] = OVER
-        rows_n, gap_n = rows_n[~ended_n], gap_n[~ended_n]
-        self._drift_R[rows_n], self._now_R[rows_n] = drift_n[~ended_n], now_n[~ended_n]
-        return rows_n, gap_n
-
-    def _agree(self, rows_n: np.ndarray, weights_nxG: np.ndarray) -> np.ndarray:
-        """The first gap's weights, given that it outlasts the time since the last event; keeps each row's weight."""
-        columns_G = np.arange(rules.GAPS)
-        low_nxG, high_nxG = simulation.drift_bounds(self._drift_R[rows_n][:, None], columns_G)
-        # Minutes drawn are whole: those that outlast are drifts from `least` on.
-        least_nxG = (
-            np.floor(self._elapsed_R[rows_n])[:, None] + 1 - rules.CLOCK_MINUTES + self._drift_R[rows_n][:, None]
-        )
-        share_nxG = np.clip((high_nxG - np.maximum(low_nxG, least_nxG)) / np.maximum(high_nxG - low_nxG, 1), 0, 1)
-        agreeing_nxG = weights_nxG * share_nxG
-        left_n = np.maximum(1 - weights_nxG.sum(axis=1), 0.0)
-        total_n = agreeing_nxG.sum(axis=1) + left_n
-        self._weight_R[rows_n] = total_n
-        self._least_RxG = least_nxG
-        self._least_row = {int(row): index for index, row in enumerate(rows_n)} if self._elapsed_R.any() else {}
-        return np.divide(agreeing_nxG, total_n[:, None], out=np.zeros(agreeing_nxG.shape), where=total_n[:, None] > 0)
-
-    def _drift_after(self, rows_n: np.ndarray, gap_n: np.ndarray) -> np.ndarray:
-        low_n, high_n = simulation.drift_bounds(self._drift_R[rows_n], gap_n)
-        if self._least_row:
-            index_n = np.array([self._least_row[row] for row in rows_n.tolist()])
-            low_n = np.maximum(low_n, self._least_RxG[index_n, gap_n])
-            self._least_row = {}
-        u_n = self.draws.uniform(rows_n, 1)[:, 0]
-        return (low_n + np.floor(u_n * np.maximum(high_n - low_n, 0))).astype(np.int64)
-
-    def one(self, s: State, element: int, rows_n: np.ndarray, weights_nxW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draw one outcome for each row."""
-        chosen_n = self.draws.choice(rows_n, weights_nxW)
-        if self._outcomes.asked(element):
-            self._note(rows_n, self._outcomes.of_element[element][chosen_n])
-        return rows_n, chosen_n
-
-    def some(
-        self, s: State, element: int, rows_n: np.ndarray, probabilities_nxW: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw each outcome by itself."""
-        happens_nxW = self.draws.events(rows_n, probabilities_nxW)
-        if self._outcomes.asked(element):
-            self._note(rows_n, happens_nxW @ self._outcomes.of_element[element])
-        return rows_n, happens_nxW
-
-    def tests(self, s: State, rows_n: np.ndarray, probabilities_nxL: np.ndarray, means_nxL: np.ndarray) -> None:
-        """Draw which tests are made; no value is asked for."""
-        self.some(s, instants.TESTS, rows_n, probabilities_nxL)
-
-    def _note(self, rows_n: np.ndarray, is_outcome_nxQ: np.ndarray) -> None:
-        times_nxQ = np.where(is_outcome_nxQ, self._now_R[rows_n][:, None], np.inf)
-        self.first_RxQ[rows_n] = np.minimum(self.first_RxQ[rows_n], times_nxQ)
-        self._answered_R[rows_n] = np.isfinite(self.first_RxQ[rows_n]).all(axis=1)

@@ -81,10 +81,9 @@ def test_true_risks_belong_to_their_rows_in_any_order(world_meds, corpus, rows) 
 
 def test_what_the_world_cannot_tell_is_refused_with_the_reason(world_meds, corpus, rows) -> None:
     dataset = meds.open_dataset(world_meds)
-    until = dataclasses.replace(DEATH, name="until", until="DEATH")
     complete = dataclasses.replace(DEATH, name="complete", censoring="assume_complete")
-    found = world_truth.true_risks(dataset, corpus.vocabulary, [until, complete], rows, draws=20, seed=0)
-    assert "fixed length" in found["until"] and "observed" in found["complete"]
+    found = world_truth.true_risks(dataset, corpus.vocabulary, [complete], rows, draws=20, seed=0)
+    assert "observed" in found["complete"]
     other = dataclasses.replace(dataset, version="patients=300,seed=1,rules=000000000000")
     assert (
         "other rules" in world_truth.true_risks(other, corpus.vocabulary, [DEATH], rows, draws=20, seed=0)["death_1y"]
@@ -108,3 +107,50 @@ def test_the_truth_has_all_of_its_own_share_and_a_constant_none() -> None:
     assert world_truth.score_beside(truth, constant, resamples=100, seed=0)["auroc_share"]["value"] == 0.0
     one_class = frame.with_columns(boolean_value=pl.lit(True))
     assert world_truth.score_beside(truth, one_class, resamples=100, seed=0)["reason"] == "no negative rows"
+
+
+STAY, LEFT = r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*", r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
+WINDOWS = (
+    tasks.Task(name="loop", index=STAY, horizon_days=60, outcome="MEDICATION//.*", until=LEFT),
+    tasks.Task(name="drugs", index=STAY, horizon_days=60, outcome="MEDICATION//.*", until=LEFT, kind="count"),
+    tasks.Task(name="stay", index=STAY, horizon_days=60, outcome=LEFT, kind="duration"),
+)
+
+
+@pytest.fixture(scope="module")
+def windows(world_meds, corpus) -> dict[str, tuple[pl.DataFrame, world_truth.TrueRisks]]:
+    """By task the rows of admissions, and the world's best predictions of them."""
+    dataset = meds.open_dataset(world_meds)
+    subjects = dataset.splits["subject_id"].to_list()
+    events = tasks.read_events(dataset, subjects, corpus.vocabulary.code_map)
+    frames = {task.name: labels.draw_rows(labels.label(events, subjects, task).frame, 90, seed=0) for task in WINDOWS}
+    found = world_truth.true_risks(dataset, corpus.vocabulary, WINDOWS, frames, draws=40, seed=0)
+    assert not [name for name, truth in found.items() if isinstance(truth, str)]
+    return {name: (frames[name], found[name]) for name in frames}
+
+
+def test_windows_that_close_counts_and_durations_agree_with_what_was_recorded(windows) -> None:
+    """Over 90 admissions: how often, the mean logarithm of counts, and half of the stays past their median."""
+    frame, truth = windows["loop"]
+    risk_N = truth.risk_N
+    z = (frame["boolean_value"].sum() - risk_N.sum()) / np.sqrt((risk_N * (1 - risk_N)).sum())
+    assert len(frame) == 90 and 5 < risk_N.sum() < 85 and abs(z) < 4
+    frame, truth = windows["drugs"]
+    missed_N = np.log1p(frame["integer_value"].to_numpy()) - np.log1p(truth.risk_N)
+    assert abs(missed_N.mean()) < 4 * missed_N.std() / np.sqrt(len(missed_N)) and truth.risk_N.std() > 0.1
+    frame, truth = windows["stay"]
+    longer = (frame["float_value"].to_numpy() > truth.risk_N).mean()
+    assert 0.3 < longer < 0.7 and truth.risk_N.std() > 0.1
+
+
+def test_the_best_prediction_of_an_amount_has_all_of_its_own_share_and_a_constant_none(windows) -> None:
+    for task in WINDOWS[1:]:
+        frame, truth = windows[task.name]
+        metric = {"count": "rmsle", "duration": "mae"}[task.kind]
+        own = frame.with_columns(mean=pl.Series(truth.risk_N), median=pl.Series(truth.risk_N))
+        said = world_truth.score_amounts_beside(truth, own, task, 30.0, resamples=50, seed=0)
+        assert said[f"{metric}_share"]["value"] == 1.0 and said[metric] < said[f"{metric}_high"] and said["draws"] == 40
+        constant = frame.with_columns(mean=pl.lit(30.0), median=pl.lit(30.0))
+        said = world_truth.score_amounts_beside(truth, constant, task, 30.0, resamples=50, seed=0)
+        assert said[f"{metric}_share"]["value"] == 0.0
+        assert world_truth.score_amounts_beside("why", own, task, 30.0, resamples=9, seed=0)["reason"] == "why"
