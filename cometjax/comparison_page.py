@@ -44,7 +44,10 @@ def render(comparison: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> 
         binary=binary,
         amounts=amounts,
         baselines=_titles(binary),
-        has_best={kind: any(line["best"] for line in lines.values()) for kind, lines in _kinds(binary, amounts)},
+        has_best={
+            kind: any(line["best"] and line["best"]["value"] is not None for line in lines.values())
+            for kind, lines in _kinds(binary, amounts)
+        },
         verdicts=_verdicts(comparison),
         against=report.COMPARED,
         keys=_keys(evaluations),

@@ -128,6 +128,18 @@ def test_one_evaluation_makes_a_page_too(folders, tmp_path) -> None:
     assert "No task has 10000 events" in text and "Does size help" not in text
 
 
+def test_where_no_best_possible_is_known_there_are_no_columns_of_it(folders, compared, tmp_path) -> None:
+    def forget(results: dict) -> None:
+        for task in results["tasks"].values():
+            task["best"] |= {"auroc": None, "low": None, "high": None, "auroc_share": None, "reason": "of other rules"}
+
+    found = evaluations.read([changed(folders["large"], tmp_path / "other", forget)])
+    compare_models.write(tmp_path / "page", found, min_events=MIN_EVENTS, progress=False)
+    text = (tmp_path / "page" / "report.html").read_text()
+    assert "Best<br>possible" in (compared / "report.html").read_text() and "Best<br>possible" not in text
+    assert text.count("of other rules") == 1  # once for all tasks
+
+
 def test_the_page_holds_every_task_and_nothing_from_outside(compared) -> None:
     text = (compared / "report.html").read_text()
     assert "sm&lt;a&gt;ll" in text and "sm<a>ll" not in text
