@@ -63,4 +63,6 @@ def test_the_estimators_agree_with_the_worlds_true_risks(tmp_path, monkeypatch) 
     found = estimator_check.estimate(Reader(vocabulary), asked, 128, 0, progress=False)
     chosen = (parts[0] > 0.05) & (parts[0] < 0.95)
     for line in estimator_check.compare(found, parts[1], chosen, draws=400, samples=128, seed=0):
-        assert abs(line["z_mean"]) < 4 / np.sqrt(line["prompts"]) + 0.1 and 0.8 < line["z_sd"] < 1.2, line
+        assert abs(line["z_mean"]) < 4 / np.sqrt(line["prompts"]) + 0.1, line
+        # The spread of n standard normal numbers has a standard error of 1 / sqrt(2 n); some outcomes have 37 prompts.
+        assert abs(line["z_sd"] - 1) < 4 / np.sqrt(2 * line["prompts"]), line
