@@ -117,7 +117,8 @@ class _Pool:
         """Wait for a worker to be done with its trial; raises UserError when one has died."""
         with self._changed:
             while not self._answers:
-                self._changed.wait()
+                # Not for ever: such a wait was seen to sleep through Ctrl-C until a trial ended.
+                self._changed.wait(0.5)
             index, line = self._answers.pop(0)
         if not line:
             trial, code = self.busy[index], self._processes[index].wait()
