@@ -227,6 +227,8 @@ def score_amounts_beside(
     if constant is None:
         return said
     constant_N = np.full(len(target_N), constant)
+    if not score(target_N, constant_N, ones_1xN)[0] > score(target_N, truth.risk_N, ones_1xN)[0]:
+        return said
 
     def share(targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
         at_stake_R = score(targets, constant_N, weights) - score(targets, truth.risk_N, weights)
