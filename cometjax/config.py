@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 PARAM_DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("cosine",)
 ON_CHECKPOINT_ERROR = ("continue", "stop")
 
@@ -59,6 +60,7 @@ def _model() -> ml_collections.ConfigDict:
 
 def _optimizer() -> ml_collections.ConfigDict:
     optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # or "muon": orthogonal steps for the layers' matrices, AdamW for the rest (optimizer.py)
     optimizer.learning_rate = 1e-3  # the peak, reached after the warm-up
     optimizer.warmup_steps = 100  # linear from zero
     optimizer.decay = "cosine"  # from the peak at the end of warm-up to the last step
@@ -67,6 +69,7 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.95
     optimizer.eps = 1e-8
+    optimizer.muon_momentum = 0.95  # of the gradients that Muon makes orthogonal
     optimizer.clip_norm = 1.0  # global gradient norm
     return optimizer
 
@@ -161,8 +164,13 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
 def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
     _above(config, 0, "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm")
     _at_least(config, 0, "optimizer.warmup_steps", "optimizer.weight_decay")
+    _one_of(config, "optimizer.name", OPTIMIZERS)
     _one_of(config, "optimizer.decay", DECAYS)
-    for key in ("optimizer.b1", "optimizer.b2"):
+    if config.optimizer.name == "muon" and config.model.parameterization == "mup":
+        _refuse(
+            config, "optimizer.name", 'use "adamw": the table of config.model.parameterization "mup" holds for Adam'
+        )
+    for key in ("optimizer.b1", "optimizer.b2", "optimizer.muon_momentum"):
         if not 0 <= _value(config, key) < 1:
             _refuse(config, key, "use a value in [0, 1)")
     if not 0 <= config.optimizer.final_fraction <= 1:

@@ -1,19 +1,38 @@
-"""AdamW with warm-up and cosine decay, global-norm clipping, and decay kept off norms, biases and embeddings.
+"""AdamW or Muon with warm-up and cosine decay, global-norm clipping, and decay kept off norms, biases and embeddings.
 
 Learning rates of single parameters follow the width by `cometjax.parameterization`.
+
+Muon (https://kellerjordan.github.io/posts/muon) takes, for the matrices of the layers, the nearest orthogonal matrix to
+their gradients' momentum: every direction that the gradients point in gets the same step. Embedding, head, norms and
+biases stay with AdamW. Its steps are scaled to the size of AdamW's (a root mean square of 0.2, arXiv 2502.16982), so
+that a learning rate found with the one will do for the other.
 """
 
+import math
 import re
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
+import optax.contrib
 
 from cometjax import parameterization
 from cometjax.sharding import path_name
 from data_pipeline.errors import UserError
 
+_MUON_RMS = 0.2
+# The matrices of all layers in a stack, N x inputs x outputs: which axes are which.
+_MATRICES = {
+    "query": optax.contrib.MuonDimensionNumbers(1, (2, 3)),  # NxDxHxC
+    "key": optax.contrib.MuonDimensionNumbers(1, (2, 3)),  # NxDxKxC
+    "value": optax.contrib.MuonDimensionNumbers(1, (2, 3)),  # NxDxKxC
+    "attention_out": optax.contrib.MuonDimensionNumbers((1, 2), 3),  # NxHxCxD
+    "mlp_gate": optax.contrib.MuonDimensionNumbers(1, 2),  # NxDxF
+    "mlp_up": optax.contrib.MuonDimensionNumbers(1, 2),  # NxDxF
+    "mlp_down": optax.contrib.MuonDimensionNumbers(1, 2),  # NxFxD
+}
 # Embeddings are left out too: a rare code's row gets a gradient in few steps but would shrink in every one
 # (OLMo 2, arXiv 2501.00656, section 3.4).
 _UNDECAYED = re.compile(r"norm|bias|embed")
@@ -50,19 +69,47 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Gradients → AdamW's direction, not yet scaled by the learning rate.
+    """Gradients → the direction of AdamW or Muon, not yet scaled by the learning rate.
 
     The train step scales it by `learning_rate_schedule` of its own step: a skipped step must not slow the schedule, but
-    must not touch the optimizer's state (and with it Adam's bias correction) either.
+    must not touch the optimizer's state (and with it the moments' bias correction) either.
     """
     optimizer = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps),
+        _scale_by_muon(optimizer) if optimizer.name == "muon" else _scale_by_adam(optimizer),
         optax.stateless(lambda directions, _: _scaled(directions, config.model)),
         # After the scaling: the decay is the schedule's rate times weight_decay, whatever the parameter's own rate.
         optax.add_decayed_weights(optimizer.weight_decay, mask=decayed),
     )
+
+
+def _scale_by_adam(optimizer: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+
+
+def _scale_by_muon(optimizer: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    def name(path: Any) -> str:
+        return path_name(path).rpartition("/")[2]
+
+    def labels(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if name(path) in _MATRICES else "adam", tree)
+
+    def axes(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: _MATRICES[name(path)], tree)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=optimizer.muon_momentum, weight_dimension_numbers=axes),
+        optax.stateless(lambda directions, _: jax.tree.map(_to_adams_size, directions, axes(directions))),
+    )
+    return optax.partition({"muon": muon, "adam": _scale_by_adam(optimizer)}, labels)
+
+
+def _to_adams_size(direction: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    inputs, outputs = (
+        math.prod(direction.shape[axis] for axis in np.atleast_1d(of)) for of in (axes.reduction_axis, axes.output_axis)
+    )
+    return direction * (_MUON_RMS * math.sqrt(max(inputs, outputs)))
 
 
 def _scaled(directions: Any, model: ml_collections.ConfigDict) -> Any:

@@ -21,8 +21,8 @@ from data_pipeline.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# The first pattern found in an array's path gives its spec. Adam's moments have their parameter's path as the end of
-# theirs, and so lie where it lies.
+# The first pattern found in an array's path gives its spec. An optimizer's moments have their parameter's path as the
+# end of theirs, and so lie where it lies.
 # N layers   D embed   H query heads   K key/value heads   C head dim   F mlp   V vocabulary
 RULES: tuple[tuple[str, P], ...] = (
     (r"(embedding|lm_head)$", P("tensor", "fsdp")),  # VxD
@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(mlp_gate|mlp_up)$", P(None, "fsdp", "tensor")),  # NxDxF
     (r"layers/mlp_down$", P(None, "tensor", "fsdp")),  # NxFxD
     (r"_norm$", P()),  # NxD, D
-    (r"(step|count)$", P()),  # scalars
+    (r"(step|count|ns_coeffs)$", P()),  # scalars, and Muon's three
     (r"guard/\w+$", P()),  # scalars, and a short window of them
 )
 

@@ -52,6 +52,8 @@ def test_an_unlisted_key_cannot_be_set() -> None:
         ("optimizer.b2", 1.0, r"use a value in \[0, 1\)"),
         ("optimizer.final_fraction", 1.5, r"use a value in \[0, 1\]"),
         ("optimizer.decay", "stairs", "use one of cosine"),
+        ("optimizer.name", "lion", "use one of adamw, muon"),
+        ("optimizer.muon_momentum", 1.0, r"use a value in \[0, 1\)"),
         ("optimizer.clip_norm", 0.0, "above 0"),
         ("optimizer.weight_decay", float("nan"), "use 0 or more"),
         ("optimizer.warmup_steps", 1000, r"use less than config.train.steps \(1000\)"),
@@ -100,3 +102,10 @@ def test_a_value_of_another_type_is_refused_and_a_whole_number_passes_for_a_real
     values["train"]["steps"] = True
     with pytest.raises(UserError, match=r"config\.train\.steps: True is a bool"):
         validate(ml_collections.ConfigDict(values))
+
+
+def test_muon_is_refused_where_learning_rates_follow_the_width_as_adams():
+    config = default_config()
+    config.optimizer.name, config.model.parameterization = "muon", "mup"
+    with pytest.raises(UserError, match=r"config\.optimizer\.name: 'muon' cannot be used; use \"adamw\""):
+        validate(config)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -61,3 +62,45 @@ def test_update_is_clipped_adam_with_decoupled_decay():
     np.testing.assert_allclose(directions["query_bias"], [1.0], rtol=1e-5)
     (adam,) = [part for part in state if isinstance(part, optax.ScaleByAdamState)]
     np.testing.assert_allclose(adam.mu["query"], [0.1 * 0.6], rtol=1e-5)  # the gradient clipped to norm 1
+
+
+MODEL = ModelConfig(vocab_size=40, layers=2, width=16, heads=2, kv_heads=1, head_dim=6, mlp_width=32)
+
+
+def muon_and_adam_directions():
+    params = nnx.to_pure_dict(nnx.state(Decoder(MODEL, rngs=nnx.Rngs(0)), nnx.Param))
+    key = iter(jax.random.split(jax.random.key(1), 100))
+    gradients = jax.tree.map(lambda leaf: jax.random.normal(next(key), leaf.shape), params)
+    found = {}
+    for name in ("muon", "adamw"):
+        optimizer = make_optimizer(config_of(name=name, weight_decay=0.0))
+        found[name] = optimizer.update(gradients, optimizer.init(params), params)[0]
+    return found["muon"], found["adamw"]
+
+
+def test_muon_steps_each_layers_matrix_by_equal_singular_values_of_adams_size_and_leaves_the_rest_to_adam():
+    muon, adam = muon_and_adam_directions()
+    inputs = {"query": 16, "key": 16, "value": 16, "attention_out": 12, "mlp_gate": 16, "mlp_up": 16, "mlp_down": 32}
+    for name, direction in muon["layers"].items():
+        if name not in inputs:
+            np.testing.assert_array_equal(direction, adam["layers"][name], err_msg=name)
+            continue
+        matrices = np.asarray(direction).reshape(MODEL.layers, inputs[name], -1)
+        # Of the layers each alone; five Newton-Schulz steps bring singular values to 0.7 to 1.2 (Muon's post).
+        values = np.linalg.svd(matrices, compute_uv=False) / (0.2 * np.sqrt(max(matrices.shape[1:])))
+        assert 0.5 < values.min() <= values.max() < 1.3, (name, values)
+        rms = np.sqrt(np.mean(matrices**2, axis=(1, 2)))
+        np.testing.assert_allclose(rms, 0.2, rtol=0.25, err_msg=name)
+    for name in ("embedding", "final_norm"):
+        np.testing.assert_array_equal(muon[name], adam[name])
+
+
+def test_muon_gives_a_layer_the_step_that_it_would_have_alone():
+    gradient = jax.random.normal(jax.random.key(3), (2, 16, 32))
+    optimizer = make_optimizer(config_of(name="muon", weight_decay=0.0, clip_norm=1e9))
+
+    def step(gradient):
+        tree = {"layers": {"mlp_up": gradient}}
+        return optimizer.update(tree, optimizer.init(tree), tree)[0]["layers"]["mlp_up"]
+
+    np.testing.assert_allclose(step(gradient)[1], step(gradient[1:])[0], rtol=1e-4, atol=1e-6)

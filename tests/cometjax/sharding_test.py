@@ -66,18 +66,32 @@ def losses(shape, microbatches, start):
                        "kv_shard": key.addressable_shards[0].data.shape,
                        "batch_shard": tokens.addressable_shards[0].data.shape}
 
+def muon_losses(shape):
+    config.mesh.update(dict(zip(sharding.AXES, shape), slices=1))
+    config.train.microbatches = 1
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: int(np.prod(shape))])
+    with jax.set_mesh(mesh):
+        steps = make_compiled_steps(config, model, tables, mesh)
+        state, found = steps.init(), []
+        for number in range(10):
+            state, metrics = steps.train(state, sharding.put_batch(mesh, batch(number)))
+            found.append(float(metrics.loss))
+    return found
+
 start, one = losses((1, 1, 1), 1, None)
 results = {"1x1x1": one}
 for shape in [s for s in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(s) == 8]:
     results["x".join(map(str, shape))] = losses(shape, 1, start)[1]
 for shape in ((1, 8, 1), (2, 2, 2)):
     results["x".join(map(str, shape)) + " in 2"] = losses(shape, 2, start)[1]
-print(json.dumps(results))
+config.optimizer.name = "muon"
+muon = [muon_losses(shape) for shape in ((1, 1, 1), (2, 2, 2))]
+print(json.dumps({"meshes": results, "muon": muon}))
 """
 
 
 @pytest.fixture(scope="module")
-def results():
+def printed():
     # Most of the time is LLVM's, which has no say in how the program is partitioned: it need not try hard.
     hurried = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     done = subprocess.run(
@@ -91,6 +105,11 @@ def results():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture
+def results(printed):
+    return printed["meshes"]
+
+
 # Half a minute on two quiet cores; on busy ones it is not to fail for that.
 @pytest.mark.timeout(1000)
 def test_every_mesh_and_every_split_in_microbatches_gives_the_losses_of_one_device(results):
@@ -100,6 +119,12 @@ def test_every_mesh_and_every_split_in_microbatches_gives_the_losses_of_one_devi
         assert found["norms"] == pytest.approx(results["1x1x1"]["norms"], rel=1e-3), mesh
     assert len(set(results["1x1x1"]["losses"])) == 20
     assert len(set(results["1x1x1"]["norms"].values())) == 6
+
+
+def test_muon_on_a_mesh_takes_the_steps_of_one_device(printed):
+    one, split = printed["muon"]
+    np.testing.assert_allclose(split, one, rtol=0, atol=1e-4)
+    assert one[-1] < one[0] and np.abs(np.subtract(one, printed["meshes"]["1x1x1"]["losses"][:10])).max() > 1e-3
 
 
 def test_parameters_and_moments_lie_as_the_rules_say(results):
