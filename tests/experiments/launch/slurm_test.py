@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import pytest
 
 from cometjax import workdir as workdirs
-from experiments.scaling import study, trials
+from experiments.scaling import trials
 from experiments.scaling.plan import Plan
 from tests.experiments.scaling import made_up_study
 
@@ -238,7 +238,10 @@ def restarts(job: str) -> dict[int, int]:
 
 def sweep(folder: pathlib.Path, workdir: pathlib.Path, *flags: str) -> str:
     command = [sys.executable, "-m", "experiments.scaling_sweep", f"--config={folder / 'study_file.py'}"]
-    return run(*command, f"--workdir={workdir}", "--yes", *flags)
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}", "--yes", *flags], capture_output=True, text=True, timeout=600, cwd=ROOT
+    )
+    return done.stdout + done.stderr
 
 
 @pytest.mark.timeout(1500)
@@ -246,7 +249,7 @@ def test_a_study_is_an_array_of_which_only_the_disturbed_tasks_come_back(slurm, 
     made_up_study.config(tmp_path)  # the corpus
     (tmp_path / "study_file.py").write_text(STUDY.format(folder=str(tmp_path)))
     workdir = tmp_path / "run"
-    setup = (f"export PATH={pathlib.Path(sys.executable).parent}:$PATH JAX_PLATFORMS=cpu",)
+    setup = (f"export PATH={pathlib.Path(sys.executable).parent}:$PATH JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=1",)
     launch = ("--launcher=slurm", "--slurm.partition=grace", f"--slurm.directory={ROOT}", f"--slurm.setup={setup!r}")
     said = sweep(tmp_path, workdir, *launch)
     assert "0 of 3 trials finished" in said
@@ -268,14 +271,14 @@ def test_a_study_is_an_array_of_which_only_the_disturbed_tasks_come_back(slurm, 
     again = restarts(job)
     assert again[2] == 1 and sorted([again[0], again[1]]) == [0, 1], log_of(workdir / "trials")
     (preempted,) = [task for task in (0, 1) if again[task]]
-    for task in (preempted, 2):
-        assert "resumed at step" in log_of_task(workdir, job, task)
+    assert "resumed at step" in log_of_task(workdir, job, preempted)
+    assert "exit code 137 after 0 restarts: requeued" in log_of_task(workdir, job, 2)
 
-    # The same command takes up the results; they are those of the study trained here.
-    assert "REFUSED" in sweep(tmp_path, workdir, *launch)
-    assert "3 of 3 trials of the grid are finished" in (workdir / study.REPORT).read_text()
+    # The same command takes up the results (of a grid this small no law can be fitted); they are those of the study
+    # trained here.
+    assert "3 trials of the grid are finished" in sweep(tmp_path, workdir, *launch)
     here = tmp_path / "here"
-    sweep(tmp_path, here, "--config.run.pin=False")
+    assert "3 trials of the grid are finished" in sweep(tmp_path, here, "--config.run.pin=False")
     for trial, folder in zip(planned, folders, strict=True):
         undisturbed = workdirs.read_json(trials.folder(here, trial.name) / workdirs.RESULT)
         result = workdirs.read_json(folder / workdirs.RESULT)
