@@ -137,7 +137,9 @@ class TrainLoop:
             with self._profiler.step(self._step + 1, in_flight):
                 dispatched = self._dispatch(batch)
             self._preempted.work_begins()
-            self._leaving = self._preempted.poll()
+            # With several processes the devices answer, behind the step before: that is where the loop waits for them.
+            with self._clock.measure("step"):
+                self._leaving = self._preempted.poll()
             self._tell_failed_save(may_go_on=True)
             # The devices already work on this step while the figures of the one before are fetched.
             if in_flight is not None:
