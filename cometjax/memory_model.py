@@ -24,12 +24,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cometjax import attention, sharding
 from cometjax.cross_entropy import CHUNK_BYTES
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import make_optimizer
 from cometjax.pod_run import PodRun, abstract_mesh
+from cometjax.segment_blocks import RESIDUAL_NAME
 from cometjax.train_step import TrainState, init_state, model_graph
 from data_pipeline.loader import BATCH_DTYPES
 
@@ -37,6 +39,8 @@ from data_pipeline.loader import BATCH_DTYPES
 LANES, SUBLANES = 128, 8
 # Attention whose kernels lay heads out by the lanes.
 _LANE_PADDED = ("splash", "pallas_tpu")
+# JAX's own kernel names nothing of what its backward pass needs.
+_UNNAMED = ("splash",)
 # Operations that give the same numbers in another shape: XLA keeps one copy for all.
 _RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose")
 
@@ -75,8 +79,8 @@ def chip_memory(run: PodRun) -> Memory:
         optimizer=optimizer,
         # In microbatches: the sum so far, and the part's own.
         gradients=gradients * (2 if train.microbatches > 1 else 1),
-        saved_activations=saved_bytes(share, run.microbatch_rows, train.row_length, tiled),
-        working_set=max(_loss_bytes(run, tokens), _layer_bytes(share, tokens) + gathered),
+        saved_activations=saved_bytes(share, run.microbatch_rows, train.row_length, tiled) - _inputs_elsewhere(run),
+        working_set=max(_loss_bytes(run, tokens), _layer_bytes(share, tokens, tiled) + gathered),
         batch=tokens * train.microbatches * sum(np.dtype(dtype).itemsize for dtype in BATCH_DTYPES.values()),
     )
 
@@ -153,6 +157,20 @@ def saved_bytes(share: ModelConfig, rows: int, length: int, tiled: bool) -> int:
     return (two - one) * rows
 
 
+def _inputs_elsewhere(run: PodRun) -> int:
+    """Bytes of the layers' inputs that a chip leaves to its neighbours along `tensor`.
+
+    The loss splits positions over them (`cometjax.cross_entropy`), and the partitioner carries that into what each
+    layer keeps of its input.
+    """
+    length, tensor = run.config.train.row_length, run.sizes["tensor"]
+    if length % tensor:
+        return 0
+    itemsize = jnp.dtype(run.model.compute_dtype).itemsize
+    inputs = run.model.layers * run.microbatch_rows * length * run.model.width * itemsize
+    return inputs - inputs // tensor
+
+
 @functools.lru_cache(maxsize=256)
 def _traced_bytes(share: ModelConfig, rows: int, length: int, tiled: bool) -> int:
     graph = model_graph(share)
@@ -177,21 +195,28 @@ def _attend(share: ModelConfig, shape: tuple[int, int]) -> Any:
             attention.attention(q, k, v, segment_ids_BxL=segment_ids_RxL, implementation="reference"),
             cache,
         )
-    return lambda q, k, v, cache: (_fused(q, k, v), cache)
+    named = share.attention not in _UNNAMED
+    return lambda q, k, v, cache: (_fused(q, k, v, named), cache)
 
 
-@jax.custom_vjp
-def _fused(q_RxLxHxC: jax.Array, k_RxLxKxC: jax.Array, v_RxLxKxC: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _fused(q_RxLxHxC: jax.Array, k_RxLxKxC: jax.Array, v_RxLxKxC: jax.Array, named: bool) -> jax.Array:
     return q_RxLxHxC + 0 * (k_RxLxKxC.sum() + v_RxLxKxC.sum())
 
 
-def _fused_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-    """Kept: the operands, the output, and a float32 normalizer per query and head (arXiv 2205.14135, algorithm 2)."""
-    out = _fused(q, k, v)
-    return out, (q, k, v, out, out[..., 0].astype(jnp.float32))
+def _fused_forward(q: jax.Array, k: jax.Array, v: jax.Array, named: bool) -> tuple[jax.Array, Any]:
+    """Kept: the operands, the output, and a float32 normalizer per query and head (arXiv 2205.14135, algorithm 2).
+
+    `named`: the last two by the name by which remat policies keep them (`cometjax.model`).
+    """
+    out = _fused(q, k, v, named)
+    results = out, out[..., 0].astype(jnp.float32)
+    if named:
+        results = checkpoint_name(results, RESIDUAL_NAME)
+    return results[0], (q, k, v, *results)
 
 
-def _fused_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _fused_backward(named: bool, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return gradient, kept[1], kept[2]
 
 
@@ -256,10 +281,18 @@ def _loss_bytes(run: PodRun, tokens: int) -> int:
     return chunk * (4 + itemsize) // 4 + vocabulary * width * (4 + itemsize) + 2 * tokens * width * itemsize
 
 
-def _layer_bytes(share: ModelConfig, tokens: int) -> int:
-    """One layer's backward pass: the mlp's gate, up and product, two of their gradients, and a few of the width."""
+def _layer_bytes(share: ModelConfig, tokens: int, tiled: bool) -> int:
+    """One layer's backward pass, as it enters the mlp, with what attention's will need.
+
+    The mlp's gate, up and product, two of their gradients; three arrays of the width (the layer's input, a norm's
+    output, the gradient); and of attention's operands and output what remat computes again.
+    """
     itemsize = jnp.dtype(share.compute_dtype).itemsize
-    return tokens * itemsize * (5 * share.mlp_width + 6 * share.width)
+    padded = tiled and share.attention in _LANE_PADDED
+    head = (-(-share.head_dim // LANES) * LANES if padded else share.head_dim) * itemsize
+    kept_output = share.remat == "none" or (share.remat == "dots" and share.attention not in _UNNAMED)
+    heads = (0 if share.remat == "none" else share.heads + 2 * share.kv_heads) + (0 if kept_output else share.heads)
+    return tokens * (itemsize * (5 * share.mlp_width + 3 * share.width) + heads * head)
 
 
 def _layer_weight_bytes(share: ModelConfig) -> int:

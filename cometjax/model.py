@@ -21,17 +21,18 @@ from flax import nnx
 
 from cometjax import attention, parameterization
 from cometjax.segment_blocks import RESIDUAL_NAME
-from cometjax.sharding import constrain
+from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, weights_are_split
 from data_pipeline.errors import UserError
 
 # As transformers' Qwen2Config.initializer_range: all matrices and the embedding alike (under "mup" the layers' matrices
 # and the final norm start by `cometjax.parameterization`).
 INIT_STDDEV = 0.02
 
-# What a layer's forward pass keeps for its backward pass. "none": everything (no recomputation). "dots": results of
-# matmuls with weights and of attention kernels, the rest is recomputed. "full": nothing but the layer's input.
-REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": None,
+# What a layer's forward pass keeps for its backward pass. "none": everything (no recomputation, but weights that were
+# gathered from other devices are gathered again). "dots": results of matmuls with weights and of attention kernels, the
+# rest is recomputed. "full": nothing but the layer's input.
+REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED_WEIGHTS),
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(RESIDUAL_NAME),
@@ -200,7 +201,7 @@ class Decoder(nnx.Module):
             return _layer(self.config, weights, x_BxLxD, rotation_BxLxC, attend, cache)
 
         scan_layers = self.config.scan_layers and not isinstance(caches, list)
-        if self.config.remat != "none":
+        if self.config.remat != "none" or weights_are_split():
             policy = REMAT_POLICIES[self.config.remat]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
         if scan_layers:
@@ -261,6 +262,7 @@ def _layer(
     cache: Any,
 ) -> tuple[jax.Array, Any]:
     weights = {name: w if name.endswith("_norm") else w.astype(config.compute_dtype) for name, w in weights.items()}
+    weights = gather_weights(weights)
 
     h_BxLxD = _rms_norm(x_BxLxD, weights["attention_norm"], config.norm_eps)
     q_BxLxHxC = _project(h_BxLxD, weights["query"])
