@@ -117,7 +117,7 @@ class _Pool:
         """Wait for a worker to be done with its trial; raises UserError when one has died."""
         with self._changed:
             while not self._answers:
-                # Not for ever: such a wait was seen to sleep through Ctrl-C until a trial ended.
+                # Not for ever: the kernel may give SIGINT to another thread, and then this one would sleep through it.
                 self._changed.wait(0.5)
             index, line = self._answers.pop(0)
         if not line:
