@@ -3,7 +3,7 @@
     python -m cometjax.train --config experiments/configs/demo.py --workdir runs/mine --config.corpus=CORPUS
 
 `make demo` runs it. Expect on the synthetic world of 6,000 patients a tuning loss of 1.013 nats/token (bigram 2.137,
-entropy floor 0.628) after 875 steps; 10,400 tokens/s and 304 s on two quiet CPU cores.
+entropy floor 0.628) after 875 steps; 10,268 tokens/s and 304 s on two quiet CPU cores.
 """
 
 import ml_collections
