@@ -25,7 +25,11 @@ def events_frame(rows: Sequence[Row]) -> pl.DataFrame:
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Programs under test keep what they keep in a folder of the session's, and share what was compiled."""
-    os.environ["COMETJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    # Under pytest-xdist each process has a folder of its own in that of all.
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (session / "cache").mkdir(exist_ok=True)
+    os.environ["COMETJAX_CACHE"] = str(session / "cache")
 
 
 @pytest.fixture
