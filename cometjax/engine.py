@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-import tqdm
 
 from cometjax import batches, decoding, grammar_states
 from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_horizon, start_of
 from cometjax.model import Decoder
 from data_pipeline import engines
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary
 
 _KEYS_AT_ONCE = 256
@@ -95,9 +95,7 @@ def iter_futures(
         start = start_of(prompt, vocabulary, config.max_prompt_tokens)
         request = batches.Request(prompt, start, int(horizons[index]), keys_PxSx2[index])
         by_bucket[request.bucket].append((index, request))
-    with tqdm.tqdm(
-        total=len(prompts) * config.samples, unit="future", desc="simulate", disable=None if progress else True
-    ) as bar:
+    with progress_bar(total=len(prompts) * config.samples, unit="future", desc="simulate", enabled=progress) as bar:
         for bucket, waiting in sorted(by_bucket.items()):
             for index, futures in _share(on_devices, bucket, waiting):
                 bar.update(config.samples)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import tqdm
 from absl import flags
 from ml_collections import config_flags
 
@@ -46,6 +45,7 @@ from cometjax.amount_results import score_amounts
 from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Task
 from data_pipeline import command_line, meds, prompts
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
@@ -161,7 +161,7 @@ def evaluate(
     }
     risks, amounts = {}, {}
     common = {"resamples": options.resamples, "seed": options.seed}
-    for task in tqdm.tqdm(tasks, desc="score", unit="task", disable=None if progress else True):
+    for task in progress_bar(tasks, desc="score", unit="task", enabled=progress):
         of_task, simulation = rows[task.name], simulations[task.censoring]
         estimates = _in_row_order(of_task.scored, simulation.estimate(task))
         if task.kind != "binary":

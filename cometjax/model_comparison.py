@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from cometjax import amount_results, comparisons, rivals, scores
 from cometjax.evaluations import Evaluation
 from cometjax.labels import VALUE_COLUMN
+from data_pipeline.progress_bar import progress_bar
 
 # A model whose risks need not be stretched has a slope of 1; the bounds within which this is said of it.
 SLOPES = (0.8, 1.2)
@@ -46,7 +46,7 @@ def compare(
     how: dict[str, Any] = {"level": level, "min_events": min_events}
     pairs = list(itertools.combinations(evaluations, 2))
     between = {}
-    for smaller, larger in tqdm.tqdm(pairs, desc="compare", unit="pair", disable=None if progress else True):
+    for smaller, larger in progress_bar(pairs, desc="compare", unit="pair", enabled=progress):
         gains = {name: model_gain(larger, smaller, name) for name in first.asked}
         between[f"{larger.name} against {smaller.name}"] = comparisons.summarize(gains, events, **how)
     return {

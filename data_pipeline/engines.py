@@ -14,18 +14,15 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import tqdm
-
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 
 # A job that takes its process with it this often is not run again.
 MAX_ATTEMPTS = 3
-_SECONDS_BETWEEN_LINES = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +46,10 @@ class InProcess:
 
     def run(self, title: str, jobs: Sequence[Job]) -> None:
         """See Engine."""
-        with contextlib.closing(Progress(title, len(jobs))) as progress:
+        with progress_bar(total=len(jobs), desc=title, unit="shard") as bar:
             for job in jobs:
                 job.function(*job.arguments)
-                progress.advance()
+                bar.update()
 
 
 class ProcessPool:
@@ -69,7 +66,7 @@ class ProcessPool:
         waiting = collections.deque(range(len(jobs)))
         attempts = [0] * len(jobs)
         faults: dict[int, Exception] = {}
-        with contextlib.closing(Progress(title, len(jobs))) as progress:
+        with progress_bar(total=len(jobs), desc=title, unit="shard") as bar:
             while waiting or self._busy:
                 while waiting and len(self._busy) < self._workers:
                     index = waiting.popleft()
@@ -79,7 +76,7 @@ class ProcessPool:
                     if isinstance(error, _LostError) and attempts[index] < MAX_ATTEMPTS:
                         waiting.appendleft(index)
                         continue
-                    progress.advance()
+                    bar.update()
                     if error is not None:
                         # Jobs before it may still be running: the first fault in order is the one to report.
                         faults[index] = error
@@ -189,27 +186,6 @@ def local(workers: int | None, shards: int) -> Iterator[Engine]:
 def cores() -> int:
     """Cores that this process may use, which a batch system may have made fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Progress:
-    """A progress bar on a terminal, and elsewhere a line on stderr every minute."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._count = title, total, 0
-        self._bar = tqdm.tqdm(desc=title, total=total, unit="shard", disable=None)
-        self._last = time.monotonic()
-
-    def advance(self) -> None:
-        """Count one more as done."""
-        self._count += 1
-        self._bar.update()
-        if self._bar.disable and time.monotonic() - self._last > _SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
-            print(f"{self._title}: {self._count:,} of {self._total:,} shards", file=sys.stderr)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
 
 
 @contextlib.contextmanager

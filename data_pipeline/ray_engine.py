@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipeline.engines import MAX_ATTEMPTS, Engine, Job, Progress
+from data_pipeline.engines import MAX_ATTEMPTS, Engine, Job
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 
 # Tasks that wait in the cluster for a free core, for each core: enough that none is idle, few enough to stop soon.
 _QUEUED_PER_CORE = 2
@@ -30,7 +31,7 @@ class RayCluster:
         waiting = collections.deque(range(len(jobs)))
         running: dict[Any, int] = {}
         faults: dict[int, Exception] = {}
-        with contextlib.closing(Progress(title, len(jobs))) as progress:
+        with progress_bar(total=len(jobs), desc=title, unit="shard") as bar:
             while waiting or running:
                 while waiting and len(running) < self._most_running():
                     index = waiting.popleft()
@@ -38,7 +39,7 @@ class RayCluster:
                 for done in self._ray.wait(list(running), num_returns=1)[0]:
                     index = running.pop(done)
                     error = self._outcome(done, jobs[index])
-                    progress.advance()
+                    bar.update()
                     if error is not None:
                         # Jobs before it may still be running: the first fault in order is the one to report.
                         faults[index] = error

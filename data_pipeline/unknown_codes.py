@@ -4,11 +4,11 @@ The manifest names only codes that enough training subjects have; this reads the
 """
 
 import polars as pl
-import tqdm
 
 from data_pipeline import meds
 from data_pipeline.columns import ROLES_WITHOUT_EVENT
 from data_pipeline.coverage import is_unknown
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary
 
 
@@ -20,7 +20,7 @@ def unknown_codes(dataset: meds.MedsDataset, vocabulary: Vocabulary) -> tuple[pl
         a time, and those that say who a subject is, make none.
     """
     counts: pl.DataFrame | None = None
-    for shard in tqdm.tqdm(dataset.shards, "counting codes", unit="shard", disable=None):
+    for shard in progress_bar(dataset.shards, desc="counting codes", unit="shard"):
         part = (
             meds.read_shard(shard)
             .filter(pl.col("time").is_not_null())

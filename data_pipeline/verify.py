@@ -7,9 +7,10 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import tqdm
+from tqdm import tqdm
 
 from data_pipeline.corpus import MANIFEST, Corpus, manifest_checksums
+from data_pipeline.progress_bar import progress_bar
 
 _CHUNK_BYTES = 8 << 20
 
@@ -36,7 +37,7 @@ def verify(corpus: Corpus, *, threads: int | None = None) -> list[Fault]:
     faults += [Fault(file, "missing") for file in expected.keys() - set(present)]
     total = sum((corpus.root / file).stat().st_size for file in present)
     with (
-        tqdm.tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=None) as bar,
+        progress_bar(total=total, desc="verifying", unit="B", unit_scale=True) as bar,
         concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool,
     ):
         checks = {pool.submit(_check, corpus.root / file, expected[file], bar): file for file in present}
@@ -56,7 +57,7 @@ def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
     return (path for path in root.rglob("*") if not path.is_dir())
 
 
-def _check(path: pathlib.Path, sha256: str, bar: tqdm.tqdm) -> str:
+def _check(path: pathlib.Path, sha256: str, bar: tqdm) -> str:
     """What is wrong with a file; empty if nothing is."""
     digest = hashlib.sha256()
     try:

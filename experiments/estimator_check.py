@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import tqdm
 from absl import flags
 from scipy import stats
 
@@ -34,6 +33,7 @@ from cometjax.futures import Future
 from cometjax.tasks import Task
 from data_pipeline import build, build_config, command_line, meds, prompts, world
 from data_pipeline.corpus import Corpus
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary
 from data_pipeline.world import risks
 from data_pipeline.world.draws import Draws, mix
@@ -211,7 +211,7 @@ def estimate(
 ) -> dict[str, Estimates]:
     """Every estimator's risks of every prompt. Monte-Carlo and SCOPE share their futures, as they do of a model."""
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in ESTIMATORS}
-    with tqdm.tqdm(total=len(asked), unit=" prompts", desc="estimators", disable=None if progress else True) as bar:
+    with progress_bar(total=len(asked), unit=" prompts", desc="estimators", enabled=progress) as bar:
         for begin in range(0, len(asked), _BLOCK):
             block = asked[begin : begin + _BLOCK]
             size = len(block), samples

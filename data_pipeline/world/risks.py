@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import threadpoolctl
-import tqdm
 
 from data_pipeline import cache
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.prompts import Prompt
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 from data_pipeline.world import catalogue, simulation, tables
@@ -117,7 +117,7 @@ def true_risks_by_part(
     if workers > 1:
         size = min(size, -(-len(prompts) // workers))
         blocks = [slice(begin, begin + size) for begin in range(0, len(prompts), size)]
-    with tqdm.tqdm(total=len(prompts), unit=" prompts", desc="true risks", disable=None if progress else True) as bar:
+    with progress_bar(total=len(prompts), unit=" prompts", desc="true risks", enabled=progress) as bar:
         for index, risks_PxnxQ in _each_block(reader, prompts, blocks, questions, (draws, parts, seed), workers):
             risks_PxNxQ[:, blocks[index]] = risks_PxnxQ
             bar.update(risks_PxnxQ.shape[1])

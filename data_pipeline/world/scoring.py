@@ -13,11 +13,11 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from data_pipeline import cache
 from data_pipeline.corpus import Corpus, SplitReader
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import KINDS
 from data_pipeline.world import tables
 from data_pipeline.world.reading import Reader
@@ -100,7 +100,7 @@ def score_tokens(
     blocks = np.split(np.argsort(reader.lengths_R, kind="stable"), range(BLOCK, len(reader), BLOCK))[::-1]
     if workers is None:
         workers = min(os.cpu_count() or 1, 1 + len(log_T) // _TOKENS_PER_PROCESS)
-    with tqdm.tqdm(total=len(log_T), unit=" tokens", desc="score", disable=None if progress else True) as bar:
+    with progress_bar(total=len(log_T), unit=" tokens", desc="score", enabled=progress) as bar:
         for records, parts in _score_blocks(corpus.root, split, blocks, workers):
             for record, part in zip(records, parts, strict=True):
                 if not np.isfinite(part).all():

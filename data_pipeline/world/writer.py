@@ -16,9 +16,9 @@ import meds
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tqdm
 
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.world import catalogue, simulation, tables
 from data_pipeline.world.draws import mix
 
@@ -128,7 +128,7 @@ def _shards(
 
 def _write_all(tasks: list[_Shard], workers: int, progress: bool) -> int:
     total = sum(len(task.subject_ids_P) for task in tasks)
-    with tqdm.tqdm(total=total, unit=" subjects", desc="world", disable=None if progress else True) as bar:
+    with progress_bar(total=total, unit=" subjects", desc="world", enabled=progress) as bar:
         if workers <= 1:
             return sum(_write_shard(task, bar.update) for task in tasks)
         events = 0

@@ -1,0 +1,24 @@
+"""The demo's model, trained with Muon for half an hour on two CPU cores: what so small a machine can learn of the world.
+
+    python -m data_pipeline.world --out runs/world/meds --patients 40000
+    python -m data_pipeline.build --meds runs/world/meds --out runs/world/corpus --config.code_map=world
+    python -m cometjax.train --config experiments/configs/half_hour.py --workdir runs/half-hour \
+        --config.corpus=runs/world/corpus
+"""
+
+import ml_collections
+
+from experiments.configs import demo
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The half hour's configuration."""
+    config = demo.get_config()
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 6e-3
+    config.optimizer.warmup_steps = 150
+    config.train.steps = 5400  # 16.5M tokens: four fifths of the corpus, none of it twice
+    config.train.eval_every = 5400
+    config.train.eval_batches = 160
+    config.train.checkpoint_every = 900
+    return config
