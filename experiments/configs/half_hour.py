@@ -1,4 +1,4 @@
-"""The demo's model, trained with Muon for half an hour on two CPU cores: what so small a machine can learn of the world.
+"""The demo's model, trained with Muon for half an hour on two CPU cores: what they can learn of the synthetic world.
 
     python -m data_pipeline.world --out runs/world/meds --patients 40000
     python -m data_pipeline.build --meds runs/world/meds --out runs/world/corpus --config.code_map=world
@@ -14,7 +14,6 @@ from experiments.configs import demo
 def get_config() -> ml_collections.ConfigDict:
     """The half hour's configuration."""
     config = demo.get_config()
-    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 6e-3
     config.optimizer.warmup_steps = 150
     config.train.steps = 5400  # 16.5M tokens: four fifths of the corpus, none of it twice

@@ -9,7 +9,6 @@
       trials/NAME/          training runs
       points.csv, fit.json, family.json, report.html
       check.json            the trial of the test that counts
-      floor.json            true entropy, if somebody put it there (data_pipeline.world --score --split tuning)
       compiled/             XLA's programs, to be used again
 
 Started again, a study goes on: plans that are written stay, finished trials are read and not run.
@@ -28,7 +27,10 @@ from typing import Any
 import ml_collections
 
 from cometjax import workdir as workdirs
+from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.mixture import open_corpus
+from data_pipeline.world import scoring
 from experiments.scaling import (
     analysis,
     calibration,
@@ -49,8 +51,8 @@ from experiments.scaling.fit import finite
 from experiments.scaling.plan import PLAN, Plan, PlannedTrial, Planner, describe
 from experiments.scaling.recipe import LearningRate, Recipe
 
-STUDY, PILOT, CHECK, FIT, FAMILY, REPORT, FLOOR = (
-    "study.json", "pilot.json", "check.json", "fit.json", "family.json", "report.html", "floor.json",
+STUDY, PILOT, CHECK, FIT, FAMILY, REPORT = (
+    "study.json", "pilot.json", "check.json", "fit.json", "family.json", "report.html",
 )  # fmt: skip
 
 
@@ -276,10 +278,17 @@ class Study:
         return result
 
     def _entropy_floor(self) -> float | None:
-        path, own = self.config.data.entropy_floor, self.workdir / FLOOR
-        if not path and not own.exists():
+        """Nats per token that no model can get under: of the file that the configuration names, or of the world."""
+        if path := self.config.data.entropy_floor:
+            return read_floor(pathlib.Path(path))
+        corpus = open_corpus(self.data.full.path)
+        if not isinstance(corpus, Corpus) or not scoring.is_world(corpus.manifest["source"]["name"]):
             return None
-        return read_floor(pathlib.Path(path) if path else own)
+        try:
+            return scoring.split_floor(corpus, progress=True).floor
+        except UserError as error:  # A study is worth its report without.
+            self.say(f"true entropy: {error}")
+            return None
 
     # Running
 

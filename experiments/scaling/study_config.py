@@ -30,7 +30,7 @@ def default_config() -> ml_collections.ConfigDict:
             "world_seed": 0,
             "validation_subjects": 0,  # of the tuning split, the same for every trial; 0 = all
             "repeated_unique_tokens": (),  # sizes of the small corpora for trials that repeat their data
-            "entropy_floor": "",  # file of `data_pipeline.world --score`; "" = floor.json in the workdir, if any
+            "entropy_floor": "",  # file of `data_pipeline.world --score`; "" = worked out, if the data are the world's
             "max_epochs": 1.0,  # passes of the grid over its data: more would mix two laws
         }
     )

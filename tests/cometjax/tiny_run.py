@@ -48,7 +48,7 @@ def write_corpus(root, *, seed=0, interval_seconds=60.0):
         "format_version": corpus.FORMAT_VERSION,
         "fingerprint": corpus.fingerprint(vocabulary.fingerprint, splits),
         "vocabulary_fingerprint": vocabulary.fingerprint,
-        "source": "hand-made",
+        "source": {"name": "hand-made", "version": "1"},
         "splits": splits,
     }
     (root / corpus.MANIFEST).write_bytes(corpus.encode_manifest(manifest))

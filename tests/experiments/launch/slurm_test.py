@@ -23,6 +23,7 @@ import pytest
 from cometjax import workdir as workdirs
 from experiments.scaling import trials
 from experiments.scaling.plan import Plan
+from tests.cometjax import tiny_run
 from tests.experiments.scaling import made_up_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -239,8 +240,9 @@ def restarts(job: str) -> dict[int, int]:
 def sweep(folder: pathlib.Path, workdir: pathlib.Path, *flags: str) -> str:
     command = [sys.executable, "-m", "experiments.scaling_sweep", f"--config={folder / 'study_file.py'}"]
     done = subprocess.run(
-        [*command, f"--workdir={workdir}", "--yes", *flags], capture_output=True, text=True, timeout=600, cwd=ROOT
-    )
+        [*command, f"--workdir={workdir}", "--yes", *flags],
+        capture_output=True, text=True, timeout=600, cwd=ROOT, env=os.environ | tiny_run.ONE_DEVICE,
+    )  # fmt: skip
     return done.stdout + done.stderr
 
 

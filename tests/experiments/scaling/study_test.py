@@ -6,7 +6,11 @@ import pathlib
 
 import pytest
 
+from data_pipeline import build_config
+from data_pipeline.build import build_corpus
+from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.world import scoring
 from experiments.launch import jobset, slurm
 from experiments.scaling import report_figures, study, trials
 from experiments.scaling.plan import Plan
@@ -221,11 +225,27 @@ def test_a_jobset_study_writes_a_manifest_for_each_trial(folder, tmp_path) -> No
 
 def test_an_entropy_floor_stands_beside_e(folder, tmp_path, pretended) -> None:
     changes = {"fit__bootstrap": 0}
+    page = tmp_path / "run" / "report.html"
     run(folder, tmp_path / "run", changes=changes)
-    assert "true entropy not known" in (tmp_path / "run" / "report.html").read_text()
-    (tmp_path / "run" / "floor.json").write_text('{"split": "tuning", "floor": 1.1234}')
-    run(folder, tmp_path / "run", changes=changes, report_only=True)
-    assert "true entropy 1.1234" in (tmp_path / "run" / "report.html").read_text()
+    assert "true entropy not known" in page.read_text()
+    (tmp_path / "floor.json").write_text('{"split": "tuning", "floor": 1.1234}')
+    elsewhere = changes | {"data__entropy_floor": str(tmp_path / "floor.json")}
+    run(folder, tmp_path / "run", changes=elsewhere, report_only=True)
+    assert "true entropy 1.1234" in page.read_text()
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match=r"other.json: has no entropy floor"):
         run(folder, tmp_path / "run", changes=changes | {"data__entropy_floor": str(tmp_path / "other.json")})
+
+
+def test_the_worlds_own_entropy_stands_beside_e(folder, tmp_path, pretended, world_meds, world_corpus) -> None:
+    config = build_config.get_config()
+    config.update(code_map="world", min_subjects_per_code=1, min_values_per_code=20)
+    build_corpus(world_meds, tmp_path / "scorable", config, workers=1)
+    run(folder, tmp_path / "run", changes={"fit__bootstrap": 0, "data__corpus": str(tmp_path / "scorable")})
+    floor = scoring.split_floor(Corpus.open(tmp_path / "run" / "corpus")).floor
+    assert 0.3 < floor < 2 and f"true entropy {floor:.4f}" in (tmp_path / "run" / "report.html").read_text()
+
+    said = []
+    run(folder, tmp_path / "rare", said=said, changes={"fit__bootstrap": 0, "data__corpus": str(world_corpus)})
+    assert "true entropy not known" in (tmp_path / "rare" / "report.html").read_text()
+    assert any(line.startswith("true entropy: ") and "UNKNOWN" in line for line in said)
