@@ -14,6 +14,8 @@ from experiments.configs import demo
 def get_config() -> ml_collections.ConfigDict:
     """The half hour's configuration."""
     config = demo.get_config()
+    # 600 steps of the same batches: AdamW at 4e-3 ended at 1.121 nats/token, Muon at 4e-3 at 0.997, at 1e-2 at 0.976.
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 6e-3
     config.optimizer.warmup_steps = 150
     config.train.steps = 5400  # 16.5M tokens: four fifths of the corpus, none of it twice
