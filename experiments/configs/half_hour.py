@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 150
     config.train.steps = 5400  # 16.5M tokens: four fifths of the corpus, none of it twice
     config.train.eval_every = 5400
-    config.train.eval_batches = 160
+    config.train.eval_batches = 160  # of those before the last, which sees the whole split
     config.train.checkpoint_every = 900
     return config
