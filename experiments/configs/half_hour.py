@@ -4,6 +4,8 @@
     python -m data_pipeline.build --meds runs/world/meds --out runs/world/corpus --config.code_map=world
     python -m cometjax.train --config experiments/configs/half_hour.py --workdir runs/half-hour \
         --config.corpus=runs/world/corpus
+
+Seen: a tuning loss of 0.738 nats/token after 29 min 34 s (entropy floor 0.643); docs/tasks.md has what it foretells.
 """
 
 import ml_collections
