@@ -27,10 +27,7 @@ from typing import Any
 import ml_collections
 
 from cometjax import workdir as workdirs
-from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
-from data_pipeline.mixture import open_corpus
-from data_pipeline.world import scoring
 from experiments.scaling import (
     analysis,
     calibration,
@@ -38,6 +35,7 @@ from experiments.scaling import (
     consent,
     corpora,
     designs,
+    entropy,
     family,
     gates,
     local,
@@ -196,7 +194,7 @@ class Study:
                 analysis=found,
                 members=_read_if_any(self.workdir / FAMILY),
                 data=self.data,
-                floor=self._entropy_floor(),
+                floor=entropy.entropy_floor(self.config.data.entropy_floor, self.data.full.path, self.say),
             )
         )
         path = self.workdir / REPORT
@@ -277,19 +275,6 @@ class Study:
             }
         return result
 
-    def _entropy_floor(self) -> float | None:
-        """Nats per token that no model can get under: of the file that the configuration names, or of the world."""
-        if path := self.config.data.entropy_floor:
-            return read_floor(pathlib.Path(path))
-        corpus = open_corpus(self.data.full.path)
-        if not isinstance(corpus, Corpus) or not scoring.is_world(corpus.manifest["source"]["name"]):
-            return None
-        try:
-            return scoring.split_floor(corpus, progress=True).floor
-        except UserError as error:  # A study is worth its report without.
-            self.say(f"true entropy: {error}")
-            return None
-
     # Running
 
     def _run(self, plan: Plan, file: str, chosen: Sequence[PlannedTrial], stage: str) -> None:
@@ -360,14 +345,6 @@ def _report(study: Study, found: Analysis, start: float) -> None:
     study.write_results(found)
     study.say(report.text_table(found))
     study.say(f"{study.write_report(found)}, {time.perf_counter() - start:.0f} s")
-
-
-def read_floor(path: pathlib.Path) -> float:
-    """Nats per token of the true distribution, from the file that `data_pipeline.world --score` writes."""
-    content = _read_if_any(path)
-    if content is not None and isinstance(content.get("floor"), float):
-        return float(content["floor"])
-    raise UserError("has no entropy floor", where=str(path), fix="write it with python -m data_pipeline.world --score")
 
 
 def _open(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
