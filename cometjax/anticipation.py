@@ -3,9 +3,9 @@
 Monte-Carlo (`cometjax.estimators`) keeps of each step only the token drawn. These two keep the probability that the
 outcome becomes certain with it, the hazard h_t (`cometjax.grammar_states`: once an event, at the token that decides):
 
-- SCOPE, on ordinary futures: the sum of h_t up to the horizon, the outcome, or the end, whichever is first. Its mean is
-  the risk, for the sum of (it happened at t) - h_t is a martingale. A sum may exceed 1. One set of futures serves any
-  number of outcomes.
+- SCOPE, on ordinary futures: the sum of h_t up to the horizon, the outcome, the event that closes the window, or the
+  end, whichever is first. Its mean is the risk, for the sum of (it happened at t) - h_t is a martingale. A sum may
+  exceed 1. One set of futures serves any number of outcomes.
 - REACH, on futures in which the outcome is never drawn: 1 - Π (1 - h_t). That is what Monte-Carlo has in expectation
   given the other tokens, so its variance is never larger (Rao and Blackwell). Each outcome needs futures of its own.
 
@@ -60,16 +60,20 @@ class Contributions:
 
 
 def contributions(
-    futures: Sequence[Future], horizon_seconds_K: np.ndarray, seconds_V: np.ndarray, *, suppressed: bool
+    futures: Sequence[Future], end_seconds_SxK: np.ndarray, seconds_V: np.ndarray, *, suppressed: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(share [S, K], cut [S, K]) of one prompt's samples.
 
     Args:
         futures: a prompt's, with hazards; of REACH if `suppressed` (then of one outcome), else of SCOPE.
-        horizon_seconds_K: of each outcome; its hazard counts at times up to it.
+        end_seconds_SxK: when each sample's window of each outcome ends, or [K], alike for all; hazards count at times up
+            to it. It may depend on the sample where that is a stopping time, such as its first event of some kind.
         seconds_V: `decoding.token_seconds`.
     """
-    terms = [_terms(future, horizon_seconds_K, seconds_V, suppressed) for future in futures]
+    end_seconds_SxK = np.broadcast_to(end_seconds_SxK, (len(futures), end_seconds_SxK.shape[-1]))
+    terms = [
+        _terms(future, end_K, seconds_V, suppressed) for future, end_K in zip(futures, end_seconds_SxK, strict=True)
+    ]
     cut_SxK = np.array([cut_K for *_, cut_K in terms])
     if not cut_SxK.any():
         return np.array([term_TxK.sum(0) for _, term_TxK, *_ in terms]), cut_SxK
@@ -82,23 +86,23 @@ def contributions(
 
 
 def _terms(
-    future: Future, horizon_K: np.ndarray, seconds_V: np.ndarray, suppressed: bool
+    future: Future, window_K: np.ndarray, seconds_V: np.ndarray, suppressed: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     # (time before each token, terms of the sum, time from which no cut can matter, was it cut before that)
     assert future.hazard_TxK is not None and future.decided_TxK is not None
     after_T = future.start_seconds + np.cumsum(seconds_V[future.tokens_T], dtype=np.int64)
     time_T = np.concatenate([[future.start_seconds], after_T])[: len(after_T)]
-    hazard_TxK = np.clip(future.hazard_TxK.astype(np.float64), 0, 1) * (time_T[:, None] <= horizon_K)
+    hazard_TxK = np.clip(future.hazard_TxK.astype(np.float64), 0, 1) * (time_T[:, None] <= window_K)
     if suppressed:
-        before_TxK = np.cumprod(np.vstack([np.ones_like(horizon_K, float), 1 - hazard_TxK]), 0)[:-1]
+        before_TxK = np.cumprod(np.vstack([np.ones_like(window_K, float), 1 - hazard_TxK]), 0)[:-1]
         happened_TxK = before_TxK == 0
     else:
         earlier_TxK = np.cumsum(future.decided_TxK, 0) - future.decided_TxK
         before_TxK, happened_TxK = (earlier_TxK == 0).astype(float), future.decided_TxK
     last = after_T[-1] if len(after_T) else future.start_seconds
-    happened_K = (happened_TxK & (time_T[:, None] <= horizon_K)).any(0)
-    cut_K = (future.stop == "length") & (last < horizon_K) & ~happened_K
-    first_K = time_T[np.argmax(happened_TxK, 0)] if len(time_T) else np.zeros(len(horizon_K))
+    happened_K = (happened_TxK & (time_T[:, None] <= window_K)).any(0)
+    cut_K = (future.stop == "length") & (last < window_K) & ~happened_K
+    first_K = time_T[np.argmax(happened_TxK, 0)] if len(time_T) else np.zeros(len(window_K))
     end_K = np.where(happened_K, first_K, np.where(cut_K, last, np.iinfo(np.int64).max))
     return time_T, hazard_TxK * before_TxK, end_K, cut_K
 

@@ -69,6 +69,21 @@ def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequ
     return table.with_columns(pl.col("time_us").cast(pl.Datetime("us"))).rename({"time_us": "prediction_time"})
 
 
+def window_seconds(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> np.ndarray:
+    """When each future's window of each task ends, in seconds from the prediction time, float64 [futures, tasks]: at
+    the horizon, or the event that closes it before."""
+    end_SxK = np.tile([task.horizon_us / 1e6 for task in tasks], (len(futures), 1))
+    closing = _askers([_producible(vocabulary, task.until) if task.until else frozenset() for task in tasks])
+    if not closing:
+        return end_SxK
+    for end_K, future in zip(end_SxK, futures, strict=True):
+        for concept, _, time_us, _ in trajectories.events_of(future, vocabulary):
+            seconds = (time_us - future.prediction_time_us) / 1e6
+            for index in closing.get(concept, ()) if seconds >= 0 else ():
+                end_K[index] = min(end_K[index], seconds)
+    return end_SxK
+
+
 def _askers(concepts: Sequence[frozenset[str]]) -> dict[str, list[int]]:
     """By concept, the places whose set it is in."""
     places: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
 """Risks of tasks from simulated futures: who is simulated, how long, by which estimator, with how many samples.
 
 Estimators: "monte_carlo" (`cometjax.estimators`), "scope" and "reach" (`cometjax.anticipation`, under the grammar).
-Counts, durations (`cometjax.amounts`) and tasks whose window an event closes are told by ordinary futures under each.
+Counts and durations (`cometjax.amounts`) are told by ordinary futures under each.
 
 With a target for the standard error, each prompt first has a pilot of PILOT samples. From its variance alone follows
 how many samples the prompt needs, and these are drawn in rounds of PILOT; nothing is looked at again. Stopping as soon
@@ -159,7 +159,6 @@ class Sampler:
             grammar=self.config.grammar or self.estimator != "monte_carlo",
         )
         seconds_V = decoding.token_seconds(self.vocabulary)
-        limits_K = np.array([task.horizon_us / 1e6 for task in summed])
         for at, futures in engine.iter_futures(
             self.model,
             self.vocabulary,
@@ -176,7 +175,10 @@ class Sampler:
                     drawn.shares[index].append(_happened(futures, self.vocabulary, tasks))
             else:
                 share, cut = anticipation.contributions(
-                    futures, limits_K, seconds_V, suppressed=self.estimator == "reach"
+                    futures,
+                    estimators.window_seconds(futures, self.vocabulary, summed),
+                    seconds_V,
+                    suppressed=self.estimator == "reach",
                 )
                 drawn.shares[index].append(share)
                 drawn.cut[index].append(cut)
@@ -205,8 +207,8 @@ class _Drawn:
 
 
 def _is_summed(task: Task) -> bool:
-    """May SCOPE and REACH estimate it? They foresee an outcome within the horizon, and not what closes a window."""
-    return task.kind == "binary" and not task.until
+    """May SCOPE and REACH estimate it? They foresee whether, and not how often or when."""
+    return task.kind == "binary"
 
 
 def _happened(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> np.ndarray:

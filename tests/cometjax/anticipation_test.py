@@ -98,27 +98,31 @@ def after(spelt: tuple[int, ...], token: int) -> tuple[int, ...]:
     return (token,) if kind == "first" else (*spelt, token)
 
 
-def exact_risk(concepts: frozenset[str]) -> np.ndarray:
-    """For each of LAST, by enumeration of all that can happen: mass by (last token, tokens of the event, clock)."""
+def exact_risk(concepts: frozenset[str], closing: frozenset[str] = frozenset()) -> np.ndarray:
+    """For each of LAST, by enumeration of all that can happen: mass by (last token, tokens of the event, clock, closed).
+
+    After an event of `closing` the window is open to the end of that instant.
+    """
     table_VxV = np.asarray(model().table[...], np.float64)
-    running = {(ids(*texts)[-1], (), 0): row for texts, row in zip(LAST, np.eye(len(LAST)), strict=True)}
+    running = {(ids(*texts)[-1], (), 0, False): row for texts, row in zip(LAST, np.eye(len(LAST)), strict=True)}
     risk = np.zeros(len(LAST))
     for _ in range(CONFIG.max_new_tokens):
         following: dict[tuple, np.ndarray] = {}
-        for (token, spelt, clock), mass in running.items():
+        for (token, spelt, clock, closed), mass in running.items():
             probability_V = np.where(allowed(spelt), np.exp(table_VxV[token]), 0)
             probability_V = probability_V / probability_V.sum()
             event = VOCABULARY.readings.get(spelt)
-            happened = event is not None and VOCABULARY.events[event[0]].concept in concepts
+            concept = None if event is None else VOCABULARY.events[event[0]].concept
             for to in np.flatnonzero(probability_V > 1e-15).tolist():
                 goes_on = VOCABULARY.tokens[to].grammar in ("part", "value")
                 later = clock + int(SECONDS_V[to])
-                if happened and not goes_on:
+                closes = closed or (concept in closing and not goes_on)
+                if concept in concepts and not goes_on:
                     risk += mass * probability_V[to]
                 elif to == VOCABULARY.ids["DEATH"]:
                     risk += mass * probability_V[to] * ("DEATH" in concepts)
-                elif later <= HORIZON:
-                    key = (to, after(spelt, to), later)
+                elif later <= HORIZON and not (closes and VOCABULARY.tokens[to].grammar == "interval"):
+                    key = (to, after(spelt, to), later, closes)
                     following[key] = following.get(key, 0.0) + mass * probability_V[to]
         running = {key: mass for key, mass in following.items() if mass.max() > 1e-9}
     assert sum(mass.max() for mass in running.values()) < 1e-4  # next to none runs out of tokens

@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import polars as pl
 import pytest
 
 from cometjax import engine, report_samples, risks, test_time_scaling
+from cometjax.tasks import Task
 from data_pipeline.errors import UserError
-from tests.cometjax.anticipation_test import CONFIG, HORIZON, PROMPTS, TASKS, VOCABULARY, exact, model
+from tests.cometjax.anticipation_test import CONFIG, HORIZON, PROMPTS, TASKS, VOCABULARY, exact, exact_risk, model
 
 DAYS = HORIZON / 86_400
 FEW = PROMPTS[:60]
+CONCEPTS = sorted({event.concept for event in VOCABULARY.events})
 
 
 @functools.cache
@@ -33,6 +36,30 @@ def test_every_estimator_gives_the_known_risk_of_every_task(estimator) -> None:
         assert set(table["samples"]) == {CONFIG.samples} and set(table["truncated"]) == {0.0}
         z = (table["risk"].to_numpy() - exact()[: len(FEW), k]).mean() / table["standard_error"].mean()
         assert abs(z) < 4 / np.sqrt(len(FEW))
+
+
+CLOSED = [
+    Task(name="a_until_lab", index="X", horizon_days=DAYS, outcome="A", until="LAB"),
+    Task(name="b_2_until_a", index="X", horizon_days=DAYS, outcome=r"B\.2", until=r"A|A\.2.*"),
+    Task(name="death_until_c", index="X", horizon_days=DAYS, outcome="DEATH", until="C"),
+]
+
+
+@pytest.mark.parametrize("estimator", risks.ESTIMATORS)
+def test_an_event_that_closes_the_window_is_heeded_by_every_estimator(estimator) -> None:
+    known = [
+        exact_risk(*(frozenset(c for c in CONCEPTS if re.fullmatch(pattern, c)) for pattern in (t.outcome, t.until)))
+        for t in CLOSED
+    ]
+    config = dataclasses.replace(CONFIG, grammar=True)
+    sampler = risks.Sampler(model(), VOCABULARY, config, estimator)
+    simulation = sampler.simulate(FEW, [DAYS] * len(FEW), CLOSED, progress=False)
+    for task, known_L in zip(CLOSED, known, strict=True):
+        open_L = exact_risk(frozenset(c for c in CONCEPTS if re.fullmatch(task.outcome, c)))
+        assert (open_L - known_L > 0.05).any()  # else it could be ignored
+        table = simulation.estimate(task).sort("subject_id")
+        error = table["risk"].to_numpy() - known_L[np.arange(len(FEW)) % len(known_L)]
+        assert abs(error.mean() / table["standard_error"].mean()) < 4 / np.sqrt(len(FEW)), task.name
 
 
 def test_some_of_the_samples_give_a_risk_of_their_own() -> None:
