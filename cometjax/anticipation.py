@@ -66,8 +66,8 @@ def contributions(
 
     Args:
         futures: a prompt's, with hazards; of REACH if `suppressed` (then of one outcome), else of SCOPE.
-        end_seconds_SxK: when each sample's window of each outcome ends, or [K], alike for all; hazards count at times up
-            to it. It may depend on the sample where that is a stopping time, such as its first event of some kind.
+        end_seconds_SxK: when each sample's window of each outcome ends, or [K], alike for all; hazards count up to it.
+            It may depend on the sample where that is a stopping time, such as its first event of some kind.
         seconds_V: `decoding.token_seconds`.
     """
     end_seconds_SxK = np.broadcast_to(end_seconds_SxK, (len(futures), end_seconds_SxK.shape[-1]))

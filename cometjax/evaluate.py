@@ -35,6 +35,7 @@ from cometjax import (
     report_story,
     rivals,
     run_description,
+    shrinkage,
     task_rows,
     test_time_scaling,
     world_truth,
@@ -163,7 +164,7 @@ def evaluate(
     common = {"resamples": options.resamples, "seed": options.seed}
     for task in progress_bar(tasks, desc="score", unit="task", enabled=progress):
         of_task, simulation = rows[task.name], simulations[task.censoring]
-        estimates = _in_row_order(of_task.scored, simulation.estimate(task))
+        estimates = _estimates(task, of_task.scored, simulation)
         if task.kind != "binary":
             amounts[task.name] = estimates
             said = score_amounts(task, of_task, estimates, events, vocabulary, **common)
@@ -264,15 +265,20 @@ def _by_samples(
     return test_time_scaling.scores_by_samples(
         labels.get_column("boolean_value").to_numpy().astype(np.float64),
         samples,
-        lambda chosen: _in_row_order(labels, simulation.estimate(task, chosen)).get_column("risk"),
+        lambda chosen: _estimates(task, labels, simulation, chosen).get_column("risk"),
     )
 
 
-def _in_row_order(scored: pl.DataFrame, risks: pl.DataFrame) -> pl.DataFrame:
-    joined = scored.join(risks, on=_ROW, how="left", maintain_order="left")
+def _estimates(
+    task: Task, scored: pl.DataFrame, simulation: risks_module.Simulation, samples: Sequence[int] | None = None
+) -> pl.DataFrame:
+    """The rows with what all samples, or those given, tell of them: predictions, or amounts."""
+    joined = scored.join(simulation.estimate(task, samples), on=_ROW, how="left", maintain_order="left")
     if joined.get_column("samples").null_count():
         raise ValueError("a row without simulated futures")
-    return joined
+    if task.kind != "binary":
+        return joined
+    return shrinkage.predictions(joined, counted=task.name not in simulation.shares)
 
 
 def _define_flags() -> None:

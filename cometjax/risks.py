@@ -47,13 +47,12 @@ class Simulation:
     tokens: int = 0
 
     def estimate(self, task: Task, samples: Sequence[int] | None = None) -> pl.DataFrame:
-        """estimators.monte_carlo's columns for each prompt, from all samples or those given; risks lie in [0, 1].
+        """estimators.monte_carlo's columns for each prompt, from all samples or those given; SCOPE's may exceed 1.
 
         Of a count or duration those of amounts.estimate.
         """
         if task.name in self.shares:
-            estimated = self.shares[task.name].estimate(task.name, samples)
-            return estimated.with_columns(pl.col("risk").clip(0, 1))
+            return self.shares[task.name].estimate(task.name, samples)
         times = self.times if samples is None else self.times.filter(pl.col("sample").is_in(list(samples)))
         return estimators.monte_carlo(times, task) if task.kind == "binary" else amounts.estimate(times, task)
 

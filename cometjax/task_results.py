@@ -1,6 +1,7 @@
 """What is said of a task: scores of the simulated risks, and of the baselines on the same rows."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def score_task(
 ) -> dict[str, Any]:
     """Everything that results.json says of a task.
 
-    `risks`: estimators.monte_carlo's columns, one row for each of `rows.scored`, in its order. `rivals`: what
+    `risks`: shrinkage.predictions, one row for each of `rows.scored`, in its order. `rivals`: what
     `cometjax.rivals` predicts for these rows.
     """
     labels_N = rows.scored.get_column("boolean_value").to_numpy().astype(np.float64)
@@ -58,6 +59,8 @@ def score_task(
         "prevalence": float(labels_N.mean()) if len(labels_N) else None,
         "mean_risk": float(risks_N.mean()) if len(risks_N) else None,
         "mean_standard_error": risks.get_column("standard_error").mean(),
+        "reliability": risks.get_column("reliability").mean(),
+        "unshrunk": _unshrunk(labels_N, risks.get_column("unshrunk").to_numpy()),
         "truncated_share": risks.get_column("truncated").mean(),
         "outcome_in_vocabulary": outcome_coverage(task, events, vocabulary),
         **rows.counts,
@@ -119,6 +122,16 @@ def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resam
             for name, found in recalibration.intervals(labels_N, predictions_N, drawn).items()
         },
         "roc": dict(scores.roc_curve(labels_N, predictions_N)),
+    }
+
+
+def _unshrunk(labels_N: np.ndarray, risks_N: np.ndarray) -> dict[str, float | None]:
+    """Brier score and calibration slope of the risks as they were before `shrinkage`; None where there is none."""
+    ones_1xN = np.ones((1, len(labels_N)))
+    slope = float(recalibration.slope_weighted(labels_N, risks_N, ones_1xN)[0]) if len(labels_N) else math.nan
+    return {
+        "brier": float(np.mean((risks_N - labels_N) ** 2)) if len(labels_N) else None,
+        "calibration_slope": None if math.isnan(slope) else slope,
     }
 
 

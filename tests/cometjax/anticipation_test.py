@@ -99,9 +99,8 @@ def after(spelt: tuple[int, ...], token: int) -> tuple[int, ...]:
 
 
 def exact_risk(concepts: frozenset[str], closing: frozenset[str] = frozenset()) -> np.ndarray:
-    """For each of LAST, by enumeration of all that can happen: mass by (last token, tokens of the event, clock, closed).
-
-    After an event of `closing` the window is open to the end of that instant.
+    """For each of LAST, by enumeration of what can happen: mass by (last token, tokens of the event, clock, closed).
+    An event of `closing` closes the window with the end of its instant.
     """
     table_VxV = np.asarray(model().table[...], np.float64)
     running = {(ids(*texts)[-1], (), 0, False): row for texts, row in zip(LAST, np.eye(len(LAST)), strict=True)}

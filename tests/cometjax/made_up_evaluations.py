@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cometjax import comparisons, evaluation_files, scores, task_rows
+from cometjax import comparisons, evaluation_files, scores, shrinkage, task_rows
 from cometjax.amount_results import score_amounts
 from cometjax.labels import VALUE_COLUMN
 from cometjax.rivals import Prediction
@@ -48,9 +48,10 @@ def write(out: pathlib.Path, rows: Any, name: str, *, parameters: int, skill: fl
         noise_N = rng.normal(size=len(truth_N))
         if task.kind == "binary":
             risk_N = np.round(16 / (1 + np.exp(2 - 3 * skill * truth_N - noise_N))) / 16
-            risks[task.name] = own.scored.with_columns(
+            estimates = own.scored.with_columns(
                 pl.Series("risk", risk_N), standard_error=pl.lit(0.05), truncated=pl.lit(0.01), samples=pl.lit(16)
             )
+            risks[task.name] = shrinkage.predictions(estimates, counted=True)
             rival = Prediction(1 / (1 + np.exp(2 - truth_N - rng.normal(size=len(truth_N)))), {"features": 9})
             said = score_task(
                 task, own, risks[task.name], asked.events, vocabulary, {"logistic_regression": rival}, **common
