@@ -285,6 +285,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run (python -m cometjax.train)", required=True)
     flags.DEFINE_string("meds", None, "folder of the MEDS data set to score on", required=True)
     config_flags.DEFINE_config_file("tasks", None, "task file, such as experiments/configs/tasks_world.py")
+    flags.DEFINE_list("only", [], "names of the task file's tasks, with commas between; none: all")
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
     default = Options()
     flags.DEFINE_integer("samples", default.samples, "futures for each prompt", lower_bound=1)
@@ -327,7 +328,7 @@ def main() -> None:
     results = evaluate(
         work=pathlib.Path(values.workdir),
         meds_root=pathlib.Path(values.meds),
-        tasks=task_module.tasks_from_config(values.tasks),
+        tasks=task_module.tasks_from_config(values.tasks, values.only),
         out=pathlib.Path(values.out),
         options=Options(**chosen),
     )

@@ -4,6 +4,8 @@
         --out runs/demo/suite
     python -m cometjax.evaluate ... --tasks experiments/tasks/suite.py:assume_complete   # dates shifted by subject
 
+    python -m cometjax.evaluate ... --only=readmission_30d,emergency_ecg
+
 A task whose codes a data set lacks is listed under "cannot run", with the reason. Override a field as in any
 configuration: `--tasks.tasks.readmission_30d.horizon_days=90`.
 """

@@ -215,6 +215,10 @@ def test_a_wrong_task_file_is_refused_by_key() -> None:
         with pytest.raises(UserError, match=says):
             tasks.tasks_from_config({"tasks": content})
     assert tasks.tasks_from_config({"tasks": {"a": good}})[0].horizon_days == 1.0
+    several = {"tasks": {name: good for name in "abc"}}
+    assert [task.name for task in tasks.tasks_from_config(several, ["c", "a"])] == ["a", "c"]
+    with pytest.raises(UserError, match=r"no task 'd'.*a, b, c"):
+        tasks.tasks_from_config(several, ["a", "d"])
 
 
 def test_the_worlds_tasks_all_have_both_outcomes(world_meds) -> None:
