@@ -6,12 +6,13 @@
 For each task: labels from the MEDS data, risks from simulated futures, AUROC, AUPRC, Brier and calibration with 95%
 intervals by subject, beside those of baselines on the same rows (--baselines; docs/simulation.md). Writes
 OUT/results.json, OUT/report.html, OUT/labels/TASK.parquet and OUT/predictions/TASK.parquet (meds-evaluation's schema).
-OUT must be new or empty. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how
-far it is.
+OUT must be new or empty. Futures are kept beside it as they finish, in .OUT.job: after a kill the same command goes on
+from there. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how far it is.
 """
 
 import dataclasses
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from cometjax import (
     rivals,
     run_description,
     shrinkage,
+    simulation_job,
     task_rows,
     test_time_scaling,
     world_truth,
@@ -143,7 +145,8 @@ def evaluate(
         _token_bounds(config, options)[0],
     )
     start = time.perf_counter()
-    simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, progress=progress)
+    kept_in = simulation_job.folder_of(out)
+    simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, kept_in, progress=progress)
     wall_s = time.perf_counter() - start
     scored = {name: of_task.scored for name, of_task in rows.items()}
     truths = world_truth.true_risks(
@@ -189,6 +192,7 @@ def evaluate(
         else None
     )
     evaluation_files.write(out, results, risks, amounts, report.render(results, records, story))
+    shutil.rmtree(kept_in, ignore_errors=True)
     return results
 
 
@@ -210,10 +214,13 @@ def simulate_all(
     rows: Mapping[str, Rows],
     config: Any,
     options: Options,
+    kept_in: pathlib.Path | None = None,
     *,
     progress: bool,
 ) -> dict[str, risks_module.Simulation]:
     """By censoring: futures of the union of its tasks' prompts, each as long as the longest horizon asked of it.
+
+    What is drawn is kept in `kept_in`, and not drawn again.
 
     Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
     subjects under observation ("dataset_end"), leaving the data set must not pass for health.
@@ -235,7 +242,7 @@ def simulate_all(
             [rows[task.name].scored.select(*_ROW, days=pl.lit(float(task.horizon_days))) for task in group]
         )
         wanted = asked.group_by(_ROW).agg(pl.col("days").max()).sort(_ROW)
-        sampler = risks_module.Sampler(model, vocabulary, simulation, options.estimator, options.target_se)
+        sampler = risks_module.Sampler(model, vocabulary, simulation, options.estimator, options.target_se, kept_in)
         simulations[censoring] = sampler.simulate(
             prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else [],
             wanted.get_column("days").to_list(),

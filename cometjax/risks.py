@@ -11,13 +11,18 @@ certainty.
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 import math
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
-from cometjax import amounts, anticipation, decoding, engine, estimators
+from cometjax import amounts, anticipation, decoding, engine, estimators, simulation_job
+from cometjax.finished_prompts import Finished, FinishedPrompts
 from cometjax.futures import Future, Prompt, SimulationConfig
 from cometjax.model import Decoder
 from cometjax.tasks import Task
@@ -39,12 +44,14 @@ class Simulation:
         times: their rows of estimators.outcome_times.
         shares: by task, what samples add to its risk; empty with Monte-Carlo.
         tokens: drawn for all of it.
+        new_tokens: those of them that an earlier start had not drawn.
     """
 
     futures: Sequence[Future]
     times: pl.DataFrame
     shares: Mapping[str, anticipation.Contributions] = dataclasses.field(default_factory=dict)
     tokens: int = 0
+    new_tokens: int = 0
 
     def estimate(self, task: Task, samples: Sequence[int] | None = None) -> pl.DataFrame:
         """estimators.monte_carlo's columns for each prompt, from all samples or those given; SCOPE's may exceed 1.
@@ -66,6 +73,7 @@ class Sampler:
         config: `samples` is the most that a prompt gets.
         estimator: one of ESTIMATORS; all but Monte-Carlo keep the grammar.
         target_se: the standard error to reach for every risk; 0: always `config.samples`.
+        kept_in: folder that keeps what is drawn, for a start after a kill; None: nothing is kept.
     """
 
     model: Decoder
@@ -73,6 +81,7 @@ class Sampler:
     config: SimulationConfig
     estimator: str = "monte_carlo"
     target_se: float = 0.0
+    kept_in: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
@@ -103,13 +112,14 @@ class Sampler:
             every[-1].times,
             {name: simulation.shares[name] for name, simulation in by_task.items()},
             sum(simulation.tokens for simulation in every),
+            sum(simulation.new_tokens for simulation in every),
         )
 
     def _simulate(
         self, prompts: Sequence[Prompt], horizons: Sequence[float], tasks: Sequence[Task], *, progress: bool
     ) -> Simulation:
         size = min(PILOT, self.config.samples) if self.target_se else self.config.samples
-        drawn = _Drawn([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
+        drawn = _Drawn([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts], [])
         self._draw(drawn, prompts, horizons, tasks, range(len(prompts)), size, progress=progress)
         if self.target_se:
             needed_P = [self._needed(np.concatenate(shares)) for shares in drawn.shares]
@@ -117,22 +127,26 @@ class Sampler:
                 going_on = [index for index, needed in enumerate(needed_P) if needed > first]
                 self._draw(drawn, prompts, horizons, tasks, going_on, size, progress=progress)
         futures = [future for of_prompt in drawn.futures for future in of_prompt]
-        tokens = sum(len(future.tokens_T) for future in futures)
+        tokens, new_tokens = sum(len(future.tokens_T) for future in futures), sum(drawn.new_tokens)
         times = estimators.outcome_times(futures, self.vocabulary, tasks)
         summed = self._summed(tasks)
         if not summed or not futures:
-            return Simulation(futures, times, tokens=tokens)
+            return Simulation(futures, times, tokens=tokens, new_tokens=new_tokens)
         shares = anticipation.Contributions(
             times.select("subject_id", "prediction_time", "sample"),
             np.concatenate([array for arrays in drawn.shares for array in arrays]),
             np.concatenate([array for arrays in drawn.cut for array in arrays]),
             tuple(task.name for task in summed),
         )
-        return Simulation(futures, times, {task.name: shares for task in summed}, tokens)
+        return Simulation(futures, times, {task.name: shares for task in summed}, tokens, new_tokens)
 
     def _summed(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks whose risk is a sum of probabilities along the futures; of the others, outcomes are counted."""
         return [] if self.estimator == "monte_carlo" else [task for task in tasks if _is_summed(task)]
+
+    def _told(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks of which it is kept what each sample adds to their risk."""
+        return [task for task in tasks if task.kind == "binary"] if self.target_se else self._summed(tasks)
 
     def _draw(
         self,
@@ -157,31 +171,67 @@ class Sampler:
             first_sample=first,
             grammar=self.config.grammar or self.estimator != "monte_carlo",
         )
-        seconds_V = decoding.token_seconds(self.vocabulary)
+        outcomes = [estimators.outcome_concepts(self.vocabulary, task) for task in summed]
+        finished = self._kept(config, [prompts[i] for i in indices], [horizons[i] for i in indices], tasks)
+        remaining = [at for at in range(len(indices)) if at not in finished.by_index]
         for at, futures in engine.iter_futures(
             self.model,
             self.vocabulary,
-            [prompts[index] for index in indices],
+            [prompts[indices[at]] for at in remaining],
             config,
-            horizons=[horizons[index] for index in indices],
-            outcomes=[estimators.outcome_concepts(self.vocabulary, task) for task in summed],
+            horizons=[horizons[indices[at]] for at in remaining],
+            outcomes=outcomes,
             suppress=self.estimator == "reach",
             progress=progress,
         ):
-            index = indices[at]
-            if not summed:
-                if self.target_se:
-                    drawn.shares[index].append(_happened(futures, self.vocabulary, tasks))
-            else:
-                share, cut = anticipation.contributions(
-                    futures,
-                    estimators.window_seconds(futures, self.vocabulary, summed),
-                    seconds_V,
-                    suppressed=self.estimator == "reach",
-                )
-                drawn.shares[index].append(share)
-                drawn.cut[index].append(cut)
-            drawn.futures[index] += [dataclasses.replace(f, hazard_TxK=None, decided_TxK=None) for f in futures]
+            finished.add(remaining[at], self._finish(futures, tasks))
+            drawn.new_tokens.append(sum(len(future.tokens_T) for future in futures))
+        finished.flush()
+        for at, index in enumerate(indices):
+            of_prompt = finished.by_index[at]
+            drawn.futures[index] += of_prompt.futures
+            drawn.shares[index].append(of_prompt.share_SxK)
+            drawn.cut[index].append(of_prompt.cut_SxK)
+
+    def _finish(self, futures: Sequence[Future], tasks: Sequence[Task]) -> Finished:
+        if summed := self._summed(tasks):
+            share_SxK, cut_SxK = anticipation.contributions(
+                futures,
+                estimators.window_seconds(futures, self.vocabulary, summed),
+                decoding.token_seconds(self.vocabulary),
+                suppressed=self.estimator == "reach",
+            )
+        else:
+            share_SxK = _happened(futures, self.vocabulary, self._told(tasks))
+            cut_SxK = np.zeros(share_SxK.shape, bool)
+        bare = [dataclasses.replace(future, hazard_TxK=None, decided_TxK=None) for future in futures]
+        return Finished(bare, share_SxK, cut_SxK)
+
+    def _kept(
+        self,
+        config: SimulationConfig,
+        prompts: Sequence[Prompt],
+        horizons: Sequence[float],
+        tasks: Sequence[Task],
+    ) -> FinishedPrompts:
+        """What an earlier start has drawn of just this, where `kept_in` is given."""
+        if self.kept_in is None:
+            return FinishedPrompts(None, prompts)
+        decides = (
+            self._weights,
+            self.vocabulary.fingerprint,
+            simulation_job.hash_of_prompts(prompts, self.vocabulary, config),
+            simulation_job.settings(config),
+            list(horizons),
+            self.estimator,
+            [(task.outcome, task.until, task.horizon_days) for task in self._told(tasks)],
+        )
+        name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+        return FinishedPrompts(self.kept_in / name, prompts)
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return simulation_job.hash_of_weights(self.model)
 
     def _needed(self, share_SxK: np.ndarray) -> int:
         """How many samples bring every risk's standard error to the target, as the pilot has it; all for no risk."""
@@ -198,11 +248,13 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-    """By prompt: its futures, and of each round what its samples add to the risks (S x K) and which were cut."""
+    """By prompt: its futures, and of each round what its samples add to the risks (S x K) and which were cut. And how
+    many tokens were drawn by this start, of each prompt that it finished."""
 
     futures: list[list[Future]]
     shares: list[list[np.ndarray]]
     cut: list[list[np.ndarray]]
+    new_tokens: list[int]
 
 
 def _is_summed(task: Task) -> bool:
@@ -211,7 +263,6 @@ def _is_summed(task: Task) -> bool:
 
 
 def _happened(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> np.ndarray:
-    binary = [task for task in tasks if task.kind == "binary"]
-    times = estimators.outcome_times(futures, vocabulary, binary)
-    columns = [(times.get_column(task.name) <= task.horizon_us).fill_null(False).to_numpy() for task in binary]
-    return np.array(columns).reshape(len(binary), len(futures)).T.astype(float)
+    times = estimators.outcome_times(futures, vocabulary, tasks)
+    columns = [(times.get_column(task.name) <= task.horizon_us).fill_null(False).to_numpy() for task in tasks]
+    return np.array(columns).reshape(len(tasks), len(futures)).T.astype(float)

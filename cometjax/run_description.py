@@ -88,15 +88,17 @@ def _fingerprint(work: pathlib.Path) -> str | None:
 
 
 def describe_simulation(simulations: Mapping[str, risks_module.Simulation], wall_s: float) -> dict[str, Any]:
-    """How much was simulated, how fast, and why futures ended."""
+    """How much was simulated, how fast, and why futures ended. `wall_s` is the time of this start, `tokens_per_second`
+    of what it drew itself; None where an earlier start had drawn all."""
     futures = [future for simulation in simulations.values() for future in simulation.futures]
     tokens = sum(simulation.tokens for simulation in simulations.values())
+    new_tokens = sum(simulation.new_tokens for simulation in simulations.values())
     return {
         "prompts": len({(future.subject_id, future.prediction_time_us) for future in futures}),
         "futures": len(futures),
         "tokens": tokens,
         "wall_s": wall_s,
-        "tokens_per_second": tokens / wall_s,
+        "tokens_per_second": new_tokens / wall_s if new_tokens else None,
         "stops": dict(sorted(Counter(future.stop for future in futures).items())),
     }
 

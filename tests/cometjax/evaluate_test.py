@@ -1,6 +1,7 @@
 """From a workdir and MEDS data to results.json, predictions and a report; nothing half written."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import ml_collections
 import polars as pl
 import pytest
 
-from cometjax import evaluate, labels, report, run_description, tasks
+from cometjax import engine, evaluate, finished_prompts, labels, report, run_description, tasks
 from cometjax.config import default_config
 from cometjax.evaluate import Options
 from cometjax.train import train
@@ -196,6 +197,41 @@ def test_nothing_to_score_is_one_clear_error_and_nothing_written(run, world_meds
             work=run, meds_root=world_meds, tasks=chosen, out=out, options=dataclasses.replace(OPTIONS, **options)
         )
     assert not out.exists() and not list(run.parent.glob(".*partial"))
+
+
+def test_what_was_drawn_before_a_kill_is_not_drawn_again(evaluated, run, world_meds, tmp_path, monkeypatch) -> None:
+    """Cut off in the baselines, after the simulation, and in the midst of it."""
+    out, results = tmp_path / "evaluation", evaluated[1]
+    again = functools.partial(
+        evaluate.evaluate, work=run, meds_root=world_meds, tasks=(*TASKS, *AMOUNTS, NOWHERE), out=out, progress=False
+    )
+    drawn, real, limit = [], engine.iter_futures, [4]
+
+    def watched(*arguments, **settings):
+        for index, futures in real(*arguments, **settings):
+            if len(drawn) == limit[0]:
+                raise KeyboardInterrupt
+            drawn.append(index)
+            yield index, futures
+
+    monkeypatch.setattr(engine, "iter_futures", watched)
+    monkeypatch.setattr(finished_prompts, "PART_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        again(options=OPTIONS)
+    limit[0] = 10_000
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(evaluate, "score_task", lambda *_, **__: 1 / 0)
+        again(options=OPTIONS)
+    assert len(drawn) == results["simulation"]["prompts"] and not out.exists()
+    found = again(options=OPTIONS)
+    assert len(drawn) == results["simulation"]["prompts"]
+    assert found["simulation"]["tokens_per_second"] is None
+    assert "Simulation speed" not in (out / "report.html").read_text()
+    for name in ("tasks", "amounts", "comparisons"):
+        assert json.dumps(found[name]) == json.dumps(results[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
+    again(options=dataclasses.replace(OPTIONS, seed=1), out=tmp_path / "other")
+    assert len(drawn) > results["simulation"]["prompts"]
 
 
 def test_scores_by_samples_are_told_of_every_task(evaluated) -> None:

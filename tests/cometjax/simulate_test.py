@@ -166,7 +166,7 @@ def test_unknown_subjects_are_refused_and_nothing_is_written(workdir, world_meds
 KILLED_AFTER_TWO_PARTS = """
 import os, pathlib, signal, sys
 from benchmarks import decode
-from cometjax import checkpoints, simulate, simulation_job
+from cometjax import checkpoints, finished_prompts, simulate
 from cometjax.model import ModelConfig
 from data_pipeline.corpus import Corpus
 from tests.cometjax import simulate_test
@@ -175,16 +175,16 @@ corpus, meds, labels, out = map(pathlib.Path, sys.argv[1:])
 vocabulary = Corpus.open(corpus).vocabulary
 model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
 checkpoints.load_for_inference = lambda _: (model, vocabulary, None, 7)
-simulation_job.PART_SECONDS = 0.0
-write_part, written = simulation_job.Job._write_part, []
+finished_prompts.PART_SECONDS = 0.0
+write_part, written = finished_prompts.FinishedPrompts._write_part, []
 
-def write_two(job, part):
-    write_part(job, part)
+def write_two(finished, folder, part):
+    write_part(finished, folder, part)
     written.append(part)
     if len(written) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-simulation_job.Job._write_part = write_two
+finished_prompts.FinishedPrompts._write_part = write_two
 simulate.simulate(
     workdir=out, meds_root=meds, labels=labels, out=out, config=simulate_test.SLOW, progress=False
 )
