@@ -91,6 +91,7 @@ def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str,
         tasks=tasks.tasks_from_config(preset.tasks()),
         out=workdir / "evaluation",
         options=evaluate.Options(
+            estimator="scope",  # the finest that asks no futures of their own for every task
             samples=preset.samples,
             max_rows_per_task=preset.max_rows_per_task,
             max_prompt_tokens=preset.max_prompt_tokens,

@@ -1,6 +1,8 @@
 """Configurations: the files are valid, and each mistake is named by key, value and what to do."""
 
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -9,12 +11,16 @@ import pytest
 from cometjax.config import default_config, validate
 from cometjax.model import ModelConfig
 from data_pipeline.errors import UserError
-from experiments.configs import comet_l, comet_m, comet_s, demo
+from experiments.configs import comet_l, comet_m, comet_s, demo, half_hour
 
 
-@pytest.mark.parametrize("config_file", [demo, comet_s, comet_m, comet_l])
-def test_the_configurations_that_come_with_the_project_are_valid(config_file: Any) -> None:
-    config = config_file.get_config()
+@pytest.mark.parametrize(
+    "make",
+    [module.get_config for module in (demo, comet_s, comet_m, comet_l, half_hour)]
+    + [functools.partial(half_hour.get_config, "long")],
+)
+def test_the_configurations_that_come_with_the_project_are_valid(make: Callable[[], Any]) -> None:
+    config = make()
     validate(config)
     ModelConfig.from_config(config.model, 800)
 
