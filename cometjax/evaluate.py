@@ -214,7 +214,7 @@ def simulate_all(
     rows: Mapping[str, Rows],
     config: Any,
     options: Options,
-    kept_in: pathlib.Path | None = None,
+    kept_in: pathlib.Path,
     *,
     progress: bool,
 ) -> dict[str, risks_module.Simulation]:

@@ -6,7 +6,7 @@
 Without --meds a synthetic health system is the data. The stages are those that one runs by hand (data_pipeline.world,
 data_pipeline.build, cometjax.train, cometjax.evaluate), each in its own folder of --workdir. An interrupted demo goes
 on where it was when it is started again in the same way; a finished one starts anew. Ends with a table; the same
-figures stand in WORKDIR/summary.json, the report in WORKDIR/report.html. Expect six to seven minutes on two cores.
+figures stand in WORKDIR/summary.json, the report in WORKDIR/report.html. Expect seven to eight minutes on two cores.
 """
 
 import dataclasses
