@@ -99,9 +99,15 @@ class ModelConfig:
         values["vocab_size"] = model.vocab_size or vocab_size
         if values["vocab_size"] <= 0:
             raise UserError("is 0 and there is no corpus to take it from", where="config.model.vocab_size")
-        if values["compute_dtype"] == "auto":
-            values["compute_dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        values["compute_dtype"] = compute_dtype(model)
         return cls(**values)
+
+
+def compute_dtype(model: Any) -> str:
+    """That of `config.model`; "auto" is bfloat16 on an accelerator and float32 on CPU."""
+    if model.compute_dtype != "auto":
+        return str(model.compute_dtype)
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def num_parameters(config: ModelConfig) -> int:

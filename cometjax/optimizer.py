@@ -19,7 +19,8 @@ import optax
 import optax.contrib
 
 from cometjax import parameterization
-from cometjax.sharding import path_name
+from cometjax.model import compute_dtype
+from cometjax.sharding import constrain_like_parameters, path_name, share_layers
 from data_pipeline.errors import UserError
 
 _MUON_RMS = 0.2
@@ -77,7 +78,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     optimizer = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm),
-        _scale_by_muon(optimizer) if optimizer.name == "muon" else _scale_by_adam(optimizer),
+        _scale_by_muon(config) if optimizer.name == "muon" else _scale_by_adam(optimizer),
         optax.stateless(lambda directions, _: _scaled(directions, config.model)),
         # After the scaling: the decay is the schedule's rate times weight_decay, whatever the parameter's own rate.
         optax.add_decayed_weights(optimizer.weight_decay, mask=decayed),
@@ -88,7 +89,7 @@ def _scale_by_adam(optimizer: ml_collections.ConfigDict) -> optax.GradientTransf
     return optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
 
 
-def _scale_by_muon(optimizer: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def _scale_by_muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     def name(path: Any) -> str:
         return path_name(path).rpartition("/")[2]
 
@@ -99,10 +100,19 @@ def _scale_by_muon(optimizer: ml_collections.ConfigDict) -> optax.GradientTransf
         return jax.tree_util.tree_map_with_path(lambda path, _: _MATRICES[name(path)], tree)
 
     muon = optax.chain(
-        optax.contrib.scale_by_muon(beta=optimizer.muon_momentum, weight_dimension_numbers=axes),
-        optax.stateless(lambda directions, _: jax.tree.map(_to_adams_size, directions, axes(directions))),
+        optax.trace(decay=config.optimizer.muon_momentum, nesterov=True),
+        optax.stateless(lambda momenta, _: _orthogonal(momenta, axes(momenta), compute_dtype(config.model))),
     )
-    return optax.partition({"muon": muon, "adam": _scale_by_adam(optimizer)}, labels)
+    return optax.partition({"muon": muon, "adam": _scale_by_adam(config.optimizer)}, labels)
+
+
+def _orthogonal(momenta: Any, axes: Any, dtype: str) -> Any:
+    """The nearest orthogonal matrices, of the size of Adam's directions; each device has its share of the layers."""
+    muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)  # Newton-Schulz alone
+    split = jax.tree.map(lambda x: share_layers(x.astype(dtype)), momenta)
+    directions, _ = muon.update(split, muon.init(split))
+    sized = jax.tree.map(lambda d, of: share_layers(_to_adams_size(d, of)), directions, axes)
+    return constrain_like_parameters(jax.tree.map(lambda d, x: d.astype(x.dtype), sized, momenta))
 
 
 def _to_adams_size(direction: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:

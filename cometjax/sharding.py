@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(mlp_gate|mlp_up)$", P(None, "fsdp", "tensor")),  # NxDxF
     (r"layers/mlp_down$", P(None, "tensor", "fsdp")),  # NxFxD
     (r"_norm$", P()),  # NxD, D
-    (r"(step|count|ns_coeffs)$", P()),  # scalars, and Muon's three
+    (r"(step|count)$", P()),  # scalars
     (r"guard/\w+$", P()),  # scalars, and a short window of them
 )
 
@@ -193,6 +193,17 @@ def constrain_like_parameters(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.lax.with_sharding_constraint(leaf, _spec(path_name(path), leaf.shape, mesh)), tree
     )
+
+
+def share_layers(stack_Nx: jax.Array) -> jax.Array:
+    """Give each device of `fsdp` and `tensor` whole layers of a stack, for a computation in which no two layers meet.
+
+    Where there are more devices than layers some have none; a number that does not divide is padded by the partitioner.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(AXES) <= set(mesh.axis_names) or mesh.size == 1:
+        return stack_Nx
+    return jax.lax.with_sharding_constraint(stack_Nx, P(("fsdp", "tensor")))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -17,13 +17,14 @@ from data_pipeline.errors import UserError
 # Run in a process of its own: the number of virtual devices is fixed when jax starts. Losses of twenty steps for every
 # mesh of eight devices, with and without microbatches, and for one device alone.
 EIGHT_DEVICES = """
-import itertools, json, sys
+import itertools, json, re
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from cometjax import sharding
 from cometjax.compiled_step import make_compiled_steps
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
+from cometjax.optimizer import make_optimizer
 from cometjax.train_step import TokenTables
 
 V, B, L = 24, 16, 16
@@ -86,7 +87,20 @@ for shape in ((1, 8, 1), (2, 2, 2)):
     results["x".join(map(str, shape)) + " in 2"] = losses(shape, 2, start)[1]
 config.optimizer.name = "muon"
 muon = [muon_losses(shape) for shape in ((1, 1, 1), (2, 2, 2))]
-print(json.dumps({"meshes": results, "muon": muon}))
+
+def muon_collectives(shape):
+    config.mesh.update(dict(zip(sharding.AXES, shape), slices=1))
+    optimizer = make_optimizer(config)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: int(np.prod(shape))])
+    with jax.set_mesh(mesh):
+        stack = {"layers": {"mlp_up": jax.ShapeDtypeStruct((4, 16, 32), np.float32)}}
+        trees = (stack, jax.eval_shape(optimizer.init, stack), stack)
+        places = sharding.state_sharding(mesh, trees)
+        program = jax.jit(optimizer.update, in_shardings=places, out_shardings=places[:2]).lower(*trees).compile()
+    return len(re.findall(r" (?:all-\\w+|reduce-scatter|collective-permute)(?:-start)?[(]", program.as_text()))
+
+collectives = [muon_collectives(shape) for shape in ((1, 1, 1), (1, 4, 1), (1, 2, 2))]
+print(json.dumps({"meshes": results, "muon": muon, "muon_collectives": collectives}))
 """
 
 
@@ -125,6 +139,12 @@ def test_muon_on_a_mesh_takes_the_steps_of_one_device(printed):
     one, split = printed["muon"]
     np.testing.assert_allclose(split, one, rtol=0, atol=1e-4)
     assert one[-1] < one[0] and np.abs(np.subtract(one, printed["meshes"]["1x1x1"]["losses"][:10])).max() > 1e-3
+
+
+def test_muons_products_meet_no_other_device(printed):
+    # To whole layers and back, and the clipping's norm; a product of Newton-Schulz's fifteen would be one each.
+    one, *split = printed["muon_collectives"]
+    assert one == 0 and all(0 < found <= 5 for found in split), split
 
 
 def test_parameters_and_moments_lie_as_the_rules_say(results):
