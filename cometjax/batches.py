@@ -1,9 +1,10 @@
 """The host side of simulation on one device: slots, who goes into the next batch, and what comes back.
 
-A prompt slot holds a prompt's keys and values, and each of its samples has a sample slot. Between chunks the host takes
-running samples of like length into the next batch and fills freed slots with waiting prompts (continuous batching at
-chunk borders). All shapes are static: a prompt's length bucket depends on the prompt alone, a batch's bound of earlier
-tokens on its rows alone.
+A prompt slot holds a prompt's keys and values, and each of its running samples has a sample slot. Between chunks the
+host takes running samples of like length into the next batch and fills freed slots with waiting prompts (continuous
+batching at chunk borders). Where some of a prompt's samples still run, the slots of the others are taken again: the
+longest of a prompt's futures is several times as long as the mean one. All shapes are static: a prompt's length bucket
+depends on the prompt alone, a batch's bound of earlier tokens on its rows alone.
 
 W prompt slots   S samples of a prompt   T tokens of a future   K outcomes
 Q blocks of a batch   R rows of a batch
@@ -11,7 +12,6 @@ Q blocks of a batch   R rows of a batch
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -25,6 +25,9 @@ from cometjax.model import Decoder
 from data_pipeline.vocabulary import Vocabulary
 
 _SMALLEST_BUCKET = 128
+_PROMPTS = 4  # prompt slots for each prompt whose samples all have slots, if these take no less memory
+_LONG = 256  # tokens of a future: beyond, bounds are closer, and there are batches of _FEW times fewer rows as well
+_FEW = 4
 _PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
 
 
@@ -49,8 +52,10 @@ Queue = collections.deque[tuple[int, Request]]
 
 @dataclasses.dataclass
 class _Slots:
-    """What the host knows of the slots; sample slot = w S + s."""
+    """What the host knows of the slots; `cache_WxS` is a running sample's slot, `free` those that none has."""
 
+    free: list[int]
+    cache_WxS: np.ndarray
     prompt_W: np.ndarray  # index of the prompt, -1 where free
     prefix_length_W: np.ndarray
     first_interval_W: np.ndarray
@@ -66,10 +71,12 @@ class _Slots:
     decided_WxSxTxK: np.ndarray
 
     @classmethod
-    def empty(cls, prompts: int, samples: int, max_tokens: int, outcomes: int) -> "_Slots":
+    def empty(cls, prompts: int, samples: int, caches: int, max_tokens: int, outcomes: int) -> "_Slots":
         zeros = lambda *shape: np.zeros(shape, np.int32)  # noqa: E731
         pair = (prompts, samples)
         return cls(
+            free=list(range(caches)),
+            cache_WxS=zeros(*pair) - 1,
             prompt_W=zeros(prompts) - 1,
             prefix_length_W=zeros(prompts),
             first_interval_W=zeros(prompts) - 1,
@@ -86,8 +93,9 @@ class _Slots:
         )
 
     def admit(self, slot: int, index: int, request: Request) -> None:
-        """Put a prompt and its samples into a free slot."""
+        """Put a prompt and its samples into a free slot, and slots that are free."""
         start = request.start
+        self.cache_WxS[slot] = [self.free.pop() for _ in request.key_Sx2]
         self.prompt_W[slot] = index
         self.prefix_length_W[slot] = len(start.tokens_T) - 1
         self.first_interval_W[slot] = start.first_interval
@@ -97,10 +105,10 @@ class _Slots:
         self.token_WxS[slot], self.clock_WxS[slot] = start.tokens_T[-1], start.clock
         self.state_WxS[slot] = start.state
 
-    def record(self, slot_R: np.ndarray, result: Mapping[str, np.ndarray]) -> None:
-        """Take in a chunk's result for the rows of these sample slots."""
-        for row, slot in enumerate(slot_R):
-            at = divmod(int(slot), self.stop_WxS.shape[1])
+    def record(self, at_R: np.ndarray, result: Mapping[str, np.ndarray]) -> None:
+        """Take in a chunk's result for the rows of these samples (w S + s), and free the slots of those that ended."""
+        for row, flat in enumerate(at_R):
+            at = divmod(int(flat), self.stop_WxS.shape[1])
             taken, length = result["taken_R"][row], self.length_WxS[at]
             self.tokens_WxSxT[at][length : length + taken] = result["tokens_RxT"][row, :taken]
             self.hazard_WxSxTxK[at][length : length + taken] = result["hazard_RxTxK"][row, :taken]
@@ -109,6 +117,8 @@ class _Slots:
             self.length_WxS[at] += taken
             for name in ("clock", "stop", "state"):
                 getattr(self, f"{name}_WxS")[at] = result[f"{name}_R"][row]
+            if self.stop_WxS[at]:
+                self.free.append(int(self.cache_WxS[at]))
 
 
 class Batches:
@@ -130,8 +140,7 @@ class Batches:
         self.seconds_V = decoding.token_seconds(vocabulary)
         self.outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
         self.chunks = -(-config.max_new_tokens // config.chunk_steps)
-        # Bounds on earlier chunks: powers of four times a chunk or two, up to all. Each costs a compilation.
-        self.bounds = sorted({-(-self.chunks // 4**power) for power in range(1 + int(math.log(self.chunks, 4)))})
+        self.bounds = _bounds(self.chunks, config.chunk_steps)
         self.limits = self._put(
             {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
         )
@@ -142,19 +151,19 @@ class Batches:
         `takers`: how many take from `waiting`; near its end none takes more than its share.
         """
         config = self.config
-        block = block_rows(bucket, config)
-        blocks = config.batch_rows // block
         prefill_rows = max(1, min(8, _PREFILL_TOKENS // bucket))
-        num_slots = -(-config.pool_batches * blocks * block // config.samples)
-        num_slots = min(num_slots, 1 << max(0, len(waiting) - 1).bit_length())
-        slots = _Slots.empty(num_slots, config.samples, config.max_new_tokens, self.outcomes)
+        most = 1 << max(0, len(waiting) - 1).bit_length()
+        whole = min(most, -(-config.pool_batches * config.batch_rows // config.samples))  # prompts with all samples
+        caches = whole * config.samples
+        num_slots = min(most, _PROMPTS * whole, max(whole, caches * config.max_new_tokens // bucket))
+        slots = _Slots.empty(num_slots, config.samples, caches, config.max_new_tokens, self.outcomes)
         prefixes = self._pool(num_slots, (), bucket)
-        suffixes = self._pool(num_slots * config.samples, (self.chunks,), config.chunk_steps)
+        suffixes = self._pool(caches, (self.chunks,), config.chunk_steps)
         requests: dict[int, Request] = {}
         while waiting or requests:
-            free = np.flatnonzero(slots.prompt_W < 0)
-            chunks, rows_of = self._fullest(slots, block)
-            if waiting and len(free) and len(rows_of) < blocks:
+            free = np.flatnonzero(slots.prompt_W < 0)[: len(slots.free) // config.samples]
+            group = self._fullest(slots, bucket)
+            if waiting and len(free) and not group.full:
                 admitted = []
                 share = -(-len(waiting) // takers)
                 for slot in free[: min(prefill_rows, share)].tolist():
@@ -169,7 +178,7 @@ class Batches:
                 continue
             if not requests:
                 continue
-            slot_R, rows = _rows(slots, rows_of[:blocks], block, blocks)
+            at_R, rows = _rows(slots, group, caches)
             suffixes, result = decoding.decode_chunk(
                 self.graph,
                 self.weights,
@@ -178,10 +187,10 @@ class Batches:
                 prefixes,
                 suffixes,
                 self._put(rows),
-                earlier_chunks=chunks,
+                earlier_chunks=group.bound,
             )
-            real_R = np.flatnonzero(slot_R < slots.stop_WxS.size)
-            slots.record(slot_R[real_R], {name: array[real_R] for name, array in jax.device_get(result).items()})
+            real_R = np.flatnonzero(at_R < slots.stop_WxS.size)
+            slots.record(at_R[real_R], {name: array[real_R] for name, array in jax.device_get(result).items()})
             for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)).tolist():
                 index = int(slots.prompt_W[slot])
                 slots.prompt_W[slot] = -1
@@ -205,20 +214,25 @@ class Batches:
             slot_P[row] = slot
         return decoding.prefill(self.graph, self.weights, pool, *self._put((tokens_PxX, slot_P)))
 
-    def _fullest(self, slots: _Slots, block: int) -> tuple[int, list[tuple[int, np.ndarray]]]:
-        # Rows whose earlier chunks share a bound can go together: of the bounds, the one with the most blocks.
-        chunks_WxS = slots.length_WxS // self.config.chunk_steps
+    def _fullest(self, slots: _Slots, bucket: int) -> "_Group":
+        # Rows whose earlier chunks share a bound can go together: of the bounds, the one with the most rows.
+        config = self.config
+        chunks_WxS = slots.length_WxS // config.chunk_steps
         bound_WxS = np.asarray(self.bounds)[np.searchsorted(self.bounds, chunks_WxS)]
         bound_WxS[slots.stop_WxS > 0] = 0
-        best: tuple[int, list[tuple[int, np.ndarray]]] = (0, [])
+        groups = []
         for bound in self.bounds[::-1]:
-            blocks = []
+            block = block_rows(bucket, bound, config)
+            rows_of = []
             for slot in np.flatnonzero((bound_WxS == bound).any(1)).tolist():
                 samples = np.flatnonzero(bound_WxS[slot] == bound)
-                blocks += [(slot, samples[at : at + block]) for at in range(0, len(samples), block)]
-            if len(blocks) > len(best[1]):
-                best = bound, blocks
-        return best
+                rows_of += [(slot, samples[at : at + block]) for at in range(0, len(samples), block)]
+            rows_of.sort(key=lambda chosen: -len(chosen[1]))
+            most = config.batch_rows // block
+            few = max(1, most // _FEW) if bound * config.chunk_steps > _LONG else most
+            size = few if len(rows_of) <= few else most
+            groups.append(_Group(bound, block, size, rows_of[:size], full=len(rows_of) >= most))
+        return max(groups, key=lambda group: sum(len(samples) for _, samples in group.rows_of))
 
     def _futures(self, slots: _Slots, slot: int, request: Request) -> list[Future]:
         futures = []
@@ -245,40 +259,65 @@ class Batches:
         return futures
 
 
-def block_rows(bucket: int, config: SimulationConfig) -> int:
-    """How many samples of one prompt share a block, and so a copy of its keys and values, in a batch: more where the
-    prompt is long, for the copies' sake; few otherwise, for blocks empty as samples finish."""
-    return 1 << (min(max(8, bucket // 64), config.samples, config.batch_rows).bit_length() - 1)
+def _bounds(chunks: int, chunk_steps: int) -> list[int]:
+    """Bounds on a row's earlier chunks, up to all. A row attends to as many as its bound, and each bound costs a
+    compilation: halves of each other where they are long, quarters where they are not."""
+    bounds = [chunks]
+    while bounds[-1] > 3:
+        bounds.append(-(-bounds[-1] // (2 if bounds[-1] * chunk_steps > _LONG else 4)))
+    return bounds[::-1]
 
 
-def _rows(
-    slots: _Slots, chosen: list[tuple[int, np.ndarray]], block: int, blocks: int
-) -> tuple[np.ndarray, decoding.Rows]:
+def block_rows(bucket: int, bound: int, config: SimulationConfig) -> int:
+    """How many samples of one prompt share a block, and so a copy of its keys and values, in a batch.
+
+    At first all run: more where the prompt is long, for the copies' sake, few otherwise. Later few of a prompt's
+    samples are of like length: as many as keep the copy within twice what a row reads of its own.
+    """
+    block = max(8, bucket // 64)
+    own = bound * config.chunk_steps
+    if own > 2 * config.chunk_steps:
+        block = min(block, max(2, 2 * bucket // own))
+    return 1 << (min(block, config.samples, config.batch_rows).bit_length() - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Rows of a batch of `size` blocks: of each block, the prompt's slot and which of its samples."""
+
+    bound: int
+    block: int
+    size: int
+    rows_of: list[tuple[int, np.ndarray]]
+    full: bool
+
+
+def _rows(slots: _Slots, group: _Group, caches: int) -> tuple[np.ndarray, decoding.Rows]:
     num_slots, samples = slots.stop_WxS.shape
     # Padding has slots that are not there: what it would write is dropped.
-    prefix_slot_Q = np.full(blocks, num_slots, np.int32)
-    slot_QxS = np.full((blocks, block), num_slots * samples, np.int32)
-    for row, (slot, of_slot) in enumerate(chosen):
+    prefix_slot_Q = np.full(group.size, num_slots, np.int32)
+    at_QxS = np.full((group.size, group.block), num_slots * samples, np.int32)
+    for row, (slot, of_slot) in enumerate(group.rows_of):
         prefix_slot_Q[row] = slot
-        slot_QxS[row, : len(of_slot)] = slot * samples + of_slot
-    slot_R = slot_QxS.reshape(-1)
+        at_QxS[row, : len(of_slot)] = slot * samples + of_slot
+    at_R = at_QxS.reshape(-1)
 
     def of_prompts(values_W: np.ndarray, padding: int) -> np.ndarray:
         return np.append(values_W, values_W.dtype.type(padding))[prefix_slot_Q]
 
     def of_rows(values_WxS: np.ndarray, padding: int) -> np.ndarray:
-        return np.append(values_WxS.reshape(-1), values_WxS.dtype.type(padding))[slot_R]
+        return np.append(values_WxS.reshape(-1), values_WxS.dtype.type(padding))[at_R]
 
-    return slot_R, decoding.Rows(
+    return at_R, decoding.Rows(
         prefix_slot_Q=prefix_slot_Q,
         prefix_length_Q=of_prompts(slots.prefix_length_W, 1),
-        slot_R=slot_R,
+        slot_R=of_rows(slots.cache_WxS, caches),
         length_R=of_rows(slots.length_WxS, 0),
         token_R=of_rows(slots.token_WxS, 0),
         clock_R=of_rows(slots.clock_WxS, 0),
         stop_R=of_rows(slots.stop_WxS, 1),
-        key_Rx2=np.append(slots.key_WxSx2.reshape(-1, 2), np.zeros((1, 2), np.uint32), axis=0)[slot_R],
-        first_interval_R=np.repeat(of_prompts(slots.first_interval_W, -1), block),
-        horizon_R=np.repeat(of_prompts(slots.horizon_W, 0), block),
+        key_Rx2=np.append(slots.key_WxSx2.reshape(-1, 2), np.zeros((1, 2), np.uint32), axis=0)[at_R],
+        first_interval_R=np.repeat(of_prompts(slots.first_interval_W, -1), group.block),
+        horizon_R=np.repeat(of_prompts(slots.horizon_W, 0), group.block),
         state_R=of_rows(slots.state_WxS, 0),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import subprocess
@@ -306,6 +307,37 @@ def test_samples_share_their_prompts_keys_and_values(monkeypatch) -> None:
     separate = 64 * (4096 + 256) * shape.layers * 2 * shape.kv_heads * shape.head_dim * 4
     assert len(futures) == 64 and max(held) <= separate / 8
     assert max(held) >= separate / 64
+
+
+def test_the_slots_of_samples_that_ended_are_taken_while_others_of_their_prompt_run(monkeypatch) -> None:
+    at_once, rows = [], batches._rows
+
+    def watched(slots, group, caches):
+        running_W = (slots.prompt_W >= 0).sum()
+        at_once.append((running_W * CONFIG.samples, (slots.stop_WxS == 0).sum(), caches))
+        return rows(slots, group, caches)
+
+    monkeypatch.setattr(batches, "_rows", watched)
+    prompts = [Prompt(subject, 12) for subject in range(60, 90)]
+    futures = simulate(prompts, max_new_tokens=128)  # room for prompts: they take no more memory than futures
+    assert any(samples > caches for samples, _, caches in at_once)
+    assert all(running <= caches for _, running, caches in at_once)
+    assert by_key(futures) == by_key(simulate(prompts, max_new_tokens=128, pool_batches=9))
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 6, 8, 12, 17, 32, 64, 256])
+def test_a_row_attends_to_at_most_four_times_what_it_has_and_to_twice_where_that_is_much(chunks) -> None:
+    bounds = batches._bounds(chunks, 32)
+    assert bounds[-1] == chunks and bounds == sorted(set(bounds))
+    for below, bound in itertools.pairwise(bounds):
+        assert bound <= (2 if bound * 32 > 256 else 4) * below
+
+
+def test_fewer_samples_share_a_block_where_few_are_of_like_length() -> None:
+    config = dataclasses.replace(CONFIG, samples=16, batch_rows=128, chunk_steps=32)
+    assert [batches.block_rows(512, bound, config) for bound in (2, 8, 16, 32)] == [8, 4, 2, 2]
+    assert [batches.block_rows(2048, bound, config) for bound in (2, 8, 16, 32)] == [16, 16, 8, 4]
+    assert batches.block_rows(512, 2, dataclasses.replace(config, samples=5)) == 4
 
 
 @pytest.mark.slow
