@@ -22,9 +22,9 @@ from experiments.configs import demo
 def get_config(leg: str = "short") -> ml_collections.ConfigDict:
     """The first leg's configuration, or with "long" the second's; raises UserError for another."""
     config = demo.get_config()
-    # 600 steps on this world, a core each. Two heads of 64 end 0.005 nats/token below four of 32, and attention's scores
-    # are half as many; an MLP of 256 ends 0.009 below one of 512 with 1.4 times the tokens/s, one of 128 0.005 above it,
-    # three layers 0.019 above four.
+    # 600 steps on this world, a core each. Two heads of 64 end 0.005 nats/token below four of 32, with half as many
+    # scores; an MLP of 256 ends 0.009 below one of 512 with 1.4 times the tokens/s, one of 128 0.005 above it, three
+    # layers 0.019 above four (docs/decisions.md).
     config.model.heads = 2
     config.model.kv_heads = 1
     config.model.head_dim = 64
