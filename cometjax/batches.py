@@ -26,6 +26,7 @@ from data_pipeline.vocabulary import Vocabulary
 
 _SMALLEST_BUCKET = 128
 _PROMPTS = 4  # prompt slots for each prompt whose samples all have slots, if these take no less memory
+_FIRST = 3  # chunks that the least bound may have
 _LONG = 256  # tokens of a future: beyond, bounds are closer, and there are batches of _FEW times fewer rows as well
 _FEW = 4
 _PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
@@ -263,7 +264,7 @@ def _bounds(chunks: int, chunk_steps: int) -> list[int]:
     """Bounds on a row's earlier chunks, up to all. A row attends to as many as its bound, and each bound costs a
     compilation: halves of each other where they are long, quarters where they are not."""
     bounds = [chunks]
-    while bounds[-1] > 3:
+    while bounds[-1] > _FIRST:
         bounds.append(-(-bounds[-1] // (2 if bounds[-1] * chunk_steps > _LONG else 4)))
     return bounds[::-1]
 
@@ -272,12 +273,11 @@ def block_rows(bucket: int, bound: int, config: SimulationConfig) -> int:
     """How many samples of one prompt share a block, and so a copy of its keys and values, in a batch.
 
     At first all run: more where the prompt is long, for the copies' sake, few otherwise. Later few of a prompt's
-    samples are of like length: as many as keep the copy within twice what a row reads of its own.
+    samples are of like length: two, or as many as bring a row's part of the copy to half of what it reads of its own.
     """
     block = max(8, bucket // 64)
-    own = bound * config.chunk_steps
-    if own > 2 * config.chunk_steps:
-        block = min(block, max(2, 2 * bucket // own))
+    if bound > _FIRST:
+        block = min(block, max(2, 2 * bucket // (bound * config.chunk_steps)))
     return 1 << (min(block, config.samples, config.batch_rows).bit_length() - 1)
 
 
