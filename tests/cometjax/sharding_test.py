@@ -97,7 +97,7 @@ def muon_collectives(shape):
         trees = (stack, jax.eval_shape(optimizer.init, stack), stack)
         places = sharding.state_sharding(mesh, trees)
         program = jax.jit(optimizer.update, in_shardings=places, out_shardings=places[:2]).lower(*trees).compile()
-    return len(re.findall(r" (?:all-\\w+|reduce-scatter|collective-permute)(?:-start)?[(]", program.as_text()))
+    return len(re.findall(r" (?:all-[a-z-]+|reduce-scatter|collective-permute[a-z-]*)[(]", program.as_text()))
 
 collectives = [muon_collectives(shape) for shape in ((1, 1, 1), (1, 4, 1), (1, 2, 2))]
 print(json.dumps({"meshes": results, "muon": muon, "muon_collectives": collectives}))
