@@ -1,0 +1,54 @@
+"""Products of two matrices in the compute dtype, summed up in float32, as each platform does them fast.
+
+XLA's CPU backend has a kernel for bfloat16 (AVX512-BF16, AMX; twice float32's speed) for products that give float32,
+whose left operand has its summed axis last; any other product of bfloat16 it converts to float32 first. Hence a
+derivative of our own: jax's takes the weights' gradient by a product that sums over the left operand's first axis.
+Elsewhere the compiler's own choice is the fast one.
+
+Dimensions: R rows (batch and position), I inputs, O outputs.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from cometjax.sharding import traced_platform
+
+_AHEAD = 128  # a transposition by way of three axes: any factor of the rows does
+
+
+def product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
+    """x @ w, in their common dtype, differentiable by both."""
+    if x_RxI.dtype == jnp.bfloat16 and traced_platform() == "cpu":
+        return _bfloat16_product(x_RxI, w_IxO)
+    return x_RxI @ w_IxO
+
+
+@jax.custom_vjp
+def _bfloat16_product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
+    return _contract(x_RxI, w_IxO, 0)
+
+
+def _forward(x_RxI: jax.Array, w_IxO: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _contract(x_RxI, w_IxO, 0), (x_RxI, w_IxO)
+
+
+def _backward(kept: tuple[jax.Array, jax.Array], d_out_RxO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_RxI, w_IxO = kept
+    return _contract(d_out_RxO, w_IxO, 1), _contract(_transposed(x_RxI), d_out_RxO, 0)
+
+
+_bfloat16_product.defvjp(_forward, _backward)
+
+
+def _contract(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    """The sum over the last axis of `x` and `axis` of `y`."""
+    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _transposed(x_RxI: jax.Array) -> jax.Array:
+    """x_IxR, copied. By way of three axes: a plain transposition is a layout, whose product the kernel does not do."""
+    rows, inputs = x_RxI.shape
+    ahead = math.gcd(rows, _AHEAD)
+    return x_RxI.reshape(-1, ahead, inputs).transpose(2, 0, 1).reshape(inputs, rows)
