@@ -21,7 +21,7 @@ from flax import nnx
 
 from cometjax import decoding, grammar_states
 from cometjax.futures import Future, Prompt, SimulationConfig, Start
-from cometjax.model import Decoder
+from cometjax.model import Decoder, in_compute_dtype
 from data_pipeline.vocabulary import Vocabulary
 
 _SMALLEST_BUCKET = 128
@@ -135,7 +135,7 @@ class Batches:
     ) -> None:
         self.device = device
         self.graph, weights = nnx.split(model)
-        self.weights, self.rules = jax.device_put((weights, rules), device)
+        self.weights, self.rules = jax.device_put((in_compute_dtype(weights, model.config), rules), device)
         self.vocabulary, self.config, self.shape = vocabulary, config, model.config
         self.cache_dtype = config.cache_dtype or model.config.compute_dtype
         self.seconds_V = decoding.token_seconds(vocabulary)

@@ -90,9 +90,16 @@ class Topology:
 
 def peak_flops_per_second(device_kind: str) -> float | None:
     """Dense bfloat16 peak of one device of jax's `device_kind`, or None where it is not known (every CPU)."""
-    peaks = {kind: chip.peak_flops for chip in CHIPS for kind in chip.device_kinds} | _OTHER_PEAKS
-    matching = [kind for kind in peaks if device_kind.startswith(kind)]
-    return peaks[max(matching, key=len)] if matching else None
+    chip = of_device_kind(device_kind)
+    if chip is not None:
+        return chip.peak_flops
+    return next((peak for kind, peak in _OTHER_PEAKS.items() if device_kind.startswith(kind)), None)
+
+
+def of_device_kind(device_kind: str) -> Chip | None:
+    """The chip of jax's `device_kind`, or None where it is not known."""
+    starts = [(kind, chip) for chip in CHIPS for kind in chip.device_kinds if device_kind.startswith(kind)]
+    return max(starts, key=lambda start: len(start[0]))[1] if starts else None
 
 
 def parse_topology(text: str) -> Topology:

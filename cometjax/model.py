@@ -22,7 +22,7 @@ from flax import nnx
 from cometjax import attention, parameterization
 from cometjax.products import product
 from cometjax.segment_blocks import RESIDUAL_NAME
-from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, weights_are_split
+from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, path_name, weights_are_split
 from data_pipeline.errors import UserError
 
 # As transformers' Qwen2Config.initializer_range: all matrices and the embedding alike (under "mup" the layers' matrices
@@ -115,6 +115,13 @@ def num_parameters(config: ModelConfig) -> int:
     """Number of parameters of the decoder, counted from shapes without allocating any."""
     abstract = nnx.eval_shape(lambda: nnx.state(Decoder(config, rngs=nnx.Rngs(0)), nnx.Param))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
+
+
+def in_compute_dtype(weights: Any, config: ModelConfig) -> Any:
+    """A tree of weights as the products take them; norms' scales stay as they are."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, w: w if "_norm" in path_name(path) else w.astype(config.compute_dtype), weights
+    )
 
 
 class DecoderLayers(nnx.Module):
@@ -268,8 +275,7 @@ def _layer(
     attend: Attend,
     cache: Any,
 ) -> tuple[jax.Array, Any]:
-    weights = {name: w if name.endswith("_norm") else w.astype(config.compute_dtype) for name, w in weights.items()}
-    weights = gather_weights(weights)
+    weights = gather_weights(in_compute_dtype(weights, config))
 
     h_BxLxD = _rms_norm(x_BxLxD, weights["attention_norm"], config.norm_eps)
     q_BxLxHxC = _project(h_BxLxD, weights["query"], weights.get("query_bias"))

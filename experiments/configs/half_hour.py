@@ -22,16 +22,8 @@ from experiments.configs import demo
 def get_config(leg: str = "short") -> ml_collections.ConfigDict:
     """The first leg's configuration, or with "long" the second's; raises UserError for another."""
     config = demo.get_config()
-    # 600 steps on this world, a core each. Two heads of 64 end 0.005 nats/token below four of 32, with half as many
-    # scores; an MLP of 256 ends 0.009 below one of 512 with 1.4 times the tokens/s, one of 128 0.005 above it, three
-    # layers 0.019 above four (docs/decisions.md).
-    config.model.heads = 2
-    config.model.kv_heads = 1
-    config.model.head_dim = 64
-    config.model.mlp_width = 256
     # 1.15 times float32's tokens/s where the CPU multiplies bfloat16 (AVX512-BF16, AMX); slow where it does not.
     config.model.compute_dtype = "bfloat16"
-    config.optimizer.b2 = 0.99  # 600 steps: 0.006 below 0.95
     config.optimizer.weight_decay = 0.06  # times the sum of the learning rates about 4
     config.train.eval_batches = 160  # of evaluations before the last, which sees the whole split
     if leg == "short":
