@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from cometjax.attention import attend_masked
-from cometjax.model import Attend, Decoder, ModelConfig, num_parameters
+from cometjax.model import Attend, Decoder, ModelConfig, in_compute_dtype, num_parameters
+from cometjax.sharding import path_name
 from data_pipeline.errors import UserError
 from experiments.configs import comet_l, comet_m, comet_s, demo
 
@@ -198,6 +199,16 @@ def test_prefill_and_decode_with_a_cache_give_what_a_full_pass_gives(state: nnx.
 )
 def test_the_published_models_have_the_published_sizes(config_file: Any, vocabulary: int, expected: int) -> None:
     assert num_parameters(ModelConfig.from_config(config_file.get_config().model, vocabulary)) == expected
+
+
+def test_weights_cast_beforehand_give_the_same_logits(state: nnx.State) -> None:
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    cast = in_compute_dtype(state, config)
+    dtypes = {path_name(path): str(leaf.dtype) for path, leaf in jax.tree_util.tree_leaves_with_path(cast)}
+    assert {name.split("/")[-2] for name, dtype in dtypes.items() if dtype == "float32"} == {
+        "attention_norm", "mlp_norm", "final_norm",
+    }  # fmt: skip
+    np.testing.assert_array_equal(run(config, cast, *PACKED), run(config, state, *PACKED))
 
 
 def test_the_demo_model_is_small() -> None:
