@@ -192,8 +192,8 @@ def _with_measured_intervals(vocabulary: Vocabulary, splits: Sequence[TokenizedS
     training = [split for split in splits if split.split == "train"]
     seconds = vocabulary_builder.measured_intervals(
         vocabulary.interval_preset,
-        np.sum([split.interval_us for split in training], axis=0),
-        np.sum([split.interval_tokens for split in training], axis=0),
+        [sum(of_files) for of_files in zip(*(split.interval_us for split in training), strict=True)],
+        [sum(of_files) for of_files in zip(*(split.interval_tokens for split in training), strict=True)],
     )
     return dataclasses.replace(vocabulary, interval_seconds=seconds)
 

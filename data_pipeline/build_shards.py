@@ -187,8 +187,8 @@ def _write_split(
         tokens_by_kind=_count_kinds(tokenized.tokens_T, vocabulary),
         row_counts={**tokenized.row_counts, **selection.rows_left_out},
         subjects_left_out=selection.subjects_left_out,
-        interval_us=tokenized.interval_us_I.tolist(),
-        interval_tokens=tokenized.interval_tokens_I.tolist(),
+        interval_us=tokenized.interval_us_I,
+        interval_tokens=tokenized.interval_tokens_I,
     )
     pieces.install(temporary, folder.corpus / file)
     return written

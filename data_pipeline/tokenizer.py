@@ -45,8 +45,8 @@ class TokenizedSubjects:
     prefix_offsets_S1: np.ndarray
     prefix_starts: np.ndarray
     prefixes: np.ndarray
-    interval_us_I: np.ndarray
-    interval_tokens_I: np.ndarray
+    interval_us_I: list[int]
+    interval_tokens_I: list[int]
     row_counts: Mapping[str, int]
 
     def record(self, index: int) -> SubjectRecord:
@@ -247,11 +247,13 @@ def _last_times(timeline: _Timeline, num_subjects: int) -> np.ndarray:
     return times_S
 
 
-def _sum_by(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """Exact int64 sums of values by index: floating sums would depend on the order of the shards."""
-    sums = np.zeros(size, np.int64)
-    np.add.at(sums, index, values)
-    return sums
+def _sum_by(index: np.ndarray, values: np.ndarray, size: int) -> list[int]:
+    """Exact sums of values by index: floating sums would depend on the order of the shards, and int64 holds no more
+    than 292,000 years of microseconds, which one file of patients may span."""
+    high, low = np.zeros((2, size), np.int64)
+    np.add.at(high, index, values >> 32)
+    np.add.at(low, index, values & 0xFFFFFFFF)
+    return [(int(above) << 32) + int(below) for above, below in zip(high, low, strict=True)]
 
 
 def _count_rows(columns: Columns, timeline: _Timeline, codes: CodeTable) -> dict[str, int]:

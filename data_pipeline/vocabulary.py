@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -121,6 +122,8 @@ class Vocabulary:
             raise ValueError("token 0 must be PAD")
         if len(self.interval_seconds) != len(self.interval_preset.names):
             raise ValueError("one mean duration is needed for each interval token")
+        if not all(0 < seconds < math.inf for seconds in self.interval_seconds):
+            raise ValueError("an interval's mean duration must be positive")
         if self.value_encoding not in VALUE_ENCODINGS:
             raise ValueError(f"value encoding {self.value_encoding!r}")
 

@@ -1,7 +1,7 @@
 """From the training split's counts to a vocabulary: which codes are kept, how values are cut, which tokens exist."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -95,12 +95,12 @@ def _keep_codes(concepts: pl.DataFrame, policy: VocabularyPolicy) -> pl.DataFram
 
 
 def measured_intervals(
-    preset: intervals.IntervalPreset, interval_us_I: np.ndarray, interval_tokens_I: np.ndarray
+    preset: intervals.IntervalPreset, interval_us_I: Sequence[int], interval_tokens_I: Sequence[int]
 ) -> tuple[float, ...]:
     """Mean seconds per interval token, from exact sums; an interval that never occurs has its range's middle."""
     means = _preset_means(preset)
     return tuple(
-        int(us) / int(tokens) / 1e6 if tokens else mean
+        us / tokens / 1e6 if tokens else mean
         for us, tokens, mean in zip(interval_us_I, interval_tokens_I, means, strict=True)
     )
 

@@ -78,6 +78,20 @@ def test_interval_means_are_those_of_the_training_split(write_meds, tmp_path) ->
     assert vocabulary.seconds_per_token()[vocabulary.ids["INTERVAL//1h-2h"]] == 80 * 60
 
 
+def test_interval_means_hold_for_more_patient_years_than_64_bits_count(write_meds, tmp_path) -> None:
+    """A large hospital's: 292,000 years of microseconds fill an int64. Here 3,000 and 1,500 spans of 110 years."""
+    span = [DAY.replace(year=1910), DAY.replace(year=2020)]
+    files = {"train/0": range(1, 3001), "train/1": range(3001, 4501)}
+    rows = {
+        name: [(s, time, "CPT//99213", None) for s in subjects for time in span] for name, subjects in files.items()
+    }
+    root = write_meds(rows, dict.fromkeys(range(1, 4501), "train"))
+    vocabulary = build_corpus(root, tmp_path / "c", config(), workers=1).vocabulary
+    seconds = (span[1] - span[0]).total_seconds()
+    _, (repeats,) = vocabulary.interval_preset.classify(np.array([seconds]))
+    assert vocabulary.interval_seconds[-1] == pytest.approx(seconds / repeats)
+
+
 def test_the_world_tokenizes_by_the_grammar(world_corpus) -> None:
     corpus = Corpus.open(world_corpus)
     reader = corpus.split("train")
