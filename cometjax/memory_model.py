@@ -183,7 +183,8 @@ def _traced_bytes(share: ModelConfig, rows: int, length: int, tiled: bool) -> in
 
         return jax.tree.leaves(jax.vjp(hidden, params)[1])
 
-    jaxpr = jax.make_jaxpr(kept)(params, ids_RxL, ids_RxL).jaxpr
+    with sharding.traced_for("tpu" if tiled else "gpu"):
+        jaxpr = jax.make_jaxpr(kept)(params, ids_RxL, ids_RxL).jaxpr
     return sum(_distinct(jaxpr, share, tiled).values())
 
 

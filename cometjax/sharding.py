@@ -4,10 +4,12 @@ Mesh axes: `data` (replicas, across slices), `fsdp` (parameters, optimizer and b
 vocabulary split).
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +25,8 @@ from data_pipeline.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 # Name (jax.ad_checkpoint) of a layer's weights once they are whole along `fsdp`.
 GATHERED_WEIGHTS = "gathered_weights"
+
+_planned_platform: contextvars.ContextVar[str] = contextvars.ContextVar("planned_platform", default="")
 
 # The first pattern found in an array's path gives its spec. An optimizer's moments have their parameter's path as the
 # end of theirs, and so lie where it lies.
@@ -262,8 +266,20 @@ def _parts(mesh: Mesh) -> int:
     return share_of(mesh.devices, jax.process_index())[1]
 
 
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Trace as on `platform` (a planner's, that has no device of it)."""
+    token = _planned_platform.set(platform)
+    try:
+        yield
+    finally:
+        _planned_platform.reset(token)
+
+
 def traced_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of the mesh in use, which may be one that is only compiled for, or of this process."""
+    """`cpu`, `gpu` or `tpu`: of `traced_for`, of the mesh in use (perhaps only compiled for), or this process's."""
+    if planned := _planned_platform.get():
+        return planned
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = device.platform if device is not None else jax.default_backend()
     return "gpu" if platform in ("cuda", "rocm") else platform
