@@ -23,7 +23,7 @@ from experiments.configs import demo
 def get_config(leg: str = "short") -> ml_collections.ConfigDict:
     """The first leg's configuration, or with "long" the second's; raises UserError for another."""
     config = demo.get_config()
-    # 1.15 times float32's tokens/s where the CPU multiplies bfloat16 (AVX512-BF16, AMX); slow where it does not.
+    # 1.5 times float32's tokens/s where the CPU multiplies bfloat16 (AVX512-BF16, AMX); slow where it does not.
     config.model.compute_dtype = "bfloat16"
     config.optimizer.weight_decay = 0.06  # times the sum of the learning rates about 4
     config.train.eval_batches = 160  # of evaluations before the last, which sees the whole split
