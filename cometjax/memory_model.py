@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -234,6 +235,8 @@ def _distinct(jaxpr: Any, share: ModelConfig, tiled: bool) -> dict[Any, int]:
     loops = any(eqn.primitive.name == "scan" for eqn in jaxpr.eqns)
     found: dict[Any, int] = {}
     for var in jaxpr.outvars:
+        if isinstance(var, jax.extend.core.Literal):
+            continue  # a number, which is no array
         origin = _origin(var, producers)
         if origin not in producers:
             continue  # a parameter, as it is

@@ -141,6 +141,15 @@ def test_the_compilers_refusal_is_read(message, needed) -> None:
     assert pod_compiler._needed_bytes(message) == needed
 
 
+def test_unrolled_layers_that_keep_a_number_are_planned() -> None:
+    done = command(
+        "--config=experiments/configs/demo.py", "--topology=v5e:2x2", "--config.model.attention=reference",
+        "--config.train.batch_rows=4", "--config.train.row_length=128", "--config.model.vocab_size=512", "--nocompile",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "memory a chip" in done.stdout
+
+
 @NEEDS_LIBTPU
 def test_the_step_compiles_for_a_pod_and_memory_and_collectives_come_back() -> None:
     done = command(
