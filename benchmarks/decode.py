@@ -212,15 +212,16 @@ def _share_of_bound(shape: ModelConfig, seconds: float) -> float | None:
     chip = chips.of_device_kind(jax.devices()[0].device_kind)
     if chip is None:
         return None
-    return round(least_bytes(shape) / (chip.hbm_bandwidth * len(jax.devices())) / seconds, 3)
+    return round(least_bytes(shape, len(engine.default_devices())) / chip.hbm_bandwidth / seconds, 3)
 
 
-def least_bytes(shape: ModelConfig) -> float:
-    """What NEW_TOKENS steps must read: weights in each, prompts' keys and values in each, and what samples added."""
+def least_bytes(shape: ModelConfig, devices: int = 1) -> float:
+    """What each of `devices` must read in NEW_TOKENS steps: each time the weights, its share of the prompts' keys and
+    values, and of what samples added."""
     itemsize = jnp.dtype(shape.compute_dtype).itemsize
     token_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * itemsize
     cached_tokens = PROMPTS * PROMPT_TOKENS + PROMPTS * SAMPLES * (NEW_TOKENS - 1) / 2  # on average
-    return float(NEW_TOKENS * (num_parameters(shape) * itemsize + cached_tokens * token_bytes))
+    return float(NEW_TOKENS * (num_parameters(shape) * itemsize + cached_tokens * token_bytes / devices))
 
 
 def _generate(model: Decoder) -> Callable[[np.ndarray, int, int], None]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cometjax.sharding import traced_platform
 
-_AHEAD = 128  # a transposition by way of three axes: any factor of the rows does
+_AHEAD = 128  # rows, at most, of the middle axis of a transposition by way of three
 
 
 def product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
