@@ -55,7 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_list("packing", [], "of packed, unpacked; default: unpacked for 6M, both for S, M, L")
     flags.DEFINE_integer("rows", 0, "rows in a batch; default: 8, for L 4", lower_bound=0)
     flags.DEFINE_string("remat", "", "remat policy; default: none for 6M and S, dots for M and L")
-    flags.DEFINE_bool("scan_layers", None, "scan or unroll the layers; default: unroll 6M, scan the others")
+    flags.DEFINE_bool("scan_layers", None, "scan or unroll the layers; default: unroll 6M and on GPUs")
     flags.DEFINE_integer("steps", 7, "timed steps; the median counts", lower_bound=1)
     flags.DEFINE_bool("rival", True, "run the rival where torch is installed")
 
@@ -65,7 +65,8 @@ def _configuration(name: str, values: Any) -> Any:
         name
     ]()
     small = name == "6M"
-    cfg.model.scan_layers = (not small) if values.scan_layers is None else values.scan_layers
+    unrolled = small or jax.default_backend() == "gpu"
+    cfg.model.scan_layers = (not unrolled) if values.scan_layers is None else values.scan_layers
     cfg.model.remat = values.remat or ("dots" if name in ("M", "L") else "none")
     cfg.train.row_length = 512 if small else 8192
     cfg.train.batch_rows = values.rows or (4 if name == "L" else 8)

@@ -1,0 +1,61 @@
+"""RMSNorm and SwiGLU: values and derivatives are those of their plain definitions; only inputs are kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cometjax.elementwise import rms_norm, swiglu
+
+EPS = 1e-6
+
+
+def plain_rms_norm(x, scale_D):
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + EPS) * scale_D
+
+
+def plain_swiglu(gate, up):
+    return gate * jax.nn.sigmoid(gate) * up
+
+
+CASES = {
+    "rms_norm": (lambda x, scale: rms_norm(x, scale, EPS), plain_rms_norm, ((2, 3, 8), (8,))),
+    "swiglu": (swiglu, plain_swiglu, ((2, 3, 8), (2, 3, 8))),
+}
+
+
+def inputs(shapes, dtype):
+    random = np.random.default_rng(0)
+    return tuple(jnp.asarray(3 * random.normal(size=shape), dtype) for shape in shapes)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_values_and_gradients_are_the_definitions(name, dtype, tolerance):
+    ours, plain, shapes = CASES[name]
+    arguments = inputs(shapes, dtype)
+    exact = tuple(x.astype(jnp.float32) for x in arguments)
+    weight = np.random.default_rng(1).normal(size=shapes[0]).astype(np.float32)
+    for got, wanted in zip(
+        (ours(*arguments), *jax.grad(lambda *x: jnp.sum(ours(*x) * weight), (0, 1))(*arguments)),
+        (plain(*exact), *jax.grad(lambda *x: jnp.sum(plain(*x) * weight), (0, 1))(*exact)),
+        strict=True,
+    ):
+        assert got.dtype == dtype
+        assert float(jnp.abs(got.astype(jnp.float32) - wanted).max()) <= tolerance * float(jnp.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("name", "numbers_beside_inputs"), [("rms_norm", 6), ("swiglu", 0)])
+def test_the_backward_pass_keeps_the_inputs_and_at_most_a_number_for_each_vector(name, numbers_beside_inputs):
+    ours, _, shapes = CASES[name]
+    arguments = inputs(shapes, "bfloat16")
+    _, pullback = jax.vjp(ours, *arguments)
+    kept = jax.tree.leaves(pullback)
+    assert sum(x.size for x in kept) == sum(x.size for x in arguments) + numbers_beside_inputs
+    assert sum(x.nbytes for x in kept) == sum(x.nbytes for x in arguments) + 4 * numbers_beside_inputs
+
+
+def test_extreme_gates_give_no_nan():
+    gate, up = jnp.asarray([-1e30, -100.0, 0.0, 100.0, 1e30]), jnp.ones(5)
+    for array in (swiglu(gate, up), *jax.grad(lambda *x: jnp.sum(swiglu(*x)), (0, 1))(gate, up)):
+        assert np.isfinite(array).all()
