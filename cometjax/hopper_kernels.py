@@ -41,6 +41,8 @@ _COMPUTE_WARPGROUPS = 2
 _MEMORY_WARPGROUP = _COMPUTE_WARPGROUPS
 _COMPUTE_REGISTERS, _MEMORY_REGISTERS = 232, 40
 
+_Copy = tuple[Any, Any, Any]  # from, to, and the barrier that tells
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -315,13 +317,14 @@ def _forward_kernel(numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsu
         plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
         kv_head = lax.div(head, jnp.int32(groups))
 
-        @pl.loop(0, steps)
-        def _copy_block(step: Any) -> None:
-            slot = lax.rem(step, jnp.int32(blocks.stages))
+        def copies_of(step: Any, slot: Any) -> tuple[tuple[_Copy, ...], ...]:
             keys = pl.ds(_block_of_step(step, tile, far, 1, blocks.diagonal) * block, block)
-            for ref, to_smem, ready, used in ((k_ref, k_smem, k_ready, k_used), (v_ref, v_smem, v_ready, v_used)):
-                pl.when(step >= blocks.stages)(functools.partial(plgpu.barrier_wait, used.at[slot]))
-                plgpu.copy_gmem_to_smem(ref.at[row, keys, kv_head], to_smem.at[slot], ready.at[slot])
+            return (
+                ((k_ref.at[row, keys, kv_head], k_smem.at[slot], k_ready.at[slot]),),
+                ((v_ref.at[row, keys, kv_head], v_smem.at[slot], v_ready.at[slot]),),
+            )
+
+        _copy_ahead(copies_of, steps, blocks.stages, (k_used, v_used))
 
 
 def _query_gradient_kernel(
@@ -398,13 +401,16 @@ def _query_gradient_kernel(
         plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
         kv_head = lax.div(head, jnp.int32(groups))
 
-        @pl.loop(0, steps)
-        def _copy_block(step: Any) -> None:
-            slot = lax.rem(step, jnp.int32(blocks.stages))
+        def copies_of(step: Any, slot: Any) -> tuple[tuple[_Copy, ...], ...]:
             keys = pl.ds(_block_of_step(step, tile, far, 1, blocks.diagonal) * block, block)
-            pl.when(step >= blocks.stages)(functools.partial(plgpu.barrier_wait, used.at[slot]))
-            plgpu.copy_gmem_to_smem(k_ref.at[row, keys, kv_head], k_smem.at[slot], ready.at[slot])
-            plgpu.copy_gmem_to_smem(v_ref.at[row, keys, kv_head], v_smem.at[slot], ready.at[slot])
+            return (
+                (
+                    (k_ref.at[row, keys, kv_head], k_smem.at[slot], ready.at[slot]),
+                    (v_ref.at[row, keys, kv_head], v_smem.at[slot], ready.at[slot]),
+                ),
+            )
+
+        _copy_ahead(copies_of, steps, blocks.stages, (used,))
 
 
 def _key_value_gradient_kernel(
@@ -484,24 +490,40 @@ def _key_value_gradient_kernel(
     def _copy() -> None:
         plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
 
-        @pl.loop(0, groups * steps)
-        def _copy_block(step: Any) -> None:
-            slot = lax.rem(step, jnp.int32(blocks.stages))
+        def copies_of(step: Any, slot: Any) -> tuple[tuple[_Copy, ...], ...]:
             head = kv_head * groups + lax.div(step, steps)
             queries = pl.ds(_block_of_step(lax.rem(step, steps), tile, far, -1, blocks.diagonal) * block, block)
-            pl.when(step >= blocks.stages)(functools.partial(plgpu.barrier_wait, used.at[slot]))
-            for name, source in (
+            sources = (
                 ("q_smem", q_ref.at[row, queries, head]),
                 ("d_out_smem", d_out_ref.at[row, queries, head]),
                 ("starts_smem", starts_ref.at[row, queries]),
                 ("logsumexp_smem", logsumexp_ref.at[row, head, queries]),
                 ("mean_smem", mean_ref.at[row, head, queries]),
-            ):
-                plgpu.copy_gmem_to_smem(source, smem[name].at[slot], ready.at[slot])
+            )
+            return (tuple((source, smem[name].at[slot], ready.at[slot]) for name, source in sources),)
+
+        _copy_ahead(copies_of, groups * steps, blocks.stages, (used,))
 
 
 def _place() -> tuple[Any, Any, Any, Any]:
     return tuple(lax.axis_index(name) for name in ("head", "tile", "row", "warpgroup"))
+
+
+def _copy_ahead(
+    copies_of: Callable[[Any, Any], tuple[tuple[_Copy, ...], ...]], steps: Any, stages: int, used: tuple[Any, ...]
+) -> None:
+    """The memory warpgroup: each step's copies, into the slot of step % stages once that is `used`; until all are."""
+
+    @pl.loop(0, steps + stages)
+    def _step(step: Any) -> None:
+        slot = lax.rem(step, jnp.int32(stages))
+        for i, slots in enumerate(used):
+            pl.when(step >= stages)(functools.partial(plgpu.barrier_wait, slots.at[slot]))
+
+            @pl.when(step < steps)
+            def _copy(i: int = i) -> None:
+                for source, to_smem, ready in copies_of(step, slot)[i]:
+                    plgpu.copy_gmem_to_smem(source, to_smem, ready)
 
 
 def _masked_then_clean(add_block: Callable[..., Any], masked_steps: Any, steps: Any, sums: Any) -> Any:
