@@ -19,6 +19,7 @@ queries and S keys of one warpgroup and step.
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from cometjax.segment_blocks import RESIDUAL_NAME
+
+# jax 0.10 wants to be told which part of a reference to load; from 0.11 on that warns.
+_ALL = ((),) if inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty else ()
 
 # Finite, and below _NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
 _MASKED_SCORE = -1e30
@@ -254,7 +258,7 @@ def _forward_kernel(numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsu
         plgpu.copy_gmem_to_smem(q_ref.at[row, queries, head], q_smem, smem["tile_ready"].at[warpgroup])
         plgpu.copy_gmem_to_smem(starts_ref.at[row, queries], starts_smem, smem["tile_ready"].at[warpgroup])
         plgpu.barrier_wait(smem["tile_ready"].at[warpgroup])
-        starts_T = on.load(starts_smem, plgpu.Layout.WGMMA.reduce(1))
+        starts_T = on.numbers(starts_smem, axis=0)
         plgpu.barrier_wait(k_ready.at[0])
         # The warpgroups take turns: one multiplies while the other computes its softmax.
         pl.when(warpgroup == 1)(pass_turn)
@@ -267,11 +271,11 @@ def _forward_kernel(numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsu
                 on.multiply_transposed(scores_ref, q_smem, k_smem.at[slot])
                 pass_turn()
 
-            (scores_TxS,) = on.accumulate(add_scores, _full((rows, block), 0.0, plgpu.Layout.WGMMA))
+            (scores_TxS,) = on.accumulate(add_scores, on.full((rows, block), 0.0))
             plgpu.barrier_arrive(k_used.at[slot])
             if masked:
                 first_key = _block_of_step(step, tile, far, 1, blocks.diagonal) * block
-                scores_TxS = _masked(scores_TxS, starts_T, first_query, first_key, keys_axis=1)
+                scores_TxS = _masked(on, scores_TxS, starts_T, first_query, first_key, keys_axis=1)
             new_highest_T = jnp.maximum(highest_T, jnp.max(scores_TxS, axis=1) * scale)
             shrink_T = jnp.exp2(highest_T - new_highest_T)
             weights_TxS = jnp.exp2(scores_TxS * scale - _along(new_highest_T, scores_TxS, 0))
@@ -297,9 +301,9 @@ def _forward_kernel(numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsu
             return weighted_TxC, new_highest_T, total_T
 
         sums = (
-            _full((rows, head_dim), 0.0, plgpu.Layout.WGMMA),
-            _full((rows,), _NO_SCORE_YET, plgpu.Layout.WGMMA.reduce(1)),
-            _full((rows,), 0.0, plgpu.Layout.WGMMA.reduce(1)),
+            on.full((rows, head_dim), 0.0),
+            on.full((rows,), _NO_SCORE_YET),
+            on.full((rows,), 0.0),
         )
         weighted_TxC, highest_T, total_T = _masked_then_clean(add_block, masked_steps, steps, sums)
         pl.when(warpgroup == 0)(pass_turn)
@@ -366,7 +370,7 @@ def _query_gradient_kernel(
         for to_smem, (_, source) in zip((q_smem, d_out_smem, *numbers_smem), sources, strict=True):
             plgpu.copy_gmem_to_smem(source, to_smem, tile_ready)
         plgpu.barrier_wait(tile_ready)
-        starts_T, logsumexp_T, mean_T = (on.load(x, plgpu.Layout.WGMMA.reduce(1)) for x in numbers_smem)
+        starts_T, logsumexp_T, mean_T = (on.numbers(x, axis=0) for x in numbers_smem)
 
         def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
             slot = lax.rem(step, jnp.int32(blocks.stages))
@@ -378,18 +382,18 @@ def _query_gradient_kernel(
                 scores_TxS = on.finished(scores_ref, still_running=1)
                 if masked:
                     first_key = _block_of_step(step, tile, far, 1, blocks.diagonal) * block
-                    scores_TxS = _masked(scores_TxS, starts_T, first_query, first_key, keys_axis=1)
+                    scores_TxS = _masked(on, scores_TxS, starts_T, first_query, first_key, keys_axis=1)
                 weights_TxS = jnp.exp2(scores_TxS * _scale(head_dim) - _along(logsumexp_T, scores_TxS, 0))
                 d_weights_TxS = on.finished(d_weights_ref)
                 d_scores_TxS = weights_TxS * (d_weights_TxS - _along(mean_T, d_weights_TxS, 0))
                 on.multiply(d_q_ref, d_scores_TxS.astype(k_ref.dtype), k_smem.at[slot])
 
-            zeros_TxS = _full((rows, block), 0.0, plgpu.Layout.WGMMA)
+            zeros_TxS = on.full((rows, block), 0.0)
             d_q_TxC, _, _ = on.accumulate(add_gradients, *sums, zeros_TxS, zeros_TxS)
             plgpu.barrier_arrive(used.at[slot])
             return (d_q_TxC,)
 
-        zeros_TxC = _full((rows, head_dim), 0.0, plgpu.Layout.WGMMA)
+        zeros_TxC = on.full((rows, head_dim), 0.0)
         (d_q_TxC,) = _masked_then_clean(add_block, masked_steps, steps, (zeros_TxC,))
         q_smem[...] = (d_q_TxC * head_dim**-0.5).astype(d_q_ref.dtype)
         plgpu.commit_smem()
@@ -450,7 +454,7 @@ def _key_value_gradient_kernel(
             slot = lax.rem(steps_before + step, jnp.int32(blocks.stages))
             plgpu.barrier_wait(ready.at[slot])
             logsumexp_T, mean_T = (
-                on.load(smem[name].at[slot], plgpu.Layout.WGMMA.reduce(0)) for name in ("logsumexp_smem", "mean_smem")
+                on.numbers(smem[name].at[slot], axis=1) for name in ("logsumexp_smem", "mean_smem")
             )
 
             def add_gradients(d_k_ref: Any, d_v_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
@@ -458,16 +462,16 @@ def _key_value_gradient_kernel(
                 on.multiply_transposed(d_weights_ref, v_smem, d_out_smem.at[slot])
                 scores_SxT = on.finished(scores_ref, still_running=1)
                 if masked:
-                    starts_T = on.load(smem["starts_smem"].at[slot], plgpu.Layout.WGMMA.reduce(0))
+                    starts_T = on.numbers(smem["starts_smem"].at[slot], axis=1)
                     first_query = _block_of_step(step, tile, far, -1, blocks.diagonal) * block
-                    scores_SxT = _masked(scores_SxT, starts_T, first_query, first_key, keys_axis=0)
+                    scores_SxT = _masked(on, scores_SxT, starts_T, first_query, first_key, keys_axis=0)
                 weights_SxT = jnp.exp2(scores_SxT * _scale(head_dim) - _along(logsumexp_T, scores_SxT, 1))
                 on.multiply(d_v_ref, weights_SxT.astype(dtype), d_out_smem.at[slot])
                 d_weights_SxT = on.finished(d_weights_ref, still_running=1)
                 d_scores_SxT = weights_SxT * (d_weights_SxT - _along(mean_T, d_weights_SxT, 1))
                 on.multiply(d_k_ref, d_scores_SxT.astype(dtype), q_smem.at[slot])
 
-            zeros_SxT = _full((rows, block), 0.0, plgpu.Layout.WGMMA)
+            zeros_SxT = on.full((rows, block), 0.0)
             d_k_SxC, d_v_SxC, _, _ = on.accumulate(add_gradients, *sums, zeros_SxT, zeros_SxT)
             plgpu.barrier_arrive(used.at[slot])
             return d_k_SxC, d_v_SxC
@@ -476,7 +480,7 @@ def _key_value_gradient_kernel(
             add_block_of_head = functools.partial(add_block, steps_before=group * steps)
             return _masked_then_clean(add_block_of_head, masked_steps, steps, sums)
 
-        zeros_SxC = _full((rows, head_dim), 0.0, plgpu.Layout.WGMMA)
+        zeros_SxC = on.full((rows, head_dim), 0.0)
         sums = (zeros_SxC, zeros_SxC)
         d_k_SxC, d_v_SxC = add_head(0, sums) if groups == 1 else lax.fori_loop(0, groups, add_head, sums)
         k_smem[...] = (d_k_SxC * head_dim**-0.5).astype(dtype)
@@ -531,10 +535,12 @@ def _masked_then_clean(add_block: Callable[..., Any], masked_steps: Any, steps: 
     return lax.fori_loop(masked_steps, steps, functools.partial(add_block, masked=False), sums)
 
 
-def _masked(scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int) -> jax.Array:
+def _masked(
+    on: Any, scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int
+) -> jax.Array:
     """A key counts from its query's segment start to the query itself."""
     queries, keys = (
-        first + plgpu.broadcasted_iota(jnp.int32, scores.shape, axis, layout=plgpu.Layout.WGMMA)
+        first + on.indices(scores.shape, axis)
         for first, axis in ((first_query, 1 - keys_axis), (first_key, keys_axis))
     )
     allowed = (keys >= _along(starts, scores, 1 - keys_axis)) & (keys <= queries)
@@ -543,10 +549,6 @@ def _masked(scores: jax.Array, starts: jax.Array, first_query: Any, first_key: A
 
 def _along(x: jax.Array, like: jax.Array, axis: int) -> jax.Array:
     return lax.broadcast_in_dim(x, like.shape, [axis])
-
-
-def _full(shape: tuple[int, ...], value: float, layout: Any) -> jax.Array:
-    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
 
 
 def _matrices(count: int, rows: int, columns: int, dtype: Any) -> Any:
@@ -562,8 +564,17 @@ def _scale(head_dim: int) -> float:
 class _Device:
     """What the kernels ask of the machine."""
 
-    def load(self, ref: Any, layout: Any) -> jax.Array:
-        return plgpu.load(ref, layout=layout)
+    def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
+        """As jnp.full; of one axis: a number for each row of an accumulator."""
+        layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
+        return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
+        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+    def numbers(self, ref: Any, axis: int) -> jax.Array:
+        """Load a number for each row (axis 0) or column (axis 1) of an accumulator."""
+        return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
 
     def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
         """The sums after `add`, which gets an accumulator for each, has added products to them."""
@@ -586,8 +597,17 @@ class _Device:
 class _Interpreter(_Device):
     """Products at once, in jax.numpy: the interpreter knows no accumulator with a value and no product from registers.
 
-    An accumulator is a list of its one value.
+    An accumulator is a list of its one value. Layouts of registers mean nothing here, and jax 0.10's knows none.
     """
+
+    def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
+        return jnp.full(shape, value, jnp.float32)
+
+    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
+        return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+    def numbers(self, ref: Any, axis: int) -> jax.Array:
+        return ref[...]
 
     def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
         accumulators = [[x] for x in sums]
