@@ -50,11 +50,16 @@ _Copy = tuple[Any, Any, Any]  # from, to, and the barrier that tells
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """One kernel's sizes: positions of a warpgroup (`rows`; a tile is two), of a step's block, and blocks in flight."""
+    """One kernel's sizes.
+
+    Positions of a warpgroup (`rows`; a tile is two) and of a step's block; how many steps' blocks (`stages`) and how
+    many tiles shared memory holds at a time, those on their way included.
+    """
 
     rows: int = 64
     block: int = 128
     stages: int = 2
+    tiles: int = 1
 
     @property
     def tile(self) -> int:
@@ -69,11 +74,13 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Sizes of the three kernels; `interpret` (plgpu.InterpretGPUParams) runs their definition on a CPU, for tests."""
+    """Sizes of the three kernels; how many `programs` share the tiles (132: one for each multiprocessor of an H100 or
+    H200). `interpret` (plgpu.InterpretGPUParams) runs their definition on a CPU, for tests."""
 
     forward: Blocks = Blocks(block=128, stages=2)
     query_gradient: Blocks = Blocks(block=64, stages=3)
     key_value_gradient: Blocks = Blocks(block=64, stages=2)
+    programs: int = 132
     interpret: Any = None
 
     @property
@@ -83,13 +90,13 @@ class Target:
 
 
 def default_target(head_dim: int) -> Target:
-    """Sizes that fit registers and shared memory (227 KiB) of one program at a time."""
+    """Sizes that fit the registers, and 227 KiB of shared memory."""
     if head_dim > 64:
         return Target()
     return Target(
-        forward=Blocks(block=128, stages=4),
-        query_gradient=Blocks(block=128, stages=3),
-        key_value_gradient=Blocks(block=64, stages=4),
+        forward=Blocks(block=128, stages=4, tiles=2),
+        query_gradient=Blocks(block=128, stages=3, tiles=2),
+        key_value_gradient=Blocks(block=64, stages=4, tiles=2),
     )
 
 
@@ -109,28 +116,29 @@ def _forward(
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     batch, length, heads, head_dim = q_BxLxHxC.shape
     blocks, dtype = target.forward, q_BxLxHxC.dtype
+    halves = blocks.tiles * _COMPUTE_WARPGROUPS
     out_BxLxHxC, logsumexp_BxHxL = _run(
-        functools.partial(_forward_kernel, blocks=blocks, groups=heads // k_BxLxKxC.shape[2]),
+        _forward_kernel,
         target,
-        grid=(heads, length // blocks.tile, batch),
-        outputs=(
-            jax.ShapeDtypeStruct(q_BxLxHxC.shape, dtype),
-            jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
-        ),
-        scratch=dict(
-            q_smem=_matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            k_smem=_matrices(blocks.stages, blocks.block, head_dim, dtype),
-            v_smem=_matrices(blocks.stages, blocks.block, head_dim, dtype),
-            starts_smem=plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.int32),
-            logsumexp_smem=plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.float32),
-            tile_ready=plgpu.Barrier(num_arrivals=2, num_barriers=_COMPUTE_WARPGROUPS),
-            k_ready=plgpu.Barrier(num_barriers=blocks.stages),
-            v_ready=plgpu.Barrier(num_barriers=blocks.stages),
-            k_used=plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=blocks.stages),
-            v_used=plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=blocks.stages),
-            turn=plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS),
-        ),
-    )(_key_blocks(starts_BxL, blocks), starts_BxL, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC)
+        blocks,
+        heads,
+        (_key_blocks(starts_BxL, blocks), starts_BxL, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC),
+        outputs=(q_BxLxHxC, jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)),
+        scratch={
+            "q_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "starts_smem": plgpu.SMEM((halves, blocks.rows), jnp.int32),
+            "k_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "v_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "out_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "logsumexp_smem": plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.float32),
+            "tile_ready": plgpu.Barrier(num_arrivals=2 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "k_ready": plgpu.Barrier(num_barriers=blocks.stages),
+            "v_ready": plgpu.Barrier(num_barriers=blocks.stages),
+            "k_used": _used(blocks.stages),
+            "v_used": _used(blocks.stages),
+            "turn": plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS),
+        },
+    )
     out_BxLxHxC = checkpoint_name(out_BxLxHxC, RESIDUAL_NAME)
     logsumexp_BxHxL = checkpoint_name(logsumexp_BxHxL, RESIDUAL_NAME)
     return out_BxLxHxC, (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL)
@@ -140,62 +148,68 @@ def _backward(
     target: Target, kept: tuple[Any, ...], d_out_BxLxHxC: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL = kept
-    batch, length, heads, head_dim = q_BxLxHxC.shape
+    heads, head_dim = q_BxLxHxC.shape[2:]
     kv_heads, dtype = k_BxLxKxC.shape[2], q_BxLxHxC.dtype
     # Softmax's gradient subtracts the weights' mean of the scores' gradients, which is (arXiv 2205.14135, B.4) this:
-    mean_BxHxL = jnp.einsum(
-        "blhc,blhc->bhl", d_out_BxLxHxC.astype(jnp.float32), out_BxLxHxC.astype(jnp.float32)
-    )
+    mean_BxHxL = jnp.einsum("blhc,blhc->bhl", d_out_BxLxHxC.astype(jnp.float32), out_BxLxHxC.astype(jnp.float32))
     arrays = (starts_BxL, q_BxLxHxC, d_out_BxLxHxC, logsumexp_BxHxL, mean_BxHxL, k_BxLxKxC, v_BxLxKxC)
 
     blocks = target.query_gradient
-    numbers = plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.float32)
+    halves = blocks.tiles * _COMPUTE_WARPGROUPS
     (d_q_BxLxHxC,) = _run(
-        functools.partial(_query_gradient_kernel, blocks=blocks, groups=heads // kv_heads),
+        _query_gradient_kernel,
         target,
-        grid=(heads, length // blocks.tile, batch),
-        outputs=(jax.ShapeDtypeStruct(q_BxLxHxC.shape, dtype),),
-        scratch=dict(
-            q_smem=_matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            d_out_smem=_matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            k_smem=_matrices(blocks.stages, blocks.block, head_dim, dtype),
-            v_smem=_matrices(blocks.stages, blocks.block, head_dim, dtype),
-            starts_smem=plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.int32),
-            logsumexp_smem=numbers,
-            mean_smem=numbers,
-            tile_ready=plgpu.Barrier(num_arrivals=5, num_barriers=_COMPUTE_WARPGROUPS),
-            ready=plgpu.Barrier(num_arrivals=2, num_barriers=blocks.stages),
-            used=plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=blocks.stages),
-        ),
-    )(_key_blocks(starts_BxL, blocks), *arrays)
+        blocks,
+        heads,
+        (_key_blocks(starts_BxL, blocks), *arrays),
+        outputs=(q_BxLxHxC,),
+        scratch={
+            "q_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "d_out_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "starts_smem": plgpu.SMEM((halves, blocks.rows), jnp.int32),
+            "logsumexp_smem": plgpu.SMEM((halves, blocks.rows), jnp.float32),
+            "mean_smem": plgpu.SMEM((halves, blocks.rows), jnp.float32),
+            "k_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "v_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "d_q_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "tile_ready": plgpu.Barrier(num_arrivals=5 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "ready": plgpu.Barrier(num_arrivals=2, num_barriers=blocks.stages),
+            "used": _used(blocks.stages),
+        },
+    )
 
     blocks = target.key_value_gradient
-    numbers = plgpu.SMEM((blocks.stages, blocks.block), jnp.float32)
+    halves = blocks.tiles * _COMPUTE_WARPGROUPS
     d_k_BxLxKxC, d_v_BxLxKxC = _run(
-        functools.partial(_key_value_gradient_kernel, blocks=blocks, groups=heads // kv_heads),
+        _key_value_gradient_kernel,
         target,
-        grid=(kv_heads, length // blocks.tile, batch),
-        outputs=(jax.ShapeDtypeStruct(k_BxLxKxC.shape, dtype),) * 2,
-        scratch=dict(
-            k_smem=_matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            v_smem=_matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            q_smem=_matrices(blocks.stages, blocks.block, head_dim, dtype),
-            d_out_smem=_matrices(blocks.stages, blocks.block, head_dim, dtype),
-            starts_smem=plgpu.SMEM((blocks.stages, blocks.block), jnp.int32),
-            logsumexp_smem=numbers,
-            mean_smem=numbers,
-            tile_ready=plgpu.Barrier(num_arrivals=2, num_barriers=_COMPUTE_WARPGROUPS),
-            ready=plgpu.Barrier(num_arrivals=5, num_barriers=blocks.stages),
-            used=plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=blocks.stages),
-        ),
-    )(_query_blocks(starts_BxL, blocks), *arrays)
+        blocks,
+        kv_heads,
+        (_query_blocks(starts_BxL, blocks), *arrays),
+        outputs=(k_BxLxKxC, v_BxLxKxC),
+        scratch={
+            "k_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "v_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "q_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "d_out_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "starts_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.int32),
+            "logsumexp_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.float32),
+            "mean_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.float32),
+            "d_k_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "d_v_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "tile_ready": plgpu.Barrier(num_arrivals=2 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "ready": plgpu.Barrier(num_arrivals=5, num_barriers=blocks.stages),
+            "used": _used(blocks.stages),
+        },
+    )
     return d_q_BxLxHxC, d_k_BxLxKxC, d_v_BxLxKxC, None
 
 
 packed_attention.defvjp(_forward, _backward)
 
 
-# Which blocks a tile needs: int32 numbers_BxIx3, each tile's far block, its steps in all, and the first of them, masked.
+# Which blocks a tile needs, as int32 numbers_BxIx3: its far block, its steps, and how many of them, the first ones, are
+# masked.
 
 
 def _key_blocks(starts_BxL: jax.Array, blocks: Blocks) -> jax.Array:
@@ -229,53 +243,39 @@ def _numbers(far_BxI: jax.Array, steps_BxI: jax.Array, masked_BxI: jax.Array, bl
     return jnp.stack(numbers, axis=-1).astype(jnp.int32)
 
 
-def _block_of_step(step: Any, tile: Any, far: Any, back: int, diagonal: int) -> Any:
-    """The block of each step: those on the diagonal, then from `far` in steps of `back` (1 or -1)."""
-    return jnp.where(step < diagonal, tile * diagonal + step, far + back * (step - diagonal))
-
-
-def _forward_kernel(numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsumexp_ref, *, blocks, groups, on, **smem):
-    head, tile, row, warpgroup = _place()
-    far, steps, masked_steps = (numbers_ref[row, tile, i] for i in range(3))
-    rows, block = blocks.rows, blocks.block
-    head_dim = q_ref.shape[-1]
-    scale = _scale(head_dim)
-    k_smem, v_smem, turn = smem["k_smem"], smem["v_smem"], smem["turn"]
-    k_ready, v_ready, k_used, v_used = (smem[name] for name in ("k_ready", "v_ready", "k_used", "v_used"))
+def _forward_kernel(
+    numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsumexp_ref, *, blocks, programs, on, **smem
+):
+    groups, scale = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref)
+    turn, k_ready, v_ready, k_used, v_used = (smem[x] for x in ("turn", "k_ready", "v_ready", "k_used", "v_used"))
+    warpgroup = lax.axis_index("warpgroup")
 
     def pass_turn() -> None:
         plgpu.barrier_arrive(turn)
         plgpu.barrier_wait(turn)
 
-    @pl.when(warpgroup < _COMPUTE_WARPGROUPS)
-    def _compute() -> None:
-        plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
-        q_smem, starts_smem, logsumexp_smem = (
-            smem[name].at[warpgroup] for name in ("q_smem", "starts_smem", "logsumexp_smem")
-        )
-        first_query = tile * blocks.tile + warpgroup * rows
-        queries = pl.ds(first_query, rows)
-        plgpu.copy_gmem_to_smem(q_ref.at[row, queries, head], q_smem, smem["tile_ready"].at[warpgroup])
-        plgpu.copy_gmem_to_smem(starts_ref.at[row, queries], starts_smem, smem["tile_ready"].at[warpgroup])
-        plgpu.barrier_wait(smem["tile_ready"].at[warpgroup])
-        starts_T = on.numbers(starts_smem, axis=0)
-        plgpu.barrier_wait(k_ready.at[0])
+    def compute(work: _Work) -> None:
+        steps, half = work.steps, work.half(warpgroup)
+        plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
+        q_smem = smem["q_smem"].at[half]
+        starts_T = on.numbers(smem["starts_smem"].at[half], axis=0)
+        plgpu.barrier_wait(k_ready.at[work.slot_of(0)])
         # The warpgroups take turns: one multiplies while the other computes its softmax.
         pl.when(warpgroup == 1)(pass_turn)
 
         def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
             weighted_TxC, highest_T, total_T = sums
-            slot = lax.rem(step, jnp.int32(blocks.stages))
+            slot = work.slot_of(step)
 
             def add_scores(scores_ref: Any) -> None:
-                on.multiply_transposed(scores_ref, q_smem, k_smem.at[slot])
+                on.multiply_transposed(scores_ref, q_smem, smem["k_smem"].at[slot])
                 pass_turn()
 
-            (scores_TxS,) = on.accumulate(add_scores, on.full((rows, block), 0.0))
+            (scores_TxS,) = on.accumulate(add_scores, on.full((blocks.rows, blocks.block), 0.0))
             plgpu.barrier_arrive(k_used.at[slot])
             if masked:
-                first_key = _block_of_step(step, tile, far, 1, blocks.diagonal) * block
-                scores_TxS = _masked(on, scores_TxS, starts_T, first_query, first_key, keys_axis=1)
+                first_key = work.block_of(step) * blocks.block
+                scores_TxS = _masked(on, scores_TxS, starts_T, work.first(warpgroup), first_key, keys_axis=1)
             new_highest_T = jnp.maximum(highest_T, jnp.max(scores_TxS, axis=1) * scale)
             shrink_T = jnp.exp2(highest_T - new_highest_T)
             weights_TxS = jnp.exp2(scores_TxS * scale - _along(new_highest_T, scores_TxS, 0))
@@ -290,45 +290,57 @@ def _forward_kernel(numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsu
             plgpu.barrier_wait(turn)  # the other warpgroup has begun its own
 
             def add_values(sum_ref: Any) -> None:
-                on.multiply(sum_ref, narrow_TxS, v_smem.at[slot])
+                on.multiply(sum_ref, narrow_TxS, smem["v_smem"].at[slot])
 
                 @pl.when(step + 1 < steps)
                 def _await_next() -> None:
-                    plgpu.barrier_wait(k_ready.at[lax.rem(step + 1, jnp.int32(blocks.stages))])
+                    plgpu.barrier_wait(k_ready.at[work.slot_of(step + 1)])
 
             (weighted_TxC,) = on.accumulate(add_values, weighted_TxC)
             plgpu.barrier_arrive(v_used.at[slot])
             return weighted_TxC, new_highest_T, total_T
 
         sums = (
-            on.full((rows, head_dim), 0.0),
-            on.full((rows,), _NO_SCORE_YET),
-            on.full((rows,), 0.0),
+            on.full((blocks.rows, q_ref.shape[3]), 0.0),
+            on.full((blocks.rows,), _NO_SCORE_YET),
+            on.full((blocks.rows,), 0.0),
         )
-        weighted_TxC, highest_T, total_T = _masked_then_clean(add_block, masked_steps, steps, sums)
+        weighted_TxC, highest_T, total_T = _masked_then_clean(add_block, work, sums)
+        plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
         pl.when(warpgroup == 0)(pass_turn)
 
         total_T = jnp.where(total_T > 0, total_T, 1.0)  # 0 for padding alone
-        q_smem[...] = (weighted_TxC * _along(1 / total_T, weighted_TxC, 0)).astype(out_ref.dtype)
-        logsumexp_smem[...] = highest_T + jnp.log(total_T) * _LOG2_E
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(q_smem, out_ref.at[row, queries, head])
-        plgpu.copy_smem_to_gmem(logsumexp_smem, logsumexp_ref.at[row, head, queries])
-        plgpu.wait_smem_to_gmem(0)
+        queries = pl.ds(work.first(warpgroup), blocks.rows)
+        _write_out(
+            (
+                weighted_TxC * _along(1 / total_T, weighted_TxC, 0),
+                smem["out_smem"].at[warpgroup],
+                out_ref.at[work.row, queries, work.head],
+            ),
+            (
+                highest_T + jnp.log(total_T) * _LOG2_E,
+                smem["logsumexp_smem"].at[warpgroup],
+                logsumexp_ref.at[work.row, work.head, queries],
+            ),
+        )
 
-    @pl.when(warpgroup == _MEMORY_WARPGROUP)
-    def _copy() -> None:
-        plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
-        kv_head = lax.div(head, jnp.int32(groups))
+    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+        sources = {
+            "q_smem": lambda queries: q_ref.at[work.row, queries, work.head],
+            "starts_smem": lambda queries: starts_ref.at[work.row, queries],
+        }
+        return work.copies_of_halves(sources, smem)
 
-        def copies_of(step: Any, slot: Any) -> tuple[tuple[_Copy, ...], ...]:
-            keys = pl.ds(_block_of_step(step, tile, far, 1, blocks.diagonal) * block, block)
-            return (
-                ((k_ref.at[row, keys, kv_head], k_smem.at[slot], k_ready.at[slot]),),
-                ((v_ref.at[row, keys, kv_head], v_smem.at[slot], v_ready.at[slot]),),
-            )
+    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+        keys = pl.ds(work.block_of(step) * blocks.block, blocks.block)
+        place, slot = (work.row, keys, lax.div(work.head, jnp.int32(groups))), work.slot_of(step)
+        return (
+            ((k_ref.at[place], smem["k_smem"].at[slot], k_ready.at[slot]),),
+            ((v_ref.at[place], smem["v_smem"].at[slot], v_ready.at[slot]),),
+        )
 
-        _copy_ahead(copies_of, steps, blocks.stages, (k_used, v_used))
+    mine, work_at = _share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
+    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (k_used, v_used))
 
 
 def _query_gradient_kernel(
@@ -343,78 +355,72 @@ def _query_gradient_kernel(
     d_q_ref,
     *,
     blocks,
-    groups,
+    programs,
     on,
     **smem,
 ):
-    head, tile, row, warpgroup = _place()
-    far, steps, masked_steps = (numbers_ref[row, tile, i] for i in range(3))
-    rows, block = blocks.rows, blocks.block
-    head_dim = q_ref.shape[-1]
-    k_smem, v_smem, ready, used = (smem[name] for name in ("k_smem", "v_smem", "ready", "used"))
+    groups, scale = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref)
+    warpgroup = lax.axis_index("warpgroup")
 
-    @pl.when(warpgroup < _COMPUTE_WARPGROUPS)
-    def _compute() -> None:
-        plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
-        first_query = tile * blocks.tile + warpgroup * rows
-        queries = pl.ds(first_query, rows)
-        tile_ready = smem["tile_ready"].at[warpgroup]
-        sources = (
-            ("q_smem", q_ref.at[row, queries, head]),
-            ("d_out_smem", d_out_ref.at[row, queries, head]),
-            ("starts_smem", starts_ref.at[row, queries]),
-            ("logsumexp_smem", logsumexp_ref.at[row, head, queries]),
-            ("mean_smem", mean_ref.at[row, head, queries]),
+    def compute(work: _Work) -> None:
+        half = work.half(warpgroup)
+        plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
+        q_smem, d_out_smem = (smem[name].at[half] for name in ("q_smem", "d_out_smem"))
+        starts_T, logsumexp_T, mean_T = (
+            on.numbers(smem[name].at[half], axis=0) for name in ("starts_smem", "logsumexp_smem", "mean_smem")
         )
-        q_smem, d_out_smem, *numbers_smem = (smem[name].at[warpgroup] for name, _ in sources)
-        for to_smem, (_, source) in zip((q_smem, d_out_smem, *numbers_smem), sources, strict=True):
-            plgpu.copy_gmem_to_smem(source, to_smem, tile_ready)
-        plgpu.barrier_wait(tile_ready)
-        starts_T, logsumexp_T, mean_T = (on.numbers(x, axis=0) for x in numbers_smem)
 
         def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
-            slot = lax.rem(step, jnp.int32(blocks.stages))
-            plgpu.barrier_wait(ready.at[slot])
+            slot = work.slot_of(step)
+            k_smem, v_smem = smem["k_smem"].at[slot], smem["v_smem"].at[slot]
+            plgpu.barrier_wait(smem["ready"].at[slot])
 
             def add_gradients(d_q_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
-                on.multiply_transposed(scores_ref, q_smem, k_smem.at[slot])
-                on.multiply_transposed(d_weights_ref, d_out_smem, v_smem.at[slot])
+                on.multiply_transposed(scores_ref, q_smem, k_smem)
+                on.multiply_transposed(d_weights_ref, d_out_smem, v_smem)
                 scores_TxS = on.finished(scores_ref, still_running=1)
                 if masked:
-                    first_key = _block_of_step(step, tile, far, 1, blocks.diagonal) * block
-                    scores_TxS = _masked(on, scores_TxS, starts_T, first_query, first_key, keys_axis=1)
-                weights_TxS = jnp.exp2(scores_TxS * _scale(head_dim) - _along(logsumexp_T, scores_TxS, 0))
+                    first_key = work.block_of(step) * blocks.block
+                    scores_TxS = _masked(on, scores_TxS, starts_T, work.first(warpgroup), first_key, keys_axis=1)
+                weights_TxS = jnp.exp2(scores_TxS * scale - _along(logsumexp_T, scores_TxS, 0))
                 d_weights_TxS = on.finished(d_weights_ref)
                 d_scores_TxS = weights_TxS * (d_weights_TxS - _along(mean_T, d_weights_TxS, 0))
-                on.multiply(d_q_ref, d_scores_TxS.astype(k_ref.dtype), k_smem.at[slot])
+                on.multiply(d_q_ref, d_scores_TxS.astype(k_ref.dtype), k_smem)
 
-            zeros_TxS = on.full((rows, block), 0.0)
+            zeros_TxS = on.full((blocks.rows, blocks.block), 0.0)
             d_q_TxC, _, _ = on.accumulate(add_gradients, *sums, zeros_TxS, zeros_TxS)
-            plgpu.barrier_arrive(used.at[slot])
+            plgpu.barrier_arrive(smem["used"].at[slot])
             return (d_q_TxC,)
 
-        zeros_TxC = on.full((rows, head_dim), 0.0)
-        (d_q_TxC,) = _masked_then_clean(add_block, masked_steps, steps, (zeros_TxC,))
-        q_smem[...] = (d_q_TxC * head_dim**-0.5).astype(d_q_ref.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(q_smem, d_q_ref.at[row, queries, head])
-        plgpu.wait_smem_to_gmem(0)
+        zeros_TxC = on.full((blocks.rows, q_ref.shape[3]), 0.0)
+        (d_q_TxC,) = _masked_then_clean(add_block, work, (zeros_TxC,))
+        plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
+        to_ref = d_q_ref.at[work.row, pl.ds(work.first(warpgroup), blocks.rows), work.head]
+        _write_out((d_q_TxC * q_ref.shape[3] ** -0.5, smem["d_q_smem"].at[warpgroup], to_ref))
 
-    @pl.when(warpgroup == _MEMORY_WARPGROUP)
-    def _copy() -> None:
-        plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
-        kv_head = lax.div(head, jnp.int32(groups))
+    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+        sources = {
+            "q_smem": lambda queries: q_ref.at[work.row, queries, work.head],
+            "d_out_smem": lambda queries: d_out_ref.at[work.row, queries, work.head],
+            "starts_smem": lambda queries: starts_ref.at[work.row, queries],
+            "logsumexp_smem": lambda queries: logsumexp_ref.at[work.row, work.head, queries],
+            "mean_smem": lambda queries: mean_ref.at[work.row, work.head, queries],
+        }
+        return work.copies_of_halves(sources, smem)
 
-        def copies_of(step: Any, slot: Any) -> tuple[tuple[_Copy, ...], ...]:
-            keys = pl.ds(_block_of_step(step, tile, far, 1, blocks.diagonal) * block, block)
-            return (
-                (
-                    (k_ref.at[row, keys, kv_head], k_smem.at[slot], ready.at[slot]),
-                    (v_ref.at[row, keys, kv_head], v_smem.at[slot], ready.at[slot]),
-                ),
-            )
+    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+        keys = pl.ds(work.block_of(step) * blocks.block, blocks.block)
+        place, slot = (work.row, keys, lax.div(work.head, jnp.int32(groups))), work.slot_of(step)
+        ready = smem["ready"].at[slot]
+        return (
+            (
+                (k_ref.at[place], smem["k_smem"].at[slot], ready),
+                (v_ref.at[place], smem["v_smem"].at[slot], ready),
+            ),
+        )
 
-        _copy_ahead(copies_of, steps, blocks.stages, (used,))
+    mine, work_at = _share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
+    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
 
 
 def _key_value_gradient_kernel(
@@ -430,109 +436,236 @@ def _key_value_gradient_kernel(
     d_v_ref,
     *,
     blocks,
-    groups,
+    programs,
     on,
     **smem,
 ):
-    kv_head, tile, row, warpgroup = _place()
-    far, steps, masked_steps = (numbers_ref[row, tile, i] for i in range(3))
-    rows, block = blocks.rows, blocks.block
-    head_dim, dtype = q_ref.shape[-1], q_ref.dtype
-    q_smem, d_out_smem, ready, used = (smem[name] for name in ("q_smem", "d_out_smem", "ready", "used"))
+    groups, scale, dtype = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref), q_ref.dtype
+    warpgroup = lax.axis_index("warpgroup")
+
+    def compute(work: _Work) -> None:
+        half = work.half(warpgroup)
+        plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
+        k_smem, v_smem = smem["k_smem"].at[half], smem["v_smem"].at[half]
+
+        def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool, before: Any) -> tuple[jax.Array, ...]:
+            slot = work.slot_of(before + step)
+            q_smem, d_out_smem = smem["q_smem"].at[slot], smem["d_out_smem"].at[slot]
+            plgpu.barrier_wait(smem["ready"].at[slot])
+            logsumexp_T, mean_T = (on.numbers(smem[x].at[slot], axis=1) for x in ("logsumexp_smem", "mean_smem"))
+
+            def add_gradients(d_k_ref: Any, d_v_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
+                on.multiply_transposed(scores_ref, k_smem, q_smem)
+                on.multiply_transposed(d_weights_ref, v_smem, d_out_smem)
+                scores_SxT = on.finished(scores_ref, still_running=1)
+                if masked:
+                    starts_T = on.numbers(smem["starts_smem"].at[slot], axis=1)
+                    first_query = work.block_of(step) * blocks.block
+                    scores_SxT = _masked(on, scores_SxT, starts_T, first_query, work.first(warpgroup), keys_axis=0)
+                weights_SxT = jnp.exp2(scores_SxT * scale - _along(logsumexp_T, scores_SxT, 1))
+                on.multiply(d_v_ref, weights_SxT.astype(dtype), d_out_smem)
+                d_weights_SxT = on.finished(d_weights_ref, still_running=1)
+                d_scores_SxT = weights_SxT * (d_weights_SxT - _along(mean_T, d_weights_SxT, 1))
+                on.multiply(d_k_ref, d_scores_SxT.astype(dtype), q_smem)
+
+            zeros_SxT = on.full((blocks.rows, blocks.block), 0.0)
+            d_k_SxC, d_v_SxC, _, _ = on.accumulate(add_gradients, *sums, zeros_SxT, zeros_SxT)
+            plgpu.barrier_arrive(smem["used"].at[slot])
+            return d_k_SxC, d_v_SxC
+
+        def add_head(group: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            return _masked_then_clean(functools.partial(add_block, before=group * work.steps), work, sums)
+
+        zeros_SxC = on.full((blocks.rows, q_ref.shape[3]), 0.0)
+        sums = (zeros_SxC, zeros_SxC)
+        d_k_SxC, d_v_SxC = add_head(0, sums) if groups == 1 else lax.fori_loop(0, groups, add_head, sums)
+        plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
+        place = (work.row, pl.ds(work.first(warpgroup), blocks.rows), work.head)
+        _write_out(
+            (d_k_SxC * q_ref.shape[3] ** -0.5, smem["d_k_smem"].at[warpgroup], d_k_ref.at[place]),
+            (d_v_SxC, smem["d_v_smem"].at[warpgroup], d_v_ref.at[place]),
+        )
+
+    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+        sources = {
+            "k_smem": lambda keys: k_ref.at[work.row, keys, work.head],
+            "v_smem": lambda keys: v_ref.at[work.row, keys, work.head],
+        }
+        return work.copies_of_halves(sources, smem)
+
+    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+        head = work.head * groups + lax.div(step, work.steps)
+        queries = pl.ds(work.block_of(lax.rem(step, work.steps)) * blocks.block, blocks.block)
+        slot = work.slot_of(step)
+        sources = {
+            "q_smem": q_ref.at[work.row, queries, head],
+            "d_out_smem": d_out_ref.at[work.row, queries, head],
+            "starts_smem": starts_ref.at[work.row, queries],
+            "logsumexp_smem": logsumexp_ref.at[work.row, head, queries],
+            "mean_smem": mean_ref.at[work.row, head, queries],
+        }
+        return (tuple((ref, smem[name].at[slot], smem["ready"].at[slot]) for name, ref in sources.items()),)
+
+    mine, work_at = _share(numbers_ref, heads=k_ref.shape[2], programs=programs, groups=groups, back=-1, blocks=blocks)
+    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """One tile of one head, the `count`th of its program, and where in the rings of shared memory it finds its blocks.
+
+    `groups` times its `steps` are done, for as many heads, after the `before` steps of the program's earlier tiles.
+    """
+
+    row: Any
+    tile: Any
+    head: Any
+    far: Any
+    steps: Any
+    masked_steps: Any
+    count: Any
+    before: Any
+    groups: int
+    back: int
+    blocks: Blocks
+
+    @property
+    def after(self) -> Any:
+        """The program's steps when the tile is done."""
+        return self.before + self.groups * self.steps
+
+    @property
+    def slot(self) -> Any:
+        """Where the tile's own arrays lie."""
+        return lax.rem(self.count, jnp.int32(self.blocks.tiles))
+
+    def half(self, warpgroup: Any) -> Any:
+        """Where a warpgroup's half of them lies."""
+        return self.slot * _COMPUTE_WARPGROUPS + warpgroup
+
+    def first(self, warpgroup: Any) -> Any:
+        """The first position of a warpgroup's half."""
+        return self.tile * self.blocks.tile + warpgroup * self.blocks.rows
+
+    def slot_of(self, step: Any) -> Any:
+        """Where the block of a step lies."""
+        return lax.rem(self.before + step, jnp.int32(self.blocks.stages))
+
+    def block_of(self, step: Any) -> Any:
+        """The block of a step: those on the diagonal, then from `far` in steps of `back` (1 or -1)."""
+        diagonal = self.blocks.diagonal
+        return jnp.where(step < diagonal, self.tile * diagonal + step, self.far + self.back * (step - diagonal))
+
+    def copies_of_halves(self, sources: dict[str, Callable[[Any], Any]], smem: dict[str, Any]) -> tuple[_Copy, ...]:
+        """Copies of the tile's own arrays, half by half, each source given its positions."""
+        ready = smem["tile_ready"].at[self.slot]
+        return tuple(
+            (source(pl.ds(self.first(warpgroup), self.blocks.rows)), smem[name].at[self.half(warpgroup)], ready)
+            for name, source in sources.items()
+            for warpgroup in range(_COMPUTE_WARPGROUPS)
+        )
+
+
+def _share(
+    numbers_ref: Any, *, heads: int, programs: int, groups: int, back: int, blocks: Blocks
+) -> tuple[Any, Callable[[Any, Any], _Work]]:
+    """How many tiles a program does, and which is the `count`th, after `before` steps.
+
+    Tiles go round the programs, heads fastest: those that run at one time read the same blocks, or as many.
+    """
+    rows, tiles, _ = numbers_ref.shape
+    program = lax.axis_index("program")
+    mine = lax.div(rows * tiles * heads - 1 - program, jnp.int32(programs)) + 1
+
+    def work_at(count: Any, before: Any) -> _Work:
+        index = program + count * programs
+        place, head = lax.div(index, jnp.int32(heads)), lax.rem(index, jnp.int32(heads))
+        row, tile = lax.div(place, jnp.int32(tiles)), lax.rem(place, jnp.int32(tiles))
+        far, steps, masked_steps = (numbers_ref[row, tile, i] for i in range(3))
+        return _Work(row, tile, head, far, steps, masked_steps, count, before, groups, back, blocks)
+
+    return mine, work_at
+
+
+def _compute_and_copy(
+    mine: Any,
+    work_at: Callable[[Any, Any], _Work],
+    blocks: Blocks,
+    compute: Callable[[_Work], None],
+    tile_copies: Callable[[_Work], tuple[_Copy, ...]],
+    step_copies: Callable[[_Work, Any], tuple[tuple[_Copy, ...], ...]],
+    tile_used: Any,
+    used: tuple[Any, ...],
+) -> None:
+    """A program: two warpgroups `compute` the tiles that are `mine`, one after another; a third copies what they need.
+
+    It runs ahead of them, beyond a tile's end too, as far as there is room: a slot is filled again when it is `used`.
+    """
+    warpgroup = lax.axis_index("warpgroup")
 
     @pl.when(warpgroup < _COMPUTE_WARPGROUPS)
     def _compute() -> None:
         plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
-        k_smem, v_smem = smem["k_smem"].at[warpgroup], smem["v_smem"].at[warpgroup]
-        first_key = tile * blocks.tile + warpgroup * rows
-        keys = pl.ds(first_key, rows)
-        plgpu.copy_gmem_to_smem(k_ref.at[row, keys, kv_head], k_smem, smem["tile_ready"].at[warpgroup])
-        plgpu.copy_gmem_to_smem(v_ref.at[row, keys, kv_head], v_smem, smem["tile_ready"].at[warpgroup])
-        plgpu.barrier_wait(smem["tile_ready"].at[warpgroup])
 
-        def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool, steps_before: Any) -> tuple[jax.Array, ...]:
-            slot = lax.rem(steps_before + step, jnp.int32(blocks.stages))
-            plgpu.barrier_wait(ready.at[slot])
-            logsumexp_T, mean_T = (
-                on.numbers(smem[name].at[slot], axis=1) for name in ("logsumexp_smem", "mean_smem")
-            )
+        def compute_tile(count: Any, before: Any) -> Any:
+            work = work_at(count, before)
+            compute(work)
+            return work.after
 
-            def add_gradients(d_k_ref: Any, d_v_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
-                on.multiply_transposed(scores_ref, k_smem, q_smem.at[slot])
-                on.multiply_transposed(d_weights_ref, v_smem, d_out_smem.at[slot])
-                scores_SxT = on.finished(scores_ref, still_running=1)
-                if masked:
-                    starts_T = on.numbers(smem["starts_smem"].at[slot], axis=1)
-                    first_query = _block_of_step(step, tile, far, -1, blocks.diagonal) * block
-                    scores_SxT = _masked(on, scores_SxT, starts_T, first_query, first_key, keys_axis=0)
-                weights_SxT = jnp.exp2(scores_SxT * _scale(head_dim) - _along(logsumexp_T, scores_SxT, 1))
-                on.multiply(d_v_ref, weights_SxT.astype(dtype), d_out_smem.at[slot])
-                d_weights_SxT = on.finished(d_weights_ref, still_running=1)
-                d_scores_SxT = weights_SxT * (d_weights_SxT - _along(mean_T, d_weights_SxT, 1))
-                on.multiply(d_k_ref, d_scores_SxT.astype(dtype), q_smem.at[slot])
-
-            zeros_SxT = on.full((rows, block), 0.0)
-            d_k_SxC, d_v_SxC, _, _ = on.accumulate(add_gradients, *sums, zeros_SxT, zeros_SxT)
-            plgpu.barrier_arrive(used.at[slot])
-            return d_k_SxC, d_v_SxC
-
-        def add_head(group: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            add_block_of_head = functools.partial(add_block, steps_before=group * steps)
-            return _masked_then_clean(add_block_of_head, masked_steps, steps, sums)
-
-        zeros_SxC = on.full((rows, head_dim), 0.0)
-        sums = (zeros_SxC, zeros_SxC)
-        d_k_SxC, d_v_SxC = add_head(0, sums) if groups == 1 else lax.fori_loop(0, groups, add_head, sums)
-        k_smem[...] = (d_k_SxC * head_dim**-0.5).astype(dtype)
-        v_smem[...] = d_v_SxC.astype(dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(k_smem, d_k_ref.at[row, keys, kv_head])
-        plgpu.copy_smem_to_gmem(v_smem, d_v_ref.at[row, keys, kv_head])
+        lax.fori_loop(0, mine, compute_tile, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0)
+
+    def await_slot(slots: Any, number: Any, count: int) -> None:
+        """Before the `number`th filling of a ring of `count` slots."""
+
+        @pl.when(number >= count)
+        def _wait() -> None:
+            plgpu.barrier_wait(slots.at[lax.rem(number, jnp.int32(count))])
 
     @pl.when(warpgroup == _MEMORY_WARPGROUP)
     def _copy() -> None:
         plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
 
-        def copies_of(step: Any, slot: Any) -> tuple[tuple[_Copy, ...], ...]:
-            head = kv_head * groups + lax.div(step, steps)
-            queries = pl.ds(_block_of_step(lax.rem(step, steps), tile, far, -1, blocks.diagonal) * block, block)
-            sources = (
-                ("q_smem", q_ref.at[row, queries, head]),
-                ("d_out_smem", d_out_ref.at[row, queries, head]),
-                ("starts_smem", starts_ref.at[row, queries]),
-                ("logsumexp_smem", logsumexp_ref.at[row, head, queries]),
-                ("mean_smem", mean_ref.at[row, head, queries]),
-            )
-            return (tuple((source, smem[name].at[slot], ready.at[slot]) for name, source in sources),)
+        def copy_tile(count: Any, before: Any) -> Any:
+            work = work_at(count, before)
+            await_slot(tile_used, count, blocks.tiles)
+            _start(tile_copies(work))
 
-        _copy_ahead(copies_of, groups * steps, blocks.stages, (used,))
+            @pl.loop(0, work.after - before)
+            def _copy_step(step: Any) -> None:
+                for i, slots in enumerate(used):
+                    await_slot(slots, before + step, blocks.stages)
+                    _start(step_copies(work, step)[i])
 
+            return work.after
 
-def _place() -> tuple[Any, Any, Any, Any]:
-    return tuple(lax.axis_index(name) for name in ("head", "tile", "row", "warpgroup"))
-
-
-def _copy_ahead(
-    copies_of: Callable[[Any, Any], tuple[tuple[_Copy, ...], ...]], steps: Any, stages: int, used: tuple[Any, ...]
-) -> None:
-    """The memory warpgroup: each step's copies, into the slot of step % stages once that is `used`; until all are."""
-
-    @pl.loop(0, steps + stages)
-    def _step(step: Any) -> None:
-        slot = lax.rem(step, jnp.int32(stages))
-        for i, slots in enumerate(used):
-            pl.when(step >= stages)(functools.partial(plgpu.barrier_wait, slots.at[slot]))
-
-            @pl.when(step < steps)
-            def _copy(i: int = i) -> None:
-                for source, to_smem, ready in copies_of(step, slot)[i]:
-                    plgpu.copy_gmem_to_smem(source, to_smem, ready)
+        # To the end, so that nothing is under way, and no arrival unseen, when the program ends.
+        all_steps = lax.fori_loop(0, mine, copy_tile, jnp.int32(0))
+        for i in range(blocks.tiles):
+            await_slot(tile_used, mine + i, blocks.tiles)
+        for i in range(blocks.stages):
+            for slots in used:
+                await_slot(slots, all_steps + i, blocks.stages)
 
 
-def _masked_then_clean(add_block: Callable[..., Any], masked_steps: Any, steps: Any, sums: Any) -> Any:
-    sums = lax.fori_loop(0, masked_steps, functools.partial(add_block, masked=True), sums)
-    return lax.fori_loop(masked_steps, steps, functools.partial(add_block, masked=False), sums)
+def _start(copies: tuple[_Copy, ...]) -> None:
+    for source, to_smem, ready in copies:
+        plgpu.copy_gmem_to_smem(source, to_smem, ready)
+
+
+def _write_out(*parts: tuple[jax.Array, Any, Any]) -> None:
+    """Begin to write (array, by way of shared memory, to): while the next tile is under way."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the tile before has left there
+    for array, smem_ref, _ in parts:
+        smem_ref[...] = array.astype(smem_ref.dtype)
+    plgpu.commit_smem()
+    for _, smem_ref, to_ref in parts:
+        plgpu.copy_smem_to_gmem(smem_ref, to_ref)
+
+
+def _masked_then_clean(add_block: Callable[..., Any], work: _Work, sums: Any) -> Any:
+    sums = lax.fori_loop(0, work.masked_steps, functools.partial(add_block, masked=True), sums)
+    return lax.fori_loop(work.masked_steps, work.steps, functools.partial(add_block, masked=False), sums)
 
 
 def _masked(
@@ -540,8 +673,7 @@ def _masked(
 ) -> jax.Array:
     """A key counts from its query's segment start to the query itself."""
     queries, keys = (
-        first + on.indices(scores.shape, axis)
-        for first, axis in ((first_query, 1 - keys_axis), (first_key, keys_axis))
+        first + on.indices(scores.shape, axis) for first, axis in ((first_query, 1 - keys_axis), (first_key, keys_axis))
     )
     allowed = (keys >= _along(starts, scores, 1 - keys_axis)) & (keys <= queries)
     return jnp.where(allowed, scores, _MASKED_SCORE)
@@ -551,14 +683,8 @@ def _along(x: jax.Array, like: jax.Array, axis: int) -> jax.Array:
     return lax.broadcast_in_dim(x, like.shape, [axis])
 
 
-def _matrices(count: int, rows: int, columns: int, dtype: Any) -> Any:
-    """Shared memory as wgmma reads it."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)
-
-
-def _scale(head_dim: int) -> float:
-    return head_dim**-0.5 * _LOG2_E
+def _scale(q_ref: Any) -> float:
+    return q_ref.shape[-1] ** -0.5 * _LOG2_E
 
 
 class _Device:
@@ -597,7 +723,7 @@ class _Device:
 class _Interpreter(_Device):
     """Products at once, in jax.numpy: the interpreter knows no accumulator with a value and no product from registers.
 
-    An accumulator is a list of its one value. Layouts of registers mean nothing here, and jax 0.10's knows none.
+    An accumulator is a list of its one value. Layouts of registers mean nothing here.
     """
 
     def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
@@ -607,7 +733,7 @@ class _Interpreter(_Device):
         return lax.broadcasted_iota(jnp.int32, shape, axis)
 
     def numbers(self, ref: Any, axis: int) -> jax.Array:
-        return ref[...]
+        return self._read(ref)
 
     def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
         accumulators = [[x] for x in sums]
@@ -615,10 +741,16 @@ class _Interpreter(_Device):
         return tuple(accumulator[0] for accumulator in accumulators)
 
     def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
-        accumulator[0] += jnp.dot(x[...], y_ref[...], preferred_element_type=jnp.float32)
+        accumulator[0] += jnp.dot(x, self._read(y_ref), preferred_element_type=jnp.float32)
 
     def multiply_transposed(self, accumulator: Any, x_ref: Any, y_ref: Any) -> None:
-        accumulator[0] += jnp.dot(x_ref[...], y_ref[...].T, preferred_element_type=jnp.float32)
+        x, y = self._read(x_ref), self._read(y_ref)
+        accumulator[0] += jnp.dot(x, y.T, preferred_element_type=jnp.float32)
+
+    def _read(self, ref: Any) -> jax.Array:
+        x = ref[...]
+        plgpu.commit_smem()  # so that a copy to there, later on, is no race: wgmma's own reads are none
+        return x
 
     def finished(self, accumulator: Any, still_running: int = 0) -> jax.Array:
         return accumulator[0]
@@ -627,20 +759,35 @@ class _Interpreter(_Device):
 def _run(
     kernel: Callable[..., None],
     target: Target,
-    *,
-    grid: tuple[int, int, int],
-    outputs: tuple[jax.ShapeDtypeStruct, ...],
+    blocks: Blocks,
+    heads: int,
+    arrays: tuple[jax.Array, ...],
+    outputs: tuple[Any, ...],
     scratch: dict[str, Any],
-) -> Callable[..., tuple[jax.Array, ...]]:
-    """`kernel` as a function of its arrays: one program per (head, tile, row), of the warpgroups' three threads."""
+) -> tuple[jax.Array, ...]:
+    """`kernel` of `arrays`, of which the first holds the tiles' numbers; gives arrays like `outputs`."""
+    works = math.prod(arrays[0].shape[:2]) * heads
+    programs = min(target.programs, works)
+    on = _Interpreter() if target.interpret else _Device()
     return plgpu.kernel(
-        functools.partial(kernel, on=_Interpreter() if target.interpret else _Device()),
-        out_type=outputs,
-        scratch_types=scratch,
-        grid=grid,
-        grid_names=("head", "tile", "row"),
+        functools.partial(kernel, blocks=blocks, programs=programs, on=on),
+        out_type=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs),
+        scratch_types=scratch | {"tile_used": _used(blocks.tiles)},
+        grid=(programs,),
+        grid_names=("program",),
         num_threads=_COMPUTE_WARPGROUPS + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=target.interpret,
-    )
+    )(*arrays)
+
+
+def _matrices(count: int, rows: int, columns: int, dtype: Any) -> Any:
+    """Shared memory as wgmma reads it."""
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)
+
+
+def _used(slots: int) -> Any:
+    """Barriers that both compute warpgroups arrive at when they need a slot no more."""
+    return plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=slots)

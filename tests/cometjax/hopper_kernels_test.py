@@ -29,13 +29,13 @@ def rows_of(*rows: tuple[int, ...]) -> np.ndarray:
 
 
 LONG, SHORT = (200, 184, 0), (5, 60, 1, 130, 100, 88)
-SMALL = Target(*(Blocks(block=64, stages=2),) * 3)
+SMALL = Target(*(Blocks(block=64, stages=2),) * 3, programs=2)  # several tiles a program, rings that go round
 
 
 @pytest.mark.parametrize(
     ("rows", "heads", "kv_heads", "head_dim", "target"),
     [
-        ((LONG, SHORT), 1, 1, 64, default_target(64)),
+        ((LONG, SHORT), 1, 1, 64, dataclasses.replace(default_target(64), programs=1)),
         ((LONG,), 2, 1, 64, SMALL),
         ((SHORT, (384,)), 1, 1, 128, default_target(128)),
     ],
