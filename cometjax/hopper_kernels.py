@@ -1,0 +1,793 @@
+"""Packed causal attention for Hopper GPUs, as Pallas kernels of the Mosaic GPU backend.
+
+What cometjax/packed_kernels.py computes, with what that source cannot say: matrix products of a whole warpgroup (wgmma)
+and copies by the tensor memory unit (TMA). The forward kernel is FlashAttention-3 (arXiv 2407.08608) as
+jax.experimental.pallas.ops.gpu.attention_mgpu has it, with segments and masks added.
+
+A program holds one tile (forward and gradients of queries: of queries; gradients of keys and values: of keys) in two
+compute warpgroups, half of it each, and goes over the blocks of the other side that its tile needs; a third warpgroup
+copies those blocks to shared memory, some stages ahead. Blocks come in this order: those on the diagonal, whose place
+is known at once; then from the far end of the range back to the diagonal. So the blocks that need a mask (diagonal,
+segments' starts) are the first ones, and two loops do, one with and one without a mask. The diagonal is visited even
+where all is padding: then everything there is masked.
+
+Scores are in units of log2, so that the exponential is one instruction.
+
+Dimensions: B batch rows, L row length, H query heads, K key/value heads, G = H / K, C head dim, I tiles, J blocks; T
+queries and S keys of one warpgroup and step.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from cometjax.segment_blocks import RESIDUAL_NAME
+
+# jax 0.10 wants to be told which part of a reference to load; from 0.11 on that warns.
+_ALL = ((),) if inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty else ()
+
+# Finite, and below _NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
+_MASKED_SCORE = -1e30
+_NO_SCORE_YET = -1e20
+_LOG2_E = math.log2(math.e)
+
+_COMPUTE_WARPGROUPS = 2
+_MEMORY_WARPGROUP = _COMPUTE_WARPGROUPS
+_COMPUTE_REGISTERS, _MEMORY_REGISTERS = 232, 40
+
+_Copy = tuple[Any, Any, Any]  # from, to, and the barrier that tells
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """One kernel's sizes.
+
+    Positions of a warpgroup (`rows`; a tile is two) and of a step's block; how many steps' blocks (`stages`) and how
+    many tiles shared memory holds at a time, those on their way included.
+    """
+
+    rows: int = 64
+    block: int = 128
+    stages: int = 2
+    tiles: int = 1
+
+    @property
+    def tile(self) -> int:
+        """Positions of a program."""
+        return _COMPUTE_WARPGROUPS * self.rows
+
+    @property
+    def diagonal(self) -> int:
+        """Blocks of the other side that lie on a tile's diagonal."""
+        return self.tile // self.block
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Sizes of the three kernels; how many `programs` share the tiles (132: one for each multiprocessor of an H100 or
+    H200). `interpret` (plgpu.InterpretGPUParams) runs their definition on a CPU, for tests."""
+
+    forward: Blocks = Blocks(block=128, stages=2)
+    query_gradient: Blocks = Blocks(block=64, stages=3)
+    key_value_gradient: Blocks = Blocks(block=64, stages=2)
+    programs: int = 132
+    interpret: Any = None
+
+    @property
+    def tile(self) -> int:
+        """What a row's length must be a multiple of."""
+        return math.lcm(*(blocks.tile for blocks in (self.forward, self.query_gradient, self.key_value_gradient)))
+
+
+def default_target(head_dim: int) -> Target:
+    """Sizes that fit the registers, and 227 KiB of shared memory."""
+    if head_dim > 64:
+        return Target()
+    return Target(
+        forward=Blocks(block=128, stages=4, tiles=2),
+        query_gradient=Blocks(block=128, stages=3, tiles=2),
+        key_value_gradient=Blocks(block=64, stages=4, tiles=2),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def packed_attention(
+    q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, starts_BxL: jax.Array, target: Target
+) -> jax.Array:
+    """out_BxLxHxC, of 16-bit queries that are not scaled yet; head dim 64 or 128, L a multiple of `target.tile`.
+
+    starts_BxL: the position at which each position's segment starts; L for padding, which gets zeros.
+    """
+    return _forward(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, target)[0]
+
+
+def _forward(
+    q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, starts_BxL: jax.Array, target: Target
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    batch, length, heads, head_dim = q_BxLxHxC.shape
+    blocks, dtype = target.forward, q_BxLxHxC.dtype
+    halves = blocks.tiles * _COMPUTE_WARPGROUPS
+    out_BxLxHxC, logsumexp_BxHxL = _run(
+        _forward_kernel,
+        target,
+        blocks,
+        heads,
+        (_key_blocks(starts_BxL, blocks), starts_BxL, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC),
+        outputs=(q_BxLxHxC, jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)),
+        scratch={
+            "q_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "starts_smem": plgpu.SMEM((halves, blocks.rows), jnp.int32),
+            "k_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "v_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "out_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "logsumexp_smem": plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.float32),
+            "tile_ready": plgpu.Barrier(num_arrivals=2 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "k_ready": plgpu.Barrier(num_barriers=blocks.stages),
+            "v_ready": plgpu.Barrier(num_barriers=blocks.stages),
+            "k_used": _used(blocks.stages),
+            "v_used": _used(blocks.stages),
+            "turn": plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS),
+        },
+    )
+    out_BxLxHxC = checkpoint_name(out_BxLxHxC, RESIDUAL_NAME)
+    logsumexp_BxHxL = checkpoint_name(logsumexp_BxHxL, RESIDUAL_NAME)
+    return out_BxLxHxC, (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL)
+
+
+def _backward(
+    target: Target, kept: tuple[Any, ...], d_out_BxLxHxC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL = kept
+    heads, head_dim = q_BxLxHxC.shape[2:]
+    kv_heads, dtype = k_BxLxKxC.shape[2], q_BxLxHxC.dtype
+    # Softmax's gradient subtracts the weights' mean of the scores' gradients, which is (arXiv 2205.14135, B.4) this:
+    mean_BxHxL = jnp.einsum("blhc,blhc->bhl", d_out_BxLxHxC.astype(jnp.float32), out_BxLxHxC.astype(jnp.float32))
+    arrays = (starts_BxL, q_BxLxHxC, d_out_BxLxHxC, logsumexp_BxHxL, mean_BxHxL, k_BxLxKxC, v_BxLxKxC)
+
+    blocks = target.query_gradient
+    halves = blocks.tiles * _COMPUTE_WARPGROUPS
+    (d_q_BxLxHxC,) = _run(
+        _query_gradient_kernel,
+        target,
+        blocks,
+        heads,
+        (_key_blocks(starts_BxL, blocks), *arrays),
+        outputs=(q_BxLxHxC,),
+        scratch={
+            "q_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "d_out_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "starts_smem": plgpu.SMEM((halves, blocks.rows), jnp.int32),
+            "logsumexp_smem": plgpu.SMEM((halves, blocks.rows), jnp.float32),
+            "mean_smem": plgpu.SMEM((halves, blocks.rows), jnp.float32),
+            "k_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "v_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "d_q_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "tile_ready": plgpu.Barrier(num_arrivals=5 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "ready": plgpu.Barrier(num_arrivals=2, num_barriers=blocks.stages),
+            "used": _used(blocks.stages),
+        },
+    )
+
+    blocks = target.key_value_gradient
+    halves = blocks.tiles * _COMPUTE_WARPGROUPS
+    d_k_BxLxKxC, d_v_BxLxKxC = _run(
+        _key_value_gradient_kernel,
+        target,
+        blocks,
+        kv_heads,
+        (_query_blocks(starts_BxL, blocks), *arrays),
+        outputs=(k_BxLxKxC, v_BxLxKxC),
+        scratch={
+            "k_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "v_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "q_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "d_out_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "starts_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.int32),
+            "logsumexp_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.float32),
+            "mean_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.float32),
+            "d_k_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "d_v_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "tile_ready": plgpu.Barrier(num_arrivals=2 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "ready": plgpu.Barrier(num_arrivals=5, num_barriers=blocks.stages),
+            "used": _used(blocks.stages),
+        },
+    )
+    return d_q_BxLxHxC, d_k_BxLxKxC, d_v_BxLxKxC, None
+
+
+packed_attention.defvjp(_forward, _backward)
+
+
+# Which blocks a tile needs, as int32 numbers_BxIx3: its far block, its steps, and how many of them, the first ones, are
+# masked.
+
+
+def _key_blocks(starts_BxL: jax.Array, blocks: Blocks) -> jax.Array:
+    """Of each tile of queries, where the far block is its first key block."""
+    starts_BxIxT = starts_BxL.reshape(starts_BxL.shape[0], -1, blocks.tile)
+    diagonal_I = jnp.arange(starts_BxIxT.shape[1]) * blocks.diagonal
+    far_BxI = jnp.minimum(jnp.min(starts_BxIxT, axis=-1) // blocks.block, diagonal_I)
+    # Padding's start is behind everything: a tile with padding in it is masked all over.
+    clean_BxI = jnp.clip(-(-jnp.max(starts_BxIxT, axis=-1) // blocks.block), far_BxI, diagonal_I)
+    return _numbers(far_BxI, diagonal_I - far_BxI, clean_BxI - far_BxI, blocks)
+
+
+def _query_blocks(starts_BxL: jax.Array, blocks: Blocks) -> jax.Array:
+    """Of each tile of keys, where the far block is the last query block that needs it."""
+    starts_BxJxT = starts_BxL.reshape(starts_BxL.shape[0], -1, blocks.block)
+    first_BxJ, last_BxJ = jnp.min(starts_BxJxT, axis=-1), jnp.max(starts_BxJxT, axis=-1)
+    blocks_J = jnp.arange(starts_BxJxT.shape[1])
+    behind_I = (1 + jnp.arange(starts_BxL.shape[1] // blocks.tile)) * blocks.diagonal  # the first off the diagonal
+    keys_Ix1 = (jnp.arange(behind_I.shape[0]) * blocks.tile)[:, None]
+    off_IxJ = blocks_J >= behind_I[:, None]
+    needs_BxIxJ = off_IxJ & (first_BxJ[:, None] < keys_Ix1 + blocks.tile)
+    far_BxI = jnp.max(jnp.where(needs_BxIxJ, blocks_J, behind_I[:, None] - 1), axis=-1)
+    # From the first block on of which some query starts behind the tile's first key, padding included, all are masked.
+    late_BxIxJ = off_IxJ & (last_BxJ[:, None] > keys_Ix1)
+    late_BxI = jnp.min(jnp.where(late_BxIxJ, blocks_J, blocks_J.shape[0]), axis=-1)
+    return _numbers(far_BxI, far_BxI + 1 - behind_I, jnp.maximum(far_BxI + 1 - late_BxI, 0), blocks)
+
+
+def _numbers(far_BxI: jax.Array, steps_BxI: jax.Array, masked_BxI: jax.Array, blocks: Blocks) -> jax.Array:
+    numbers = (far_BxI, steps_BxI + blocks.diagonal, masked_BxI + blocks.diagonal)
+    return jnp.stack(numbers, axis=-1).astype(jnp.int32)
+
+
+def _forward_kernel(
+    numbers_ref, starts_ref, q_ref, k_ref, v_ref, out_ref, logsumexp_ref, *, blocks, programs, on, **smem
+):
+    groups, scale = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref)
+    turn, k_ready, v_ready, k_used, v_used = (smem[x] for x in ("turn", "k_ready", "v_ready", "k_used", "v_used"))
+    warpgroup = lax.axis_index("warpgroup")
+
+    def pass_turn() -> None:
+        plgpu.barrier_arrive(turn)
+        plgpu.barrier_wait(turn)
+
+    def compute(work: _Work) -> None:
+        steps, half = work.steps, work.half(warpgroup)
+        plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
+        q_smem = smem["q_smem"].at[half]
+        starts_T = on.numbers(smem["starts_smem"].at[half], axis=0)
+        plgpu.barrier_wait(k_ready.at[work.slot_of(0)])
+        # The warpgroups take turns: one multiplies while the other computes its softmax.
+        pl.when(warpgroup == 1)(pass_turn)
+
+        def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
+            weighted_TxC, highest_T, total_T = sums
+            slot = work.slot_of(step)
+
+            def add_scores(scores_ref: Any) -> None:
+                on.multiply_transposed(scores_ref, q_smem, smem["k_smem"].at[slot])
+                pass_turn()
+
+            (scores_TxS,) = on.accumulate(add_scores, on.full((blocks.rows, blocks.block), 0.0))
+            plgpu.barrier_arrive(k_used.at[slot])
+            if masked:
+                first_key = work.block_of(step) * blocks.block
+                scores_TxS = _masked(on, scores_TxS, starts_T, work.first(warpgroup), first_key, keys_axis=1)
+            new_highest_T = jnp.maximum(highest_T, jnp.max(scores_TxS, axis=1) * scale)
+            shrink_T = jnp.exp2(highest_T - new_highest_T)
+            weights_TxS = jnp.exp2(scores_TxS * scale - _along(new_highest_T, scores_TxS, 0))
+            weighted_TxC *= _along(shrink_T, weighted_TxC, 0)
+            total_T = total_T * shrink_T + jnp.sum(weights_TxS, axis=1)
+            narrow_TxS = weights_TxS.astype(v_ref.dtype)
+            weighted_TxC, total_T, new_highest_T, narrow_TxS = lax.optimization_barrier(
+                (weighted_TxC, total_T, new_highest_T, narrow_TxS)
+            )
+            plgpu.barrier_arrive(turn)  # done with the softmax
+            plgpu.barrier_wait(v_ready.at[slot])
+            plgpu.barrier_wait(turn)  # the other warpgroup has begun its own
+
+            def add_values(sum_ref: Any) -> None:
+                on.multiply(sum_ref, narrow_TxS, smem["v_smem"].at[slot])
+
+                @pl.when(step + 1 < steps)
+                def _await_next() -> None:
+                    plgpu.barrier_wait(k_ready.at[work.slot_of(step + 1)])
+
+            (weighted_TxC,) = on.accumulate(add_values, weighted_TxC)
+            plgpu.barrier_arrive(v_used.at[slot])
+            return weighted_TxC, new_highest_T, total_T
+
+        sums = (
+            on.full((blocks.rows, q_ref.shape[3]), 0.0),
+            on.full((blocks.rows,), _NO_SCORE_YET),
+            on.full((blocks.rows,), 0.0),
+        )
+        weighted_TxC, highest_T, total_T = _masked_then_clean(add_block, work, sums)
+        plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
+        pl.when(warpgroup == 0)(pass_turn)
+
+        total_T = jnp.where(total_T > 0, total_T, 1.0)  # 0 for padding alone
+        queries = pl.ds(work.first(warpgroup), blocks.rows)
+        _write_out(
+            (
+                weighted_TxC * _along(1 / total_T, weighted_TxC, 0),
+                smem["out_smem"].at[warpgroup],
+                out_ref.at[work.row, queries, work.head],
+            ),
+            (
+                highest_T + jnp.log(total_T) * _LOG2_E,
+                smem["logsumexp_smem"].at[warpgroup],
+                logsumexp_ref.at[work.row, work.head, queries],
+            ),
+        )
+
+    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+        sources = {
+            "q_smem": lambda queries: q_ref.at[work.row, queries, work.head],
+            "starts_smem": lambda queries: starts_ref.at[work.row, queries],
+        }
+        return work.copies_of_halves(sources, smem)
+
+    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+        keys = pl.ds(work.block_of(step) * blocks.block, blocks.block)
+        place, slot = (work.row, keys, lax.div(work.head, jnp.int32(groups))), work.slot_of(step)
+        return (
+            ((k_ref.at[place], smem["k_smem"].at[slot], k_ready.at[slot]),),
+            ((v_ref.at[place], smem["v_smem"].at[slot], v_ready.at[slot]),),
+        )
+
+    mine, work_at = _share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
+    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (k_used, v_used))
+
+
+def _query_gradient_kernel(
+    numbers_ref,
+    starts_ref,
+    q_ref,
+    d_out_ref,
+    logsumexp_ref,
+    mean_ref,
+    k_ref,
+    v_ref,
+    d_q_ref,
+    *,
+    blocks,
+    programs,
+    on,
+    **smem,
+):
+    groups, scale = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref)
+    warpgroup = lax.axis_index("warpgroup")
+
+    def compute(work: _Work) -> None:
+        half = work.half(warpgroup)
+        plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
+        q_smem, d_out_smem = (smem[name].at[half] for name in ("q_smem", "d_out_smem"))
+        starts_T, logsumexp_T, mean_T = (
+            on.numbers(smem[name].at[half], axis=0) for name in ("starts_smem", "logsumexp_smem", "mean_smem")
+        )
+
+        def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
+            slot = work.slot_of(step)
+            k_smem, v_smem = smem["k_smem"].at[slot], smem["v_smem"].at[slot]
+            plgpu.barrier_wait(smem["ready"].at[slot])
+
+            def add_gradients(d_q_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
+                on.multiply_transposed(scores_ref, q_smem, k_smem)
+                on.multiply_transposed(d_weights_ref, d_out_smem, v_smem)
+                scores_TxS = on.finished(scores_ref, still_running=1)
+                if masked:
+                    first_key = work.block_of(step) * blocks.block
+                    scores_TxS = _masked(on, scores_TxS, starts_T, work.first(warpgroup), first_key, keys_axis=1)
+                weights_TxS = jnp.exp2(scores_TxS * scale - _along(logsumexp_T, scores_TxS, 0))
+                d_weights_TxS = on.finished(d_weights_ref)
+                d_scores_TxS = weights_TxS * (d_weights_TxS - _along(mean_T, d_weights_TxS, 0))
+                on.multiply(d_q_ref, d_scores_TxS.astype(k_ref.dtype), k_smem)
+
+            zeros_TxS = on.full((blocks.rows, blocks.block), 0.0)
+            d_q_TxC, _, _ = on.accumulate(add_gradients, *sums, zeros_TxS, zeros_TxS)
+            plgpu.barrier_arrive(smem["used"].at[slot])
+            return (d_q_TxC,)
+
+        zeros_TxC = on.full((blocks.rows, q_ref.shape[3]), 0.0)
+        (d_q_TxC,) = _masked_then_clean(add_block, work, (zeros_TxC,))
+        plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
+        to_ref = d_q_ref.at[work.row, pl.ds(work.first(warpgroup), blocks.rows), work.head]
+        _write_out((d_q_TxC * q_ref.shape[3] ** -0.5, smem["d_q_smem"].at[warpgroup], to_ref))
+
+    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+        sources = {
+            "q_smem": lambda queries: q_ref.at[work.row, queries, work.head],
+            "d_out_smem": lambda queries: d_out_ref.at[work.row, queries, work.head],
+            "starts_smem": lambda queries: starts_ref.at[work.row, queries],
+            "logsumexp_smem": lambda queries: logsumexp_ref.at[work.row, work.head, queries],
+            "mean_smem": lambda queries: mean_ref.at[work.row, work.head, queries],
+        }
+        return work.copies_of_halves(sources, smem)
+
+    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+        keys = pl.ds(work.block_of(step) * blocks.block, blocks.block)
+        place, slot = (work.row, keys, lax.div(work.head, jnp.int32(groups))), work.slot_of(step)
+        ready = smem["ready"].at[slot]
+        return (
+            (
+                (k_ref.at[place], smem["k_smem"].at[slot], ready),
+                (v_ref.at[place], smem["v_smem"].at[slot], ready),
+            ),
+        )
+
+    mine, work_at = _share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
+    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
+
+
+def _key_value_gradient_kernel(
+    numbers_ref,
+    starts_ref,
+    q_ref,
+    d_out_ref,
+    logsumexp_ref,
+    mean_ref,
+    k_ref,
+    v_ref,
+    d_k_ref,
+    d_v_ref,
+    *,
+    blocks,
+    programs,
+    on,
+    **smem,
+):
+    groups, scale, dtype = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref), q_ref.dtype
+    warpgroup = lax.axis_index("warpgroup")
+
+    def compute(work: _Work) -> None:
+        half = work.half(warpgroup)
+        plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
+        k_smem, v_smem = smem["k_smem"].at[half], smem["v_smem"].at[half]
+
+        def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool, before: Any) -> tuple[jax.Array, ...]:
+            slot = work.slot_of(before + step)
+            q_smem, d_out_smem = smem["q_smem"].at[slot], smem["d_out_smem"].at[slot]
+            plgpu.barrier_wait(smem["ready"].at[slot])
+            logsumexp_T, mean_T = (on.numbers(smem[x].at[slot], axis=1) for x in ("logsumexp_smem", "mean_smem"))
+
+            def add_gradients(d_k_ref: Any, d_v_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
+                on.multiply_transposed(scores_ref, k_smem, q_smem)
+                on.multiply_transposed(d_weights_ref, v_smem, d_out_smem)
+                scores_SxT = on.finished(scores_ref, still_running=1)
+                if masked:
+                    starts_T = on.numbers(smem["starts_smem"].at[slot], axis=1)
+                    first_query = work.block_of(step) * blocks.block
+                    scores_SxT = _masked(on, scores_SxT, starts_T, first_query, work.first(warpgroup), keys_axis=0)
+                weights_SxT = jnp.exp2(scores_SxT * scale - _along(logsumexp_T, scores_SxT, 1))
+                on.multiply(d_v_ref, weights_SxT.astype(dtype), d_out_smem)
+                d_weights_SxT = on.finished(d_weights_ref, still_running=1)
+                d_scores_SxT = weights_SxT * (d_weights_SxT - _along(mean_T, d_weights_SxT, 1))
+                on.multiply(d_k_ref, d_scores_SxT.astype(dtype), q_smem)
+
+            zeros_SxT = on.full((blocks.rows, blocks.block), 0.0)
+            d_k_SxC, d_v_SxC, _, _ = on.accumulate(add_gradients, *sums, zeros_SxT, zeros_SxT)
+            plgpu.barrier_arrive(smem["used"].at[slot])
+            return d_k_SxC, d_v_SxC
+
+        def add_head(group: Any, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            return _masked_then_clean(functools.partial(add_block, before=group * work.steps), work, sums)
+
+        zeros_SxC = on.full((blocks.rows, q_ref.shape[3]), 0.0)
+        sums = (zeros_SxC, zeros_SxC)
+        d_k_SxC, d_v_SxC = add_head(0, sums) if groups == 1 else lax.fori_loop(0, groups, add_head, sums)
+        plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
+        place = (work.row, pl.ds(work.first(warpgroup), blocks.rows), work.head)
+        _write_out(
+            (d_k_SxC * q_ref.shape[3] ** -0.5, smem["d_k_smem"].at[warpgroup], d_k_ref.at[place]),
+            (d_v_SxC, smem["d_v_smem"].at[warpgroup], d_v_ref.at[place]),
+        )
+
+    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+        sources = {
+            "k_smem": lambda keys: k_ref.at[work.row, keys, work.head],
+            "v_smem": lambda keys: v_ref.at[work.row, keys, work.head],
+        }
+        return work.copies_of_halves(sources, smem)
+
+    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+        head = work.head * groups + lax.div(step, work.steps)
+        queries = pl.ds(work.block_of(lax.rem(step, work.steps)) * blocks.block, blocks.block)
+        slot = work.slot_of(step)
+        sources = {
+            "q_smem": q_ref.at[work.row, queries, head],
+            "d_out_smem": d_out_ref.at[work.row, queries, head],
+            "starts_smem": starts_ref.at[work.row, queries],
+            "logsumexp_smem": logsumexp_ref.at[work.row, head, queries],
+            "mean_smem": mean_ref.at[work.row, head, queries],
+        }
+        return (tuple((ref, smem[name].at[slot], smem["ready"].at[slot]) for name, ref in sources.items()),)
+
+    mine, work_at = _share(numbers_ref, heads=k_ref.shape[2], programs=programs, groups=groups, back=-1, blocks=blocks)
+    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """One tile of one head, the `count`th of its program, and where in the rings of shared memory it finds its blocks.
+
+    `groups` times its `steps` are done, for as many heads, after the `before` steps of the program's earlier tiles.
+    """
+
+    row: Any
+    tile: Any
+    head: Any
+    far: Any
+    steps: Any
+    masked_steps: Any
+    count: Any
+    before: Any
+    groups: int
+    back: int
+    blocks: Blocks
+
+    @property
+    def after(self) -> Any:
+        """The program's steps when the tile is done."""
+        return self.before + self.groups * self.steps
+
+    @property
+    def slot(self) -> Any:
+        """Where the tile's own arrays lie."""
+        return lax.rem(self.count, jnp.int32(self.blocks.tiles))
+
+    def half(self, warpgroup: Any) -> Any:
+        """Where a warpgroup's half of them lies."""
+        return self.slot * _COMPUTE_WARPGROUPS + warpgroup
+
+    def first(self, warpgroup: Any) -> Any:
+        """The first position of a warpgroup's half."""
+        return self.tile * self.blocks.tile + warpgroup * self.blocks.rows
+
+    def slot_of(self, step: Any) -> Any:
+        """Where the block of a step lies."""
+        return lax.rem(self.before + step, jnp.int32(self.blocks.stages))
+
+    def block_of(self, step: Any) -> Any:
+        """The block of a step: those on the diagonal, then from `far` in steps of `back` (1 or -1)."""
+        diagonal = self.blocks.diagonal
+        return jnp.where(step < diagonal, self.tile * diagonal + step, self.far + self.back * (step - diagonal))
+
+    def copies_of_halves(self, sources: dict[str, Callable[[Any], Any]], smem: dict[str, Any]) -> tuple[_Copy, ...]:
+        """Copies of the tile's own arrays, half by half, each source given its positions."""
+        ready = smem["tile_ready"].at[self.slot]
+        return tuple(
+            (source(pl.ds(self.first(warpgroup), self.blocks.rows)), smem[name].at[self.half(warpgroup)], ready)
+            for name, source in sources.items()
+            for warpgroup in range(_COMPUTE_WARPGROUPS)
+        )
+
+
+def _share(
+    numbers_ref: Any, *, heads: int, programs: int, groups: int, back: int, blocks: Blocks
+) -> tuple[Any, Callable[[Any, Any], _Work]]:
+    """How many tiles a program does, and which is the `count`th, after `before` steps.
+
+    Tiles go round the programs, heads fastest: those that run at one time read the same blocks, or as many.
+    """
+    rows, tiles, _ = numbers_ref.shape
+    program = lax.axis_index("program")
+    mine = lax.div(rows * tiles * heads - 1 - program, jnp.int32(programs)) + 1
+
+    def work_at(count: Any, before: Any) -> _Work:
+        index = program + count * programs
+        place, head = lax.div(index, jnp.int32(heads)), lax.rem(index, jnp.int32(heads))
+        row, tile = lax.div(place, jnp.int32(tiles)), lax.rem(place, jnp.int32(tiles))
+        far, steps, masked_steps = (numbers_ref[row, tile, i] for i in range(3))
+        return _Work(row, tile, head, far, steps, masked_steps, count, before, groups, back, blocks)
+
+    return mine, work_at
+
+
+def _compute_and_copy(
+    mine: Any,
+    work_at: Callable[[Any, Any], _Work],
+    blocks: Blocks,
+    compute: Callable[[_Work], None],
+    tile_copies: Callable[[_Work], tuple[_Copy, ...]],
+    step_copies: Callable[[_Work, Any], tuple[tuple[_Copy, ...], ...]],
+    tile_used: Any,
+    used: tuple[Any, ...],
+) -> None:
+    """A program: two warpgroups `compute` the tiles that are `mine`, one after another; a third copies what they need.
+
+    It runs ahead of them, beyond a tile's end too, as far as there is room: a slot is filled again when it is `used`.
+    """
+    warpgroup = lax.axis_index("warpgroup")
+
+    @pl.when(warpgroup < _COMPUTE_WARPGROUPS)
+    def _compute() -> None:
+        plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
+
+        def compute_tile(count: Any, before: Any) -> Any:
+            work = work_at(count, before)
+            compute(work)
+            return work.after
+
+        lax.fori_loop(0, mine, compute_tile, jnp.int32(0))
+        plgpu.wait_smem_to_gmem(0)
+
+    def await_slot(slots: Any, number: Any, count: int) -> None:
+        """Before the `number`th filling of a ring of `count` slots."""
+
+        @pl.when(number >= count)
+        def _wait() -> None:
+            plgpu.barrier_wait(slots.at[lax.rem(number, jnp.int32(count))])
+
+    @pl.when(warpgroup == _MEMORY_WARPGROUP)
+    def _copy() -> None:
+        plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
+
+        def copy_tile(count: Any, before: Any) -> Any:
+            work = work_at(count, before)
+            await_slot(tile_used, count, blocks.tiles)
+            _start(tile_copies(work))
+
+            @pl.loop(0, work.after - before)
+            def _copy_step(step: Any) -> None:
+                for i, slots in enumerate(used):
+                    await_slot(slots, before + step, blocks.stages)
+                    _start(step_copies(work, step)[i])
+
+            return work.after
+
+        # To the end, so that nothing is under way, and no arrival unseen, when the program ends.
+        all_steps = lax.fori_loop(0, mine, copy_tile, jnp.int32(0))
+        for i in range(blocks.tiles):
+            await_slot(tile_used, mine + i, blocks.tiles)
+        for i in range(blocks.stages):
+            for slots in used:
+                await_slot(slots, all_steps + i, blocks.stages)
+
+
+def _start(copies: tuple[_Copy, ...]) -> None:
+    for source, to_smem, ready in copies:
+        plgpu.copy_gmem_to_smem(source, to_smem, ready)
+
+
+def _write_out(*parts: tuple[jax.Array, Any, Any]) -> None:
+    """Begin to write (array, by way of shared memory, to): while the next tile is under way."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the tile before has left there
+    for array, smem_ref, _ in parts:
+        smem_ref[...] = array.astype(smem_ref.dtype)
+    plgpu.commit_smem()
+    for _, smem_ref, to_ref in parts:
+        plgpu.copy_smem_to_gmem(smem_ref, to_ref)
+
+
+def _masked_then_clean(add_block: Callable[..., Any], work: _Work, sums: Any) -> Any:
+    sums = lax.fori_loop(0, work.masked_steps, functools.partial(add_block, masked=True), sums)
+    return lax.fori_loop(work.masked_steps, work.steps, functools.partial(add_block, masked=False), sums)
+
+
+def _masked(
+    on: Any, scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int
+) -> jax.Array:
+    """A key counts from its query's segment start to the query itself."""
+    queries, keys = (
+        first + on.indices(scores.shape, axis) for first, axis in ((first_query, 1 - keys_axis), (first_key, keys_axis))
+    )
+    allowed = (keys >= _along(starts, scores, 1 - keys_axis)) & (keys <= queries)
+    return jnp.where(allowed, scores, _MASKED_SCORE)
+
+
+def _along(x: jax.Array, like: jax.Array, axis: int) -> jax.Array:
+    return lax.broadcast_in_dim(x, like.shape, [axis])
+
+
+def _scale(q_ref: Any) -> float:
+    return q_ref.shape[-1] ** -0.5 * _LOG2_E
+
+
+class _Device:
+    """What the kernels ask of the machine."""
+
+    def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
+        """As jnp.full; of one axis: a number for each row of an accumulator."""
+        layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
+        return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
+        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+    def numbers(self, ref: Any, axis: int) -> jax.Array:
+        """Load a number for each row (axis 0) or column (axis 1) of an accumulator."""
+        return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
+
+    def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
+        """The sums after `add`, which gets an accumulator for each, has added products to them."""
+        return pl.run_state(lambda accumulators: add(*accumulators))(tuple(plgpu.ACC.init(x) for x in sums))
+
+    def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
+        """Begin to add x · y; x may lie in registers."""
+        plgpu.wgmma(accumulator, x, y_ref)
+
+    def multiply_transposed(self, accumulator: Any, x_ref: Any, y_ref: Any) -> None:
+        """Begin to add x · yᵀ."""
+        plgpu.wgmma(accumulator, x_ref, y_ref.transpose((1, 0)))
+
+    def finished(self, accumulator: Any, still_running: int = 0) -> jax.Array:
+        """What the accumulator holds once no more than the `still_running` last products are under way."""
+        # The barrier keeps the compiler from moving arithmetic on the registers before the wait.
+        return lax.optimization_barrier(plgpu.wgmma_accumulator_load(accumulator, wait_n=still_running))
+
+
+class _Interpreter(_Device):
+    """Products at once, in jax.numpy: the interpreter knows no accumulator with a value and no product from registers.
+
+    An accumulator is a list of its one value. Layouts of registers mean nothing here.
+    """
+
+    def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
+        return jnp.full(shape, value, jnp.float32)
+
+    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
+        return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+    def numbers(self, ref: Any, axis: int) -> jax.Array:
+        return self._read(ref)
+
+    def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
+        accumulators = [[x] for x in sums]
+        add(*accumulators)
+        return tuple(accumulator[0] for accumulator in accumulators)
+
+    def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
+        accumulator[0] += jnp.dot(x, self._read(y_ref), preferred_element_type=jnp.float32)
+
+    def multiply_transposed(self, accumulator: Any, x_ref: Any, y_ref: Any) -> None:
+        x, y = self._read(x_ref), self._read(y_ref)
+        accumulator[0] += jnp.dot(x, y.T, preferred_element_type=jnp.float32)
+
+    def _read(self, ref: Any) -> jax.Array:
+        x = ref[...]
+        plgpu.commit_smem()  # so that a copy to there, later on, is no race: wgmma's own reads are none
+        return x
+
+    def finished(self, accumulator: Any, still_running: int = 0) -> jax.Array:
+        return accumulator[0]
+
+
+def _run(
+    kernel: Callable[..., None],
+    target: Target,
+    blocks: Blocks,
+    heads: int,
+    arrays: tuple[jax.Array, ...],
+    outputs: tuple[Any, ...],
+    scratch: dict[str, Any],
+) -> tuple[jax.Array, ...]:
+    """`kernel` of `arrays`, of which the first holds the tiles' numbers; gives arrays like `outputs`."""
+    works = math.prod(arrays[0].shape[:2]) * heads
+    programs = min(target.programs, works)
+    on = _Interpreter() if target.interpret else _Device()
+    return plgpu.kernel(
+        functools.partial(kernel, blocks=blocks, programs=programs, on=on),
+        out_type=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs),
+        scratch_types=scratch | {"tile_used": _used(blocks.tiles)},
+        grid=(programs,),
+        grid_names=("program",),
+        num_threads=_COMPUTE_WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=target.interpret,
+    )(*arrays)
+
+
+def _matrices(count: int, rows: int, columns: int, dtype: Any) -> Any:
+    """Shared memory as wgmma reads it."""
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)
+
+
+def _used(slots: int) -> Any:
+    """Barriers that both compute warpgroups arrive at when they need a slot no more."""
+    return plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=slots)
