@@ -43,7 +43,7 @@ _LOG2_E = math.log2(math.e)
 
 _COMPUTE_WARPGROUPS = 2
 _MEMORY_WARPGROUP = _COMPUTE_WARPGROUPS
-_COMPUTE_REGISTERS, _MEMORY_REGISTERS = 232, 40
+_COMPUTE_REGISTERS, _MEMORY_REGISTERS = 240, 24
 
 _Copy = tuple[Any, Any, Any]  # from, to, and the barrier that tells
 
@@ -53,13 +53,21 @@ class Blocks:
     """One kernel's sizes.
 
     Positions of a warpgroup (`rows`; a tile is two) and of a step's block; how many steps' blocks (`stages`) and how
-    many tiles shared memory holds at a time, those on their way included.
+    many tiles shared memory holds at a time, those on their way included. `tile_in_registers`: gradients of keys and
+    values multiply their tile from registers, and read less shared memory. `take_turns`: forward, one warpgroup
+    multiplies while the other computes its softmax.
     """
 
     rows: int = 64
     block: int = 128
     stages: int = 2
     tiles: int = 1
+    tile_in_registers: bool = False
+    take_turns: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tile % self.block:
+            raise ValueError(f"a tile of {self.tile} positions is no multiple of blocks of {self.block}")
 
     @property
     def tile(self) -> int:
@@ -151,7 +159,8 @@ def _backward(
     heads, head_dim = q_BxLxHxC.shape[2:]
     kv_heads, dtype = k_BxLxKxC.shape[2], q_BxLxHxC.dtype
     # Softmax's gradient subtracts the weights' mean of the scores' gradients, which is (arXiv 2205.14135, B.4) this:
-    mean_BxHxL = jnp.einsum("blhc,blhc->bhl", d_out_BxLxHxC.astype(jnp.float32), out_BxLxHxC.astype(jnp.float32))
+    mean_BxLxH = jnp.sum(d_out_BxLxHxC.astype(jnp.float32) * out_BxLxHxC.astype(jnp.float32), axis=-1)
+    mean_BxHxL = mean_BxLxH.swapaxes(1, 2)
     arrays = (starts_BxL, q_BxLxHxC, d_out_BxLxHxC, logsumexp_BxHxL, mean_BxHxL, k_BxLxKxC, v_BxLxKxC)
 
     blocks = target.query_gradient
@@ -250,9 +259,17 @@ def _forward_kernel(
     turn, k_ready, v_ready, k_used, v_used = (smem[x] for x in ("turn", "k_ready", "v_ready", "k_used", "v_used"))
     warpgroup = lax.axis_index("warpgroup")
 
+    def end_turn() -> None:
+        if blocks.take_turns:
+            plgpu.barrier_arrive(turn)
+
+    def await_turn() -> None:
+        if blocks.take_turns:
+            plgpu.barrier_wait(turn)
+
     def pass_turn() -> None:
-        plgpu.barrier_arrive(turn)
-        plgpu.barrier_wait(turn)
+        end_turn()
+        await_turn()
 
     def compute(work: _Work) -> None:
         steps, half = work.steps, work.half(warpgroup)
@@ -260,7 +277,6 @@ def _forward_kernel(
         q_smem = smem["q_smem"].at[half]
         starts_T = on.numbers(smem["starts_smem"].at[half], axis=0)
         plgpu.barrier_wait(k_ready.at[work.slot_of(0)])
-        # The warpgroups take turns: one multiplies while the other computes its softmax.
         pl.when(warpgroup == 1)(pass_turn)
 
         def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool) -> tuple[jax.Array, ...]:
@@ -285,9 +301,9 @@ def _forward_kernel(
             weighted_TxC, total_T, new_highest_T, narrow_TxS = lax.optimization_barrier(
                 (weighted_TxC, total_T, new_highest_T, narrow_TxS)
             )
-            plgpu.barrier_arrive(turn)  # done with the softmax
+            end_turn()  # done with the softmax
             plgpu.barrier_wait(v_ready.at[slot])
-            plgpu.barrier_wait(turn)  # the other warpgroup has begun its own
+            await_turn()  # the other warpgroup has begun its own
 
             def add_values(sum_ref: Any) -> None:
                 on.multiply(sum_ref, narrow_TxS, smem["v_smem"].at[slot])
@@ -446,25 +462,28 @@ def _key_value_gradient_kernel(
     def compute(work: _Work) -> None:
         half = work.half(warpgroup)
         plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
-        k_smem, v_smem = smem["k_smem"].at[half], smem["v_smem"].at[half]
+        k, v = smem["k_smem"].at[half], smem["v_smem"].at[half]
+        if blocks.tile_in_registers:
+            k, v = on.matrix(k), on.matrix(v)
 
         def add_block(step: Any, sums: tuple[jax.Array, ...], masked: bool, before: Any) -> tuple[jax.Array, ...]:
             slot = work.slot_of(before + step)
             q_smem, d_out_smem = smem["q_smem"].at[slot], smem["d_out_smem"].at[slot]
             plgpu.barrier_wait(smem["ready"].at[slot])
-            logsumexp_T, mean_T = (on.numbers(smem[x].at[slot], axis=1) for x in ("logsumexp_smem", "mean_smem"))
 
             def add_gradients(d_k_ref: Any, d_v_ref: Any, scores_ref: Any, d_weights_ref: Any) -> None:
-                on.multiply_transposed(scores_ref, k_smem, q_smem)
-                on.multiply_transposed(d_weights_ref, v_smem, d_out_smem)
+                on.multiply_transposed(scores_ref, k, q_smem)
+                on.multiply_transposed(d_weights_ref, v, d_out_smem)
                 scores_SxT = on.finished(scores_ref, still_running=1)
                 if masked:
                     starts_T = on.numbers(smem["starts_smem"].at[slot], axis=1)
                     first_query = work.block_of(step) * blocks.block
                     scores_SxT = _masked(on, scores_SxT, starts_T, first_query, work.first(warpgroup), keys_axis=0)
+                logsumexp_T = on.numbers(smem["logsumexp_smem"].at[slot], axis=1)
                 weights_SxT = jnp.exp2(scores_SxT * scale - _along(logsumexp_T, scores_SxT, 1))
                 on.multiply(d_v_ref, weights_SxT.astype(dtype), d_out_smem)
                 d_weights_SxT = on.finished(d_weights_ref, still_running=1)
+                mean_T = on.numbers(smem["mean_smem"].at[slot], axis=1)
                 d_scores_SxT = weights_SxT * (d_weights_SxT - _along(mean_T, d_weights_SxT, 1))
                 on.multiply(d_k_ref, d_scores_SxT.astype(dtype), q_smem)
 
@@ -706,13 +725,16 @@ class _Device:
         """The sums after `add`, which gets an accumulator for each, has added products to them."""
         return pl.run_state(lambda accumulators: add(*accumulators))(tuple(plgpu.ACC.init(x) for x in sums))
 
+    def matrix(self, ref: Any) -> jax.Array:
+        return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA)
+
     def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
         """Begin to add x · y; x may lie in registers."""
         plgpu.wgmma(accumulator, x, y_ref)
 
-    def multiply_transposed(self, accumulator: Any, x_ref: Any, y_ref: Any) -> None:
+    def multiply_transposed(self, accumulator: Any, x: Any, y_ref: Any) -> None:
         """Begin to add x · yᵀ."""
-        plgpu.wgmma(accumulator, x_ref, y_ref.transpose((1, 0)))
+        plgpu.wgmma(accumulator, x, y_ref.transpose((1, 0)))
 
     def finished(self, accumulator: Any, still_running: int = 0) -> jax.Array:
         """What the accumulator holds once no more than the `still_running` last products are under way."""
@@ -743,9 +765,12 @@ class _Interpreter(_Device):
     def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
         accumulator[0] += jnp.dot(x, self._read(y_ref), preferred_element_type=jnp.float32)
 
-    def multiply_transposed(self, accumulator: Any, x_ref: Any, y_ref: Any) -> None:
-        x, y = self._read(x_ref), self._read(y_ref)
-        accumulator[0] += jnp.dot(x, y.T, preferred_element_type=jnp.float32)
+    def multiply_transposed(self, accumulator: Any, x: Any, y_ref: Any) -> None:
+        x = x if isinstance(x, jax.Array) else self._read(x)
+        accumulator[0] += jnp.dot(x, self._read(y_ref).T, preferred_element_type=jnp.float32)
+
+    def matrix(self, ref: Any) -> jax.Array:
+        return self._read(ref)
 
     def _read(self, ref: Any) -> jax.Array:
         x = ref[...]

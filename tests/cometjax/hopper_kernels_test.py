@@ -14,8 +14,8 @@ from cometjax.packed import segment_starts
 from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, random_inputs
 
 
-def interpreted(target: Target):
-    target = dataclasses.replace(target, interpret=InterpretGPUParams())
+def interpreted(target: Target, **how):
+    target = dataclasses.replace(target, interpret=InterpretGPUParams(**how))
 
     def attend(q, k, v, segment_ids_BxL):
         return packed_attention(q, k, v, segment_starts(segment_ids_BxL), target)
@@ -29,7 +29,9 @@ def rows_of(*rows: tuple[int, ...]) -> np.ndarray:
 
 
 LONG, SHORT = (200, 184, 0), (5, 60, 1, 130, 100, 88)
-SMALL = Target(*(Blocks(block=64, stages=2),) * 3, programs=2)  # several tiles a program, rings that go round
+SMALL = Target(
+    *(Blocks(block=64, stages=2, tile_in_registers=True),) * 3, programs=2
+)  # several tiles a program, rings that go round
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,15 @@ def test_outputs_and_gradients_are_the_references(rows, heads, kv_heads, head_di
         dtype="bfloat16",
         tolerance=2e-2,
     )
+
+
+@pytest.mark.parametrize("take_turns", [True, False])
+def test_no_copy_overtakes_those_who_still_read(take_turns, capfd):
+    target = dataclasses.replace(SMALL, forward=dataclasses.replace(SMALL.forward, take_turns=take_turns), programs=1)
+    segment_ids_BxL = rows_of(LONG)
+    inputs = random_inputs(segment_ids_BxL, 1, 1, 64, "bfloat16")
+    outputs_and_gradients(interpreted(target, detect_races=True), inputs, segment_ids_BxL)
+    assert "RACE DETECTED" not in capfd.readouterr().out  # what the interpreter prints
 
 
 @pytest.mark.slow
