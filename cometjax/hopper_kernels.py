@@ -4,12 +4,12 @@ What cometjax/packed_kernels.py computes, with what that source cannot say: matr
 and copies by the tensor memory unit (TMA). The forward kernel is FlashAttention-3 (arXiv 2407.08608) as
 jax.experimental.pallas.ops.gpu.attention_mgpu has it, with segments and masks added.
 
-A program holds one tile (forward and gradients of queries: of queries; gradients of keys and values: of keys) in two
-compute warpgroups, half of it each, and goes over the blocks of the other side that its tile needs; a third warpgroup
-copies those blocks to shared memory, some stages ahead. Blocks come in this order: those on the diagonal, whose place
-is known at once; then from the far end of the range back to the diagonal. So the blocks that need a mask (diagonal,
-segments' starts) are the first ones, and two loops do, one with and one without a mask. The diagonal is visited even
-where all is padding: then everything there is masked.
+A program does tiles one after another (forward and gradients of queries: of queries; gradients of keys and values: of
+keys), in two compute warpgroups, half of a tile each. It goes over the blocks of the other side that the tile needs,
+which a third warpgroup copies to shared memory ahead of time (cometjax/hopper_programs.py). Blocks come in this order:
+those on the diagonal; then from the far end of the range back to the diagonal. So the blocks that need a mask
+(diagonal, segments' starts) are the first ones, and two loops do, one with and one without a mask. The diagonal is
+visited even where all is padding: then everything there is masked.
 
 Scores are in units of log2, so that the exponential is one instruction.
 
@@ -17,9 +17,7 @@ Dimensions: B batch rows, L row length, H query heads, K key/value heads, G = H 
 queries and S keys of one warpgroup and step.
 """
 
-import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,70 +29,26 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from cometjax.hopper_programs import (
+    COMPUTE_WARPGROUPS,
+    Blocks,
+    Copy,
+    Device,
+    Target,
+    Work,
+    compute_and_copy,
+    matrices,
+    run,
+    share,
+    used,
+    write_out,
+)
 from cometjax.segment_blocks import RESIDUAL_NAME
-
-# jax 0.10 wants to be told which part of a reference to load; from 0.11 on that warns.
-_ALL = ((),) if inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty else ()
 
 # Finite, and below _NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
 _MASKED_SCORE = -1e30
 _NO_SCORE_YET = -1e20
 _LOG2_E = math.log2(math.e)
-
-_COMPUTE_WARPGROUPS = 2
-_MEMORY_WARPGROUP = _COMPUTE_WARPGROUPS
-_COMPUTE_REGISTERS, _MEMORY_REGISTERS = 240, 24
-
-_Copy = tuple[Any, Any, Any]  # from, to, and the barrier that tells
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """One kernel's sizes.
-
-    Positions of a warpgroup (`rows`; a tile is two) and of a step's block; how many steps' blocks (`stages`) and how
-    many tiles shared memory holds at a time, those on their way included. `tile_in_registers`: gradients of keys and
-    values multiply their tile from registers, and read less shared memory. `take_turns`: forward, one warpgroup
-    multiplies while the other computes its softmax.
-    """
-
-    rows: int = 64
-    block: int = 128
-    stages: int = 2
-    tiles: int = 1
-    tile_in_registers: bool = False
-    take_turns: bool = True
-
-    def __post_init__(self) -> None:
-        if self.tile % self.block:
-            raise ValueError(f"a tile of {self.tile} positions is no multiple of blocks of {self.block}")
-
-    @property
-    def tile(self) -> int:
-        """Positions of a program."""
-        return _COMPUTE_WARPGROUPS * self.rows
-
-    @property
-    def diagonal(self) -> int:
-        """Blocks of the other side that lie on a tile's diagonal."""
-        return self.tile // self.block
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Sizes of the three kernels; how many `programs` share the tiles (132: one for each multiprocessor of an H100 or
-    H200). `interpret` (plgpu.InterpretGPUParams) runs their definition on a CPU, for tests."""
-
-    forward: Blocks = Blocks(block=128, stages=2)
-    query_gradient: Blocks = Blocks(block=64, stages=3)
-    key_value_gradient: Blocks = Blocks(block=64, stages=2)
-    programs: int = 132
-    interpret: Any = None
-
-    @property
-    def tile(self) -> int:
-        """What a row's length must be a multiple of."""
-        return math.lcm(*(blocks.tile for blocks in (self.forward, self.query_gradient, self.key_value_gradient)))
 
 
 def default_target(head_dim: int) -> Target:
@@ -124,8 +78,8 @@ def _forward(
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     batch, length, heads, head_dim = q_BxLxHxC.shape
     blocks, dtype = target.forward, q_BxLxHxC.dtype
-    halves = blocks.tiles * _COMPUTE_WARPGROUPS
-    out_BxLxHxC, logsumexp_BxHxL = _run(
+    halves = blocks.tiles * COMPUTE_WARPGROUPS
+    out_BxLxHxC, logsumexp_BxHxL = run(
         _forward_kernel,
         target,
         blocks,
@@ -133,18 +87,18 @@ def _forward(
         (_key_blocks(starts_BxL, blocks), starts_BxL, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC),
         outputs=(q_BxLxHxC, jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)),
         scratch={
-            "q_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "q_smem": matrices(halves, blocks.rows, head_dim, dtype),
             "starts_smem": plgpu.SMEM((halves, blocks.rows), jnp.int32),
-            "k_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
-            "v_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
-            "out_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            "logsumexp_smem": plgpu.SMEM((_COMPUTE_WARPGROUPS, blocks.rows), jnp.float32),
-            "tile_ready": plgpu.Barrier(num_arrivals=2 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "k_smem": matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "v_smem": matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "out_smem": matrices(COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "logsumexp_smem": plgpu.SMEM((COMPUTE_WARPGROUPS, blocks.rows), jnp.float32),
+            "tile_ready": plgpu.Barrier(num_arrivals=2 * COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
             "k_ready": plgpu.Barrier(num_barriers=blocks.stages),
             "v_ready": plgpu.Barrier(num_barriers=blocks.stages),
-            "k_used": _used(blocks.stages),
-            "v_used": _used(blocks.stages),
-            "turn": plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS),
+            "k_used": used(blocks.stages),
+            "v_used": used(blocks.stages),
+            "turn": plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),
         },
     )
     out_BxLxHxC = checkpoint_name(out_BxLxHxC, RESIDUAL_NAME)
@@ -164,8 +118,8 @@ def _backward(
     arrays = (starts_BxL, q_BxLxHxC, d_out_BxLxHxC, logsumexp_BxHxL, mean_BxHxL, k_BxLxKxC, v_BxLxKxC)
 
     blocks = target.query_gradient
-    halves = blocks.tiles * _COMPUTE_WARPGROUPS
-    (d_q_BxLxHxC,) = _run(
+    halves = blocks.tiles * COMPUTE_WARPGROUPS
+    (d_q_BxLxHxC,) = run(
         _query_gradient_kernel,
         target,
         blocks,
@@ -173,23 +127,23 @@ def _backward(
         (_key_blocks(starts_BxL, blocks), *arrays),
         outputs=(q_BxLxHxC,),
         scratch={
-            "q_smem": _matrices(halves, blocks.rows, head_dim, dtype),
-            "d_out_smem": _matrices(halves, blocks.rows, head_dim, dtype),
+            "q_smem": matrices(halves, blocks.rows, head_dim, dtype),
+            "d_out_smem": matrices(halves, blocks.rows, head_dim, dtype),
             "starts_smem": plgpu.SMEM((halves, blocks.rows), jnp.int32),
             "logsumexp_smem": plgpu.SMEM((halves, blocks.rows), jnp.float32),
             "mean_smem": plgpu.SMEM((halves, blocks.rows), jnp.float32),
-            "k_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
-            "v_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
-            "d_q_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            "tile_ready": plgpu.Barrier(num_arrivals=5 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "k_smem": matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "v_smem": matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "d_q_smem": matrices(COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "tile_ready": plgpu.Barrier(num_arrivals=5 * COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
             "ready": plgpu.Barrier(num_arrivals=2, num_barriers=blocks.stages),
-            "used": _used(blocks.stages),
+            "used": used(blocks.stages),
         },
     )
 
     blocks = target.key_value_gradient
-    halves = blocks.tiles * _COMPUTE_WARPGROUPS
-    d_k_BxLxKxC, d_v_BxLxKxC = _run(
+    halves = blocks.tiles * COMPUTE_WARPGROUPS
+    d_k_BxLxKxC, d_v_BxLxKxC = run(
         _key_value_gradient_kernel,
         target,
         blocks,
@@ -197,18 +151,18 @@ def _backward(
         (_query_blocks(starts_BxL, blocks), *arrays),
         outputs=(k_BxLxKxC, v_BxLxKxC),
         scratch={
-            "k_smem": _matrices(halves, blocks.rows, head_dim, dtype),
-            "v_smem": _matrices(halves, blocks.rows, head_dim, dtype),
-            "q_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
-            "d_out_smem": _matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "k_smem": matrices(halves, blocks.rows, head_dim, dtype),
+            "v_smem": matrices(halves, blocks.rows, head_dim, dtype),
+            "q_smem": matrices(blocks.stages, blocks.block, head_dim, dtype),
+            "d_out_smem": matrices(blocks.stages, blocks.block, head_dim, dtype),
             "starts_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.int32),
             "logsumexp_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.float32),
             "mean_smem": plgpu.SMEM((blocks.stages, blocks.block), jnp.float32),
-            "d_k_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            "d_v_smem": _matrices(_COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
-            "tile_ready": plgpu.Barrier(num_arrivals=2 * _COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
+            "d_k_smem": matrices(COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "d_v_smem": matrices(COMPUTE_WARPGROUPS, blocks.rows, head_dim, dtype),
+            "tile_ready": plgpu.Barrier(num_arrivals=2 * COMPUTE_WARPGROUPS, num_barriers=blocks.tiles),
             "ready": plgpu.Barrier(num_arrivals=5, num_barriers=blocks.stages),
-            "used": _used(blocks.stages),
+            "used": used(blocks.stages),
         },
     )
     return d_q_BxLxHxC, d_k_BxLxKxC, d_v_BxLxKxC, None
@@ -271,7 +225,7 @@ def _forward_kernel(
         end_turn()
         await_turn()
 
-    def compute(work: _Work) -> None:
+    def compute(work: Work) -> None:
         steps, half = work.steps, work.half(warpgroup)
         plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
         q_smem = smem["q_smem"].at[half]
@@ -327,7 +281,7 @@ def _forward_kernel(
 
         total_T = jnp.where(total_T > 0, total_T, 1.0)  # 0 for padding alone
         queries = pl.ds(work.first(warpgroup), blocks.rows)
-        _write_out(
+        write_out(
             (
                 weighted_TxC * _along(1 / total_T, weighted_TxC, 0),
                 smem["out_smem"].at[warpgroup],
@@ -340,14 +294,14 @@ def _forward_kernel(
             ),
         )
 
-    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+    def tile_copies(work: Work) -> tuple[Copy, ...]:
         sources = {
             "q_smem": lambda queries: q_ref.at[work.row, queries, work.head],
             "starts_smem": lambda queries: starts_ref.at[work.row, queries],
         }
         return work.copies_of_halves(sources, smem)
 
-    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+    def step_copies(work: Work, step: Any) -> tuple[tuple[Copy, ...], ...]:
         keys = pl.ds(work.block_of(step) * blocks.block, blocks.block)
         place, slot = (work.row, keys, lax.div(work.head, jnp.int32(groups))), work.slot_of(step)
         return (
@@ -355,8 +309,8 @@ def _forward_kernel(
             ((v_ref.at[place], smem["v_smem"].at[slot], v_ready.at[slot]),),
         )
 
-    mine, work_at = _share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
-    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (k_used, v_used))
+    mine, work_at = share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
+    compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (k_used, v_used))
 
 
 def _query_gradient_kernel(
@@ -378,7 +332,7 @@ def _query_gradient_kernel(
     groups, scale = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref)
     warpgroup = lax.axis_index("warpgroup")
 
-    def compute(work: _Work) -> None:
+    def compute(work: Work) -> None:
         half = work.half(warpgroup)
         plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
         q_smem, d_out_smem = (smem[name].at[half] for name in ("q_smem", "d_out_smem"))
@@ -412,9 +366,9 @@ def _query_gradient_kernel(
         (d_q_TxC,) = _masked_then_clean(add_block, work, (zeros_TxC,))
         plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
         to_ref = d_q_ref.at[work.row, pl.ds(work.first(warpgroup), blocks.rows), work.head]
-        _write_out((d_q_TxC * q_ref.shape[3] ** -0.5, smem["d_q_smem"].at[warpgroup], to_ref))
+        write_out((d_q_TxC * q_ref.shape[3] ** -0.5, smem["d_q_smem"].at[warpgroup], to_ref))
 
-    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+    def tile_copies(work: Work) -> tuple[Copy, ...]:
         sources = {
             "q_smem": lambda queries: q_ref.at[work.row, queries, work.head],
             "d_out_smem": lambda queries: d_out_ref.at[work.row, queries, work.head],
@@ -424,7 +378,7 @@ def _query_gradient_kernel(
         }
         return work.copies_of_halves(sources, smem)
 
-    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+    def step_copies(work: Work, step: Any) -> tuple[tuple[Copy, ...], ...]:
         keys = pl.ds(work.block_of(step) * blocks.block, blocks.block)
         place, slot = (work.row, keys, lax.div(work.head, jnp.int32(groups))), work.slot_of(step)
         ready = smem["ready"].at[slot]
@@ -435,8 +389,8 @@ def _query_gradient_kernel(
             ),
         )
 
-    mine, work_at = _share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
-    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
+    mine, work_at = share(numbers_ref, heads=q_ref.shape[2], programs=programs, groups=1, back=1, blocks=blocks)
+    compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
 
 
 def _key_value_gradient_kernel(
@@ -459,7 +413,7 @@ def _key_value_gradient_kernel(
     groups, scale, dtype = q_ref.shape[2] // k_ref.shape[2], _scale(q_ref), q_ref.dtype
     warpgroup = lax.axis_index("warpgroup")
 
-    def compute(work: _Work) -> None:
+    def compute(work: Work) -> None:
         half = work.half(warpgroup)
         plgpu.barrier_wait(smem["tile_ready"].at[work.slot])
         k, v = smem["k_smem"].at[half], smem["v_smem"].at[half]
@@ -500,19 +454,19 @@ def _key_value_gradient_kernel(
         d_k_SxC, d_v_SxC = add_head(0, sums) if groups == 1 else lax.fori_loop(0, groups, add_head, sums)
         plgpu.barrier_arrive(smem["tile_used"].at[work.slot])
         place = (work.row, pl.ds(work.first(warpgroup), blocks.rows), work.head)
-        _write_out(
+        write_out(
             (d_k_SxC * q_ref.shape[3] ** -0.5, smem["d_k_smem"].at[warpgroup], d_k_ref.at[place]),
             (d_v_SxC, smem["d_v_smem"].at[warpgroup], d_v_ref.at[place]),
         )
 
-    def tile_copies(work: _Work) -> tuple[_Copy, ...]:
+    def tile_copies(work: Work) -> tuple[Copy, ...]:
         sources = {
             "k_smem": lambda keys: k_ref.at[work.row, keys, work.head],
             "v_smem": lambda keys: v_ref.at[work.row, keys, work.head],
         }
         return work.copies_of_halves(sources, smem)
 
-    def step_copies(work: _Work, step: Any) -> tuple[tuple[_Copy, ...], ...]:
+    def step_copies(work: Work, step: Any) -> tuple[tuple[Copy, ...], ...]:
         head = work.head * groups + lax.div(step, work.steps)
         queries = pl.ds(work.block_of(lax.rem(step, work.steps)) * blocks.block, blocks.block)
         slot = work.slot_of(step)
@@ -525,170 +479,17 @@ def _key_value_gradient_kernel(
         }
         return (tuple((ref, smem[name].at[slot], smem["ready"].at[slot]) for name, ref in sources.items()),)
 
-    mine, work_at = _share(numbers_ref, heads=k_ref.shape[2], programs=programs, groups=groups, back=-1, blocks=blocks)
-    _compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
+    mine, work_at = share(numbers_ref, heads=k_ref.shape[2], programs=programs, groups=groups, back=-1, blocks=blocks)
+    compute_and_copy(mine, work_at, blocks, compute, tile_copies, step_copies, smem["tile_used"], (smem["used"],))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """One tile of one head, the `count`th of its program, and where in the rings of shared memory it finds its blocks.
-
-    `groups` times its `steps` are done, for as many heads, after the `before` steps of the program's earlier tiles.
-    """
-
-    row: Any
-    tile: Any
-    head: Any
-    far: Any
-    steps: Any
-    masked_steps: Any
-    count: Any
-    before: Any
-    groups: int
-    back: int
-    blocks: Blocks
-
-    @property
-    def after(self) -> Any:
-        """The program's steps when the tile is done."""
-        return self.before + self.groups * self.steps
-
-    @property
-    def slot(self) -> Any:
-        """Where the tile's own arrays lie."""
-        return lax.rem(self.count, jnp.int32(self.blocks.tiles))
-
-    def half(self, warpgroup: Any) -> Any:
-        """Where a warpgroup's half of them lies."""
-        return self.slot * _COMPUTE_WARPGROUPS + warpgroup
-
-    def first(self, warpgroup: Any) -> Any:
-        """The first position of a warpgroup's half."""
-        return self.tile * self.blocks.tile + warpgroup * self.blocks.rows
-
-    def slot_of(self, step: Any) -> Any:
-        """Where the block of a step lies."""
-        return lax.rem(self.before + step, jnp.int32(self.blocks.stages))
-
-    def block_of(self, step: Any) -> Any:
-        """The block of a step: those on the diagonal, then from `far` in steps of `back` (1 or -1)."""
-        diagonal = self.blocks.diagonal
-        return jnp.where(step < diagonal, self.tile * diagonal + step, self.far + self.back * (step - diagonal))
-
-    def copies_of_halves(self, sources: dict[str, Callable[[Any], Any]], smem: dict[str, Any]) -> tuple[_Copy, ...]:
-        """Copies of the tile's own arrays, half by half, each source given its positions."""
-        ready = smem["tile_ready"].at[self.slot]
-        return tuple(
-            (source(pl.ds(self.first(warpgroup), self.blocks.rows)), smem[name].at[self.half(warpgroup)], ready)
-            for name, source in sources.items()
-            for warpgroup in range(_COMPUTE_WARPGROUPS)
-        )
-
-
-def _share(
-    numbers_ref: Any, *, heads: int, programs: int, groups: int, back: int, blocks: Blocks
-) -> tuple[Any, Callable[[Any, Any], _Work]]:
-    """How many tiles a program does, and which is the `count`th, after `before` steps.
-
-    Tiles go round the programs, heads fastest: those that run at one time read the same blocks, or as many.
-    """
-    rows, tiles, _ = numbers_ref.shape
-    program = lax.axis_index("program")
-    mine = lax.div(rows * tiles * heads - 1 - program, jnp.int32(programs)) + 1
-
-    def work_at(count: Any, before: Any) -> _Work:
-        index = program + count * programs
-        place, head = lax.div(index, jnp.int32(heads)), lax.rem(index, jnp.int32(heads))
-        row, tile = lax.div(place, jnp.int32(tiles)), lax.rem(place, jnp.int32(tiles))
-        far, steps, masked_steps = (numbers_ref[row, tile, i] for i in range(3))
-        return _Work(row, tile, head, far, steps, masked_steps, count, before, groups, back, blocks)
-
-    return mine, work_at
-
-
-def _compute_and_copy(
-    mine: Any,
-    work_at: Callable[[Any, Any], _Work],
-    blocks: Blocks,
-    compute: Callable[[_Work], None],
-    tile_copies: Callable[[_Work], tuple[_Copy, ...]],
-    step_copies: Callable[[_Work, Any], tuple[tuple[_Copy, ...], ...]],
-    tile_used: Any,
-    used: tuple[Any, ...],
-) -> None:
-    """A program: two warpgroups `compute` the tiles that are `mine`, one after another; a third copies what they need.
-
-    It runs ahead of them, beyond a tile's end too, as far as there is room: a slot is filled again when it is `used`.
-    """
-    warpgroup = lax.axis_index("warpgroup")
-
-    @pl.when(warpgroup < _COMPUTE_WARPGROUPS)
-    def _compute() -> None:
-        plgpu.set_max_registers(_COMPUTE_REGISTERS, action="increase")
-
-        def compute_tile(count: Any, before: Any) -> Any:
-            work = work_at(count, before)
-            compute(work)
-            return work.after
-
-        lax.fori_loop(0, mine, compute_tile, jnp.int32(0))
-        plgpu.wait_smem_to_gmem(0)
-
-    def await_slot(slots: Any, number: Any, count: int) -> None:
-        """Before the `number`th filling of a ring of `count` slots."""
-
-        @pl.when(number >= count)
-        def _wait() -> None:
-            plgpu.barrier_wait(slots.at[lax.rem(number, jnp.int32(count))])
-
-    @pl.when(warpgroup == _MEMORY_WARPGROUP)
-    def _copy() -> None:
-        plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
-
-        def copy_tile(count: Any, before: Any) -> Any:
-            work = work_at(count, before)
-            await_slot(tile_used, count, blocks.tiles)
-            _start(tile_copies(work))
-
-            @pl.loop(0, work.after - before)
-            def _copy_step(step: Any) -> None:
-                for i, slots in enumerate(used):
-                    await_slot(slots, before + step, blocks.stages)
-                    _start(step_copies(work, step)[i])
-
-            return work.after
-
-        # To the end, so that nothing is under way, and no arrival unseen, when the program ends.
-        all_steps = lax.fori_loop(0, mine, copy_tile, jnp.int32(0))
-        for i in range(blocks.tiles):
-            await_slot(tile_used, mine + i, blocks.tiles)
-        for i in range(blocks.stages):
-            for slots in used:
-                await_slot(slots, all_steps + i, blocks.stages)
-
-
-def _start(copies: tuple[_Copy, ...]) -> None:
-    for source, to_smem, ready in copies:
-        plgpu.copy_gmem_to_smem(source, to_smem, ready)
-
-
-def _write_out(*parts: tuple[jax.Array, Any, Any]) -> None:
-    """Begin to write (array, by way of shared memory, to): while the next tile is under way."""
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the tile before has left there
-    for array, smem_ref, _ in parts:
-        smem_ref[...] = array.astype(smem_ref.dtype)
-    plgpu.commit_smem()
-    for _, smem_ref, to_ref in parts:
-        plgpu.copy_smem_to_gmem(smem_ref, to_ref)
-
-
-def _masked_then_clean(add_block: Callable[..., Any], work: _Work, sums: Any) -> Any:
+def _masked_then_clean(add_block: Callable[..., Any], work: Work, sums: Any) -> Any:
     sums = lax.fori_loop(0, work.masked_steps, functools.partial(add_block, masked=True), sums)
     return lax.fori_loop(work.masked_steps, work.steps, functools.partial(add_block, masked=False), sums)
 
 
 def _masked(
-    on: Any, scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int
+    on: Device, scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int
 ) -> jax.Array:
     """A key counts from its query's segment start to the query itself."""
     queries, keys = (
@@ -704,115 +505,3 @@ def _along(x: jax.Array, like: jax.Array, axis: int) -> jax.Array:
 
 def _scale(q_ref: Any) -> float:
     return q_ref.shape[-1] ** -0.5 * _LOG2_E
-
-
-class _Device:
-    """What the kernels ask of the machine."""
-
-    def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
-        """As jnp.full; of one axis: a number for each row of an accumulator."""
-        layout = plgpu.Layout.WGMMA if len(shape) == 2 else plgpu.Layout.WGMMA.reduce(1)
-        return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
-
-    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
-        return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
-
-    def numbers(self, ref: Any, axis: int) -> jax.Array:
-        """Load a number for each row (axis 0) or column (axis 1) of an accumulator."""
-        return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
-
-    def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
-        """The sums after `add`, which gets an accumulator for each, has added products to them."""
-        return pl.run_state(lambda accumulators: add(*accumulators))(tuple(plgpu.ACC.init(x) for x in sums))
-
-    def matrix(self, ref: Any) -> jax.Array:
-        return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA)
-
-    def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
-        """Begin to add x · y; x may lie in registers."""
-        plgpu.wgmma(accumulator, x, y_ref)
-
-    def multiply_transposed(self, accumulator: Any, x: Any, y_ref: Any) -> None:
-        """Begin to add x · yᵀ."""
-        plgpu.wgmma(accumulator, x, y_ref.transpose((1, 0)))
-
-    def finished(self, accumulator: Any, still_running: int = 0) -> jax.Array:
-        """What the accumulator holds once no more than the `still_running` last products are under way."""
-        # The barrier keeps the compiler from moving arithmetic on the registers before the wait.
-        return lax.optimization_barrier(plgpu.wgmma_accumulator_load(accumulator, wait_n=still_running))
-
-
-class _Interpreter(_Device):
-    """Products at once, in jax.numpy: the interpreter knows no accumulator with a value and no product from registers.
-
-    An accumulator is a list of its one value. Layouts of registers mean nothing here.
-    """
-
-    def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
-        return jnp.full(shape, value, jnp.float32)
-
-    def indices(self, shape: tuple[int, int], axis: int) -> jax.Array:
-        return lax.broadcasted_iota(jnp.int32, shape, axis)
-
-    def numbers(self, ref: Any, axis: int) -> jax.Array:
-        return self._read(ref)
-
-    def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
-        accumulators = [[x] for x in sums]
-        add(*accumulators)
-        return tuple(accumulator[0] for accumulator in accumulators)
-
-    def multiply(self, accumulator: Any, x: Any, y_ref: Any) -> None:
-        accumulator[0] += jnp.dot(x, self._read(y_ref), preferred_element_type=jnp.float32)
-
-    def multiply_transposed(self, accumulator: Any, x: Any, y_ref: Any) -> None:
-        x = x if isinstance(x, jax.Array) else self._read(x)
-        accumulator[0] += jnp.dot(x, self._read(y_ref).T, preferred_element_type=jnp.float32)
-
-    def matrix(self, ref: Any) -> jax.Array:
-        return self._read(ref)
-
-    def _read(self, ref: Any) -> jax.Array:
-        x = ref[...]
-        plgpu.commit_smem()  # so that a copy to there, later on, is no race: wgmma's own reads are none
-        return x
-
-    def finished(self, accumulator: Any, still_running: int = 0) -> jax.Array:
-        return accumulator[0]
-
-
-def _run(
-    kernel: Callable[..., None],
-    target: Target,
-    blocks: Blocks,
-    heads: int,
-    arrays: tuple[jax.Array, ...],
-    outputs: tuple[Any, ...],
-    scratch: dict[str, Any],
-) -> tuple[jax.Array, ...]:
-    """`kernel` of `arrays`, of which the first holds the tiles' numbers; gives arrays like `outputs`."""
-    works = math.prod(arrays[0].shape[:2]) * heads
-    programs = min(target.programs, works)
-    on = _Interpreter() if target.interpret else _Device()
-    return plgpu.kernel(
-        functools.partial(kernel, blocks=blocks, programs=programs, on=on),
-        out_type=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs),
-        scratch_types=scratch | {"tile_used": _used(blocks.tiles)},
-        grid=(programs,),
-        grid_names=("program",),
-        num_threads=_COMPUTE_WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=target.interpret,
-    )(*arrays)
-
-
-def _matrices(count: int, rows: int, columns: int, dtype: Any) -> Any:
-    """Shared memory as wgmma reads it."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)
-
-
-def _used(slots: int) -> Any:
-    """Barriers that both compute warpgroups arrive at when they need a slot no more."""
-    return plgpu.Barrier(num_arrivals=_COMPUTE_WARPGROUPS, num_barriers=slots)

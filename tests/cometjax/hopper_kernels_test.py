@@ -9,7 +9,8 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # exported from jax 0.11 on
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from cometjax.hopper_kernels import Blocks, Target, _key_blocks, _query_blocks, default_target, packed_attention
+from cometjax.hopper_kernels import _key_blocks, _query_blocks, default_target, packed_attention
+from cometjax.hopper_programs import Blocks, Target
 from cometjax.packed import segment_starts
 from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, random_inputs
 
