@@ -76,10 +76,31 @@ def packed_attention(
 def _forward(
     q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, starts_BxL: jax.Array, target: Target
 ) -> tuple[jax.Array, tuple[Any, ...]]:
+    out_BxLxHxC, logsumexp_BxHxL = _outputs(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, target=target)
+    out_BxLxHxC = checkpoint_name(out_BxLxHxC, RESIDUAL_NAME)
+    logsumexp_BxHxL = checkpoint_name(logsumexp_BxHxL, RESIDUAL_NAME)
+    return out_BxLxHxC, (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL)
+
+
+def _backward(
+    target: Target, kept: tuple[Any, ...], d_out_BxLxHxC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    return *_gradients(kept, d_out_BxLxHxC, target=target), None
+
+
+packed_attention.defvjp(_forward, _backward)
+
+
+# Jitted, so that the kernels are lowered once and not once for each layer.
+@functools.partial(jax.jit, static_argnames="target")
+def _outputs(
+    q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, starts_BxL: jax.Array, *, target: Target
+) -> tuple[jax.Array, jax.Array]:
+    """(outputs, log-sum-exp of each query's scores, in units of log2)."""
     batch, length, heads, head_dim = q_BxLxHxC.shape
     blocks, dtype = target.forward, q_BxLxHxC.dtype
     halves = blocks.tiles * COMPUTE_WARPGROUPS
-    out_BxLxHxC, logsumexp_BxHxL = run(
+    return run(
         _forward_kernel,
         target,
         blocks,
@@ -101,14 +122,12 @@ def _forward(
             "turn": plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),
         },
     )
-    out_BxLxHxC = checkpoint_name(out_BxLxHxC, RESIDUAL_NAME)
-    logsumexp_BxHxL = checkpoint_name(logsumexp_BxHxL, RESIDUAL_NAME)
-    return out_BxLxHxC, (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL)
 
 
-def _backward(
-    target: Target, kept: tuple[Any, ...], d_out_BxLxHxC: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+@functools.partial(jax.jit, static_argnames="target")
+def _gradients(
+    kept: tuple[jax.Array, ...], d_out_BxLxHxC: jax.Array, *, target: Target
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, starts_BxL, out_BxLxHxC, logsumexp_BxHxL = kept
     heads, head_dim = q_BxLxHxC.shape[2:]
     kv_heads, dtype = k_BxLxKxC.shape[2], q_BxLxHxC.dtype
@@ -165,10 +184,7 @@ def _backward(
             "used": used(blocks.stages),
         },
     )
-    return d_q_BxLxHxC, d_k_BxLxKxC, d_v_BxLxKxC, None
-
-
-packed_attention.defvjp(_forward, _backward)
+    return d_q_BxLxHxC, d_k_BxLxKxC, d_v_BxLxKxC
 
 
 # Which blocks a tile needs, as int32 numbers_BxIx3: its far block, its steps, and how many of them, the first ones, are
