@@ -60,11 +60,11 @@ def sum_segment_squared(segment_ids_BxL: np.ndarray) -> int:
     return int(sum(np.sum(count**2) for count in counts))
 
 
-def _implementations(segment_ids_BxL: jax.Array, blocks: list[int]) -> dict[str, Attend]:
+def _implementations(segment_ids_BxL: jax.Array, heads: attention.Heads, blocks: list[int]) -> dict[str, Attend]:
     def by_name(name: str) -> Attend:
         return lambda q, k, v: attention.attention(q, k, v, segment_ids_BxL=segment_ids_BxL, implementation=name)
 
-    found = {name: by_name(name) for name in attention.available_implementations()}
+    found = {name: by_name(name) for name in attention.available_implementations(heads)}
     kernels = {"pallas_tpu": packed.pallas_tpu_attention, "pallas_gpu": packed.pallas_gpu_attention}
     for name in found.keys() & kernels.keys():
         for block in blocks:
@@ -110,7 +110,8 @@ def main() -> None:
     )
     forward_flops = 2 * values.heads * values.head_dim * sum_segment_squared(ids_BxL)
     results, wanted = {}, None
-    for name, attend in _implementations(jnp.asarray(ids_BxL), [int(block) for block in values.blocks]).items():
+    of_heads, blocks = attention.Heads(values.head_dim, dtype), [int(block) for block in values.blocks]
+    for name, attend in _implementations(jnp.asarray(ids_BxL), of_heads, blocks).items():
         figures, arrays = _measure(attend, inputs, values.repeats)
         figures["model_gflop_per_s"] = round(3 * forward_flops / figures["forward_backward_ms"] / 1e6, 1)
         wanted = arrays if wanted is None else wanted  # the reference comes first
@@ -120,7 +121,7 @@ def main() -> None:
             )
         results[name] = figures
         print(name, figures, flush=True)
-    default = attention.resolve("auto")
+    default = attention.resolve("auto", of_heads)
     ratio = results["reference"]["forward_backward_ms"] / results[default]["forward_backward_ms"]
     shape = [*ids_BxL.shape, values.heads, values.kv_heads, values.head_dim]
     print(

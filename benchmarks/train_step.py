@@ -139,7 +139,7 @@ def _measure(name: str, implementation: str, packed: bool, values: Any) -> Case:
             if index >= 2:
                 ours.append(seconds)
                 theirs.append(rival_figures.get("seconds", np.nan))
-        resolved = attention.resolve(implementation)
+        resolved = attention.resolve(implementation, model.attention_heads)
     tokens, seconds = rows * length, float(np.median(ours))
     counted = flops.train_flops(
         model, tokens=tokens, sum_segment_squared=sum_segment_squared(numbers["segment_ids_BxL"])

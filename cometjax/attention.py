@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from cometjax.blockwise import blockwise_attention
-from cometjax.packed import pallas_gpu_attention, pallas_tpu_attention
-from cometjax.sharding import traced_platform
+from cometjax.packed import Heads, hopper_attention, hopper_refuses, pallas_gpu_attention, pallas_tpu_attention
+from cometjax.sharding import Device, traced_device
 from cometjax.splash import splash_attention
 from data_pipeline.errors import UserError
 
@@ -46,31 +46,44 @@ def attention(
     Raises:
       UserError: `implementation` is unknown, or cannot run on this device.
     """
-    return IMPLEMENTATIONS[resolve(implementation)].attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
+    name = resolve(implementation, Heads(q_BxLxHxC.shape[3], str(q_BxLxHxC.dtype)))
+    return IMPLEMENTATIONS[name].attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 
 
-def resolve(implementation: str, platform: str | None = None) -> str:
-    """The name of what `attention` will run on `platform` (None: the one traced for); "auto" is a row of DEFAULTS.
+def resolve(implementation: str, heads: Heads, on: Device | None = None) -> str:
+    """The name of what `attention` will run on a device (None: the one traced for); "auto" is a row of DEFAULTS.
 
     Raises:
-      UserError: `implementation` is unknown, or cannot run on this device; those that can are named.
+      UserError: `implementation` is unknown, or cannot run such heads on this device; those that can are named.
     """
-    platform = platform or traced_platform()
-    name = DEFAULTS[platform] if implementation == AUTO else implementation
-    if name not in IMPLEMENTATIONS or platform not in IMPLEMENTATIONS[name].platforms:
-        known = f"cannot run on {platform}" if name in IMPLEMENTATIONS else "is not known"
+    on = on or traced_device()
+    can = available_implementations(heads, on)
+    if implementation == AUTO:
+        return next(name for name in DEFAULTS[on.platform] if name in can)
+    if implementation not in can:
+        known = IMPLEMENTATIONS.get(implementation)
+        if known is None:
+            problem = "is not known"
+        elif on.platform not in known.platforms:
+            problem = f"cannot run on {on.platform}"
+        else:
+            problem = f"cannot run here: {known.refuses(heads, on.kind)}"
         raise UserError(
-            f"attention implementation {name!r} {known}",
+            f"attention implementation {implementation!r} {problem}",
             where="config.model.attention",
-            fix=f"on this device ({platform}) these can run: {', '.join(available_implementations(platform))}",
+            fix=f"on {on.kind or on.platform} these can run: {', '.join(can)}",
         )
-    return name
+    return implementation
 
 
-def available_implementations(platform: str | None = None) -> tuple[str, ...]:
-    """Names of the implementations that can run on `platform` ("cpu", "gpu", "tpu"); None: the one traced for."""
-    platform = platform or traced_platform()
-    return tuple(name for name, known in IMPLEMENTATIONS.items() if platform in known.platforms)
+def available_implementations(heads: Heads, on: Device | None = None) -> tuple[str, ...]:
+    """Names of those that can run such heads on a device; None: the one traced for."""
+    on = on or traced_device()
+    return tuple(
+        name
+        for name, known in IMPLEMENTATIONS.items()
+        if on.platform in known.platforms and not known.refuses(heads, on.kind)
+    )
 
 
 def attend_masked(
@@ -117,10 +130,14 @@ def _reference(
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """`attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL) -> out_BxLxHxC`, and where it can run."""
+    """`attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL) -> out_BxLxHxC`, and where it can run.
+
+    `refuses(heads, kind)` tells why it cannot run such heads on that kind of device; nothing where it can.
+    """
 
     attend: Callable[..., jax.Array]
     platforms: tuple[str, ...]
+    refuses: Callable[[Heads, str], str] = lambda heads, kind: ""
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -129,9 +146,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "splash": Implementation(splash_attention, ("tpu",)),
     "pallas_tpu": Implementation(pallas_tpu_attention, ("tpu",)),
     "pallas_gpu": Implementation(pallas_gpu_attention, ("gpu",)),
+    "hopper": Implementation(hopper_attention, ("gpu",), hopper_refuses),
 }
 
-# What "auto" means. On CPU measured (cometjax/blockwise.py). On accelerators nothing has been timed yet: these are what
-# docs/performance.md predicts to be fastest, and benchmarks/attention.py holds them to the reference on the device.
+# What "auto" means: the first that can run. On CPU and GPU measured (docs/performance.md); on TPU nothing has been
+# timed yet, and this is what is predicted to be fastest.
 AUTO = "auto"
-DEFAULTS = {"cpu": "blockwise", "gpu": "pallas_gpu", "tpu": "pallas_tpu"}
+DEFAULTS = {"cpu": ("blockwise",), "gpu": ("hopper", "pallas_gpu"), "tpu": ("pallas_tpu",)}

@@ -141,7 +141,7 @@ class Batches:
         self.seconds_V = decoding.token_seconds(vocabulary)
         self.outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
         self.chunks = -(-config.max_new_tokens // config.chunk_steps)
-        self.bounds = _bounds(self.chunks, config.chunk_steps)
+        self.bounds = _bounds(self.chunks, config.chunk_steps, close=device.platform != "cpu")
         self.limits = self._put(
             {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
         )
@@ -260,12 +260,13 @@ class Batches:
         return futures
 
 
-def _bounds(chunks: int, chunk_steps: int) -> list[int]:
+def _bounds(chunks: int, chunk_steps: int, close: bool) -> list[int]:
     """Bounds on a row's earlier chunks, up to all. A row attends to as many as its bound, and each bound costs a
-    compilation: halves of each other where they are long, quarters where they are not."""
+    compilation: halves of each other where they are long, or `close`, for a device whose steps wait for memory alone;
+    quarters elsewhere."""
     bounds = [chunks]
     while bounds[-1] > _FIRST:
-        bounds.append(-(-bounds[-1] // (2 if bounds[-1] * chunk_steps > _LONG else 4)))
+        bounds.append(-(-bounds[-1] // (2 if close or bounds[-1] * chunk_steps > _LONG else 4)))
     return bounds[::-1]
 
 

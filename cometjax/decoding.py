@@ -2,11 +2,11 @@
 
 Keys and values live in two pools. A prompt's are computed once (`prefill`) and shared by all its samples; what a
 sample adds goes into its own suffix slot. A chunk decodes R rows, some steps each; rows come in blocks of one prompt's
-samples, so that attention to the prompt is a matrix product over the block. One softmax spans two score blocks: the
-prompt, and what the sample added to it: its earlier chunks, then the chunk at hand, which is written in the loop.
+samples, so that attention to the prompt is a matrix product over the block. One softmax spans three score blocks: the
+prompt, the sample's earlier chunks, and the chunk at hand (kept apart because it alone is written in the loop).
 
-N layers   P prompts in a prefill   Q blocks   S rows of a block   R = QS rows   T steps of a chunk
-H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept   Y a sample's own tokens   V vocabulary
+N layers   P prompts in a prefill   Q blocks   S rows of a block   R = QS rows   T steps of a chunk   M earlier chunks
+H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept   Y earlier suffix tokens   V vocabulary
 """
 
 import dataclasses
@@ -243,28 +243,35 @@ def decode_chunk(
         did).
     """
     model = nnx.merge(graph, weights)
-    steps = suffixes[0][0].shape[3]
+    kv_heads, _, steps, head_dim = suffixes[0][0].shape[1:]
     prefix = [_keys_across(pool.at[rows.prefix_slot_Q].get(mode="clip") for pool in layer) for layer in prefixes]
-    own = [_keys_across(_gather_own(pool, rows.slot_R, earlier_chunks) for pool in layer) for layer in suffixes]
+    earlier = [_keys_across(_gather_earlier(pool, rows.slot_R, earlier_chunks) for pool in layer) for layer in suffixes]
     layers = [side_by_side(weights) for weights in model.layer_weights()]
     uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
     start_R = jnp.repeat(rows.prefix_length_Q, len(rows.slot_R) // len(rows.prefix_slot_Q)) + rows.length_R
 
     def step(carry):
-        i, last, own, written = carry
-        attend = functools.partial(_attend, rows=rows, at=earlier_chunks * steps + i, steps=steps)
-        x_Rx1xD, own = model.hidden(
-            last["token_R"][:, None], (start_R + i)[:, None], attend, list(zip(prefix, own, strict=True)), layers
+        i, last, recent, written = carry
+        attend = functools.partial(_attend, rows=rows, step=i)
+        x_Rx1xD, recent = model.hidden(
+            last["token_R"][:, None],
+            (start_R + i)[:, None],
+            attend,
+            list(zip(prefix, earlier, recent, strict=True)),
+            layers,
         )
         last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_TxR[i])
-        return i + 1, last, own, {name: written[name].at[i].set(values) for name, values in drawn.items()}
+        return i + 1, last, recent, {name: written[name].at[i].set(values) for name, values in drawn.items()}
 
     num_rows = len(rows.slot_R)
     outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
     carry = (
         jnp.int32(0),
         {name: jnp.asarray(getattr(rows, name)) for name in ("token_R", "clock_R", "stop_R", "state_R")},
-        own,
+        [
+            _keys_across(jnp.zeros((num_rows, kv_heads, steps, head_dim), pool.dtype) for pool in layer)
+            for layer in suffixes
+        ],
         {
             "tokens": jnp.full((steps, num_rows), -1, jnp.int32),
             "hazard": jnp.zeros((steps, num_rows, outcomes)),
@@ -272,8 +279,8 @@ def decode_chunk(
         },
     )
     going = lambda carry: (carry[0] < steps) & (carry[1]["stop_R"] == 0).any()  # noqa: E731
-    _, last, own, written = jax.lax.while_loop(going, step, carry)
-    recent = [tuple(x[:, :, -steps:] for x in _keys_across(layer)) for layer in own]
+    _, last, recent, written = jax.lax.while_loop(going, step, carry)
+    recent = [_keys_across(layer) for layer in recent]
     chunk_R = rows.length_R // steps
     suffixes = jax.tree.map(
         lambda pooled, new: pooled.at[rows.slot_R, :, chunk_R].set(new, mode="drop"), suffixes, recent
@@ -334,29 +341,20 @@ def _keys_across(keys_and_values: Iterable[jax.Array]) -> Cache:
     return jnp.swapaxes(keys, -1, -2), values
 
 
-def _gather_own(pool: jax.Array, slot_R: jax.Array, chunks: int) -> jax.Array:
-    """[R, K, Y, C]: the samples' earlier chunks, and room for the chunk at hand."""
+def _gather_earlier(pool: jax.Array, slot_R: jax.Array, chunks: int) -> jax.Array:
     _, kv_heads, _, steps, head_dim = pool.shape
     earlier = pool[:, :, :chunks].at[slot_R].get(mode="clip")
-    earlier = earlier.reshape(len(slot_R), kv_heads, chunks * steps, head_dim)
-    return jnp.pad(earlier, ((0, 0), (0, 0), (0, steps), (0, 0)))
+    return earlier.reshape(len(slot_R), kv_heads, chunks * steps, head_dim)
 
 
 def _attend(
-    q_Rx1xHxC: jax.Array,
-    k_Rx1xKxC: jax.Array,
-    v_Rx1xKxC: jax.Array,
-    caches: Any,
-    *,
-    rows: Rows,
-    at: jax.Array,
-    steps: int,
+    q_Rx1xHxC: jax.Array, k_Rx1xKxC: jax.Array, v_Rx1xKxC: jax.Array, caches: Any, *, rows: Rows, step: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    # Attention of one new token per row to its prompt and to what was added to it, itself (column `at`) included.
-    (pk_QxKxCxX, pv_QxKxXxC), (ok_RxKxCxY, ov_RxKxYxC) = caches
+    # Attention of one new token per row to its prompt, its earlier chunks and this chunk (itself included).
+    (pk_QxKxCxX, pv_QxKxXxC), (ek_RxKxCxY, ev_RxKxYxC), (rk_RxKxCxT, rv_RxKxTxC) = caches
     k_RxKxCx1, v_RxKx1xC = k_Rx1xKxC.transpose(0, 2, 3, 1), jnp.swapaxes(v_Rx1xKxC, 1, 2)
-    ok_RxKxCxY = jax.lax.dynamic_update_slice_in_dim(ok_RxKxCxY, k_RxKxCx1.astype(ok_RxKxCxY.dtype), at, axis=3)
-    ov_RxKxYxC = jax.lax.dynamic_update_slice_in_dim(ov_RxKxYxC, v_RxKx1xC.astype(ov_RxKxYxC.dtype), at, axis=2)
+    rk_RxKxCxT = jax.lax.dynamic_update_slice_in_dim(rk_RxKxCxT, k_RxKxCx1.astype(rk_RxKxCxT.dtype), step, axis=3)
+    rv_RxKxTxC = jax.lax.dynamic_update_slice_in_dim(rv_RxKxTxC, v_RxKx1xC.astype(rv_RxKxTxC.dtype), step, axis=2)
     num_rows, _, heads, head_dim = q_Rx1xHxC.shape
     blocks, kv_heads = pk_QxKxCxX.shape[:2]
     groups, block = heads // kv_heads, num_rows // blocks
@@ -371,21 +369,29 @@ def _attend(
 
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     q_RxKxGxC = (q_Rx1xHxC * head_dim**-0.5).reshape(num_rows, kv_heads, groups, head_dim)
-    column_Y = jnp.arange(ok_RxKxCxY.shape[3])
-    recent_Y = (column_Y >= len(column_Y) - steps) & (column_Y <= at)
-    added_RxY = (column_Y < jnp.asarray(rows.length_R)[:, None]) & (column_Y < len(column_Y) - steps) | recent_Y
-    prompt_QxX = jnp.arange(pk_QxKxCxX.shape[3]) < jnp.asarray(rows.prefix_length_Q)[:, None]
-    prompt_QxKxSGxX = product("qkmc,qkcx->qkmx", by_block(q_RxKxGxC), pk_QxKxCxX)
-    prompt_QxKxSGxX = jnp.where(prompt_QxX[:, None, None], prompt_QxKxSGxX, -jnp.inf)
-    own_RxKxGxY = product("rkgc,rkcy->rkgy", q_RxKxGxC, ok_RxKxCxY)
-    own_RxKxGxY = jnp.where(added_RxY[:, None, None], own_RxKxGxY, -jnp.inf)
+    prompt_QxKxSGxX = _masked(product("qkmc,qkcx->qkmx", by_block(q_RxKxGxC), pk_QxKxCxX), rows.prefix_length_Q)
+    earlier_RxKxGxY = _masked(product("rkgc,rkcy->rkgy", q_RxKxGxC, ek_RxKxCxY), rows.length_R)
+    recent_RxKxGxT = _masked(product("rkgc,rkct->rkgt", q_RxKxGxC, rk_RxKxCxT), jnp.full(num_rows, step + 1))
 
-    top_RxKxGx1 = jnp.maximum(by_row(prompt_QxKxSGxX.max(-1, keepdims=True)), own_RxKxGxY.max(-1, keepdims=True))
+    tops = [
+        by_row(prompt_QxKxSGxX.max(-1, keepdims=True)),
+        earlier_RxKxGxY.max(-1, keepdims=True),
+        recent_RxKxGxT.max(-1, keepdims=True),
+    ]
+    top_RxKxGx1 = functools.reduce(jnp.maximum, tops)
     prompt_QxKxSGxX = jnp.exp(prompt_QxKxSGxX - by_block(top_RxKxGx1))
-    own_RxKxGxY = jnp.exp(own_RxKxGxY - top_RxKxGx1)
-    total_RxKxGx1 = by_row(prompt_QxKxSGxX.sum(-1, keepdims=True)) + own_RxKxGxY.sum(-1, keepdims=True)
+    earlier_RxKxGxY, recent_RxKxGxT = jnp.exp(earlier_RxKxGxY - top_RxKxGx1), jnp.exp(recent_RxKxGxT - top_RxKxGx1)
+    total_RxKxGx1 = by_row(prompt_QxKxSGxX.sum(-1, keepdims=True))
+    total_RxKxGx1 += earlier_RxKxGxY.sum(-1, keepdims=True) + recent_RxKxGxT.sum(-1, keepdims=True)
     dtype = pv_QxKxXxC.dtype
     out_RxKxGxC = by_row(product("qkmx,qkxc->qkmc", prompt_QxKxSGxX.astype(dtype), pv_QxKxXxC))
-    out_RxKxGxC += product("rkgy,rkyc->rkgc", own_RxKxGxY.astype(dtype), ov_RxKxYxC)
+    out_RxKxGxC += product("rkgy,rkyc->rkgc", earlier_RxKxGxY.astype(dtype), ev_RxKxYxC)
+    out_RxKxGxC += product("rkgt,rktc->rkgc", recent_RxKxGxT.astype(dtype), rv_RxKxTxC)
     out_Rx1xHxC = (out_RxKxGxC / total_RxKxGx1).astype(q_Rx1xHxC.dtype).reshape(q_Rx1xHxC.shape)
-    return out_Rx1xHxC, (ok_RxKxCxY, ov_RxKxYxC)
+    return out_Rx1xHxC, (rk_RxKxCxT, rv_RxKxTxC)
+
+
+def _masked(scores: jax.Array, length: jax.Array) -> jax.Array:
+    # scores [A, ..., L]: only the first length[a] columns count.
+    shape = (-1, *[1] * (scores.ndim - 1))
+    return jnp.where(jnp.arange(scores.shape[-1]) < jnp.reshape(length, shape), scores, -jnp.inf)

@@ -100,7 +100,7 @@ def _outputs(
     batch, length, heads, head_dim = q_BxLxHxC.shape
     blocks, dtype = target.forward, q_BxLxHxC.dtype
     halves = blocks.tiles * COMPUTE_WARPGROUPS
-    return run(
+    out_BxLxHxC, logsumexp_BxHxL = run(
         _forward_kernel,
         target,
         blocks,
@@ -122,6 +122,7 @@ def _outputs(
             "turn": plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),
         },
     )
+    return out_BxLxHxC, logsumexp_BxHxL
 
 
 @functools.partial(jax.jit, static_argnames="target")

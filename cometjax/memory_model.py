@@ -16,7 +16,6 @@ R rows of a chip   L row length   D embed   H query heads   K key/value heads   
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,8 +41,6 @@ LANES, SUBLANES = 128, 8
 _LANE_PADDED = ("splash", "pallas_tpu")
 # JAX's own kernel names nothing of what its backward pass needs.
 _UNNAMED = ("splash",)
-# Operations that give the same numbers in another shape: XLA keeps one copy for all.
-_RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +75,8 @@ def chip_memory(run: PodRun) -> Memory:
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
-        # In microbatches: the sum so far, and the part's own.
-        gradients=gradients * (2 if train.microbatches > 1 else 1),
+        # In microbatches: the sum so far, and the part's own. Between replicas: their sum, and the replica's own.
+        gradients=gradients * (2 if train.microbatches > 1 or run.sizes["data"] > 1 else 1),
         saved_activations=saved_bytes(share, run.microbatch_rows, train.row_length, tiled) - _inputs_elsewhere(run),
         working_set=max(_loss_bytes(run, tokens), _layer_bytes(share, tokens, tiled) + gathered),
         batch=tokens * train.microbatches * sum(np.dtype(dtype).itemsize for dtype in BATCH_DTYPES.values()),
@@ -237,29 +234,17 @@ def _distinct(jaxpr: Any, share: ModelConfig, tiled: bool) -> dict[Any, int]:
     for var in jaxpr.outvars:
         if isinstance(var, jax.extend.core.Literal):
             continue  # a number, which is no array
-        origin = _origin(var, producers)
-        if origin not in producers:
+        if var not in producers:
             continue  # a parameter, as it is
-        eqn = producers[origin]
+        eqn = producers[var]
         if eqn.primitive.name == "scan":
-            body = eqn.params["jaxpr"].jaxpr
-            inside = body.outvars[eqn.outvars.index(origin)]
-            key = (id(eqn), _origin(inside, {v: e for e in body.eqns for v in e.outvars}))
+            key = (id(eqn), eqn.params["jaxpr"].jaxpr.outvars[eqn.outvars.index(var)])
         elif loops:
             continue
         else:
-            key = origin
-        found[key] = _kept_bytes(origin.aval, share, tiled)
+            key = var
+        found[key] = _kept_bytes(var.aval, share, tiled)
     return found
-
-
-def _origin(var: Any, producers: Mapping[Any, Any]) -> Any:
-    while var in producers and producers[var].primitive.name in _RESHAPES:
-        source = producers[var].invars[0]
-        if not hasattr(source, "count") or math.prod(source.aval.shape) != math.prod(var.aval.shape):
-            break
-        var = source
-    return var
 
 
 def _kept_bytes(aval: Any, share: ModelConfig, tiled: bool) -> int:

@@ -21,6 +21,7 @@ from flax import nnx
 
 from cometjax import attention, parameterization
 from cometjax.elementwise import rms_norm, swiglu
+from cometjax.packed import Heads
 from cometjax.products import product
 from cometjax.segment_blocks import RESIDUAL_NAME
 from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, path_name, weights_are_split
@@ -103,6 +104,11 @@ class ModelConfig:
             raise UserError("is 0 and there is no corpus to take it from", where="config.model.vocab_size")
         values["compute_dtype"] = compute_dtype(model)
         return cls(**values)
+
+    @property
+    def attention_heads(self) -> Heads:
+        """What an implementation of attention may refuse."""
+        return Heads(self.head_dim, self.compute_dtype)
 
 
 def compute_dtype(model: Any) -> str:

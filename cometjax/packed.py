@@ -1,22 +1,26 @@
-"""The packed Pallas kernels as attention implementations: `pallas_tpu` and `pallas_gpu`.
+"""The packed Pallas kernels as attention implementations: `pallas_tpu`, `pallas_gpu` and `hopper`.
 
 Dimensions: B batch rows, L row length, H query heads, K key/value heads, C head dim.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
+from cometjax import hopper_kernels, hopper_programs
 from cometjax.packed_kernels import VMEM_BYTES, Target, packed_attention
 from cometjax.segment_blocks import on_each_device, pad_rows
 from data_pipeline.errors import UserError
 
-# Positions in a block; not timed yet (benchmarks/attention.py tries others). TPU: 512 keeps the matrix unit busy
-# (MaxText's choice for splash) and its scores are 1 MiB of vector memory. GPU: 64 x 64 scores and 64 x 128 sums, three
-# of them in the backward pass, still fit the registers of 4 warps.
+# Positions in a block. TPU: 512 keeps the matrix unit busy (MaxText's choice for splash) and its scores are 1 MiB of
+# vector memory; not timed yet (benchmarks/attention.py tries others). GPU: 64 x 64 scores and 64 x 128 sums, three of
+# them in the backward pass, still fit the registers of 4 warps; 128 spills, and is three times slower on an H200.
 TPU_BLOCK, GPU_BLOCK = 512, 64
 TPU_LANES = 128
+# Starts of jax's `device_kind` (H20 and H200 with one). The kernels need wgmma: Blackwell, too, is without it.
+HOPPER_KINDS = ("NVIDIA H100", "NVIDIA H20", "NVIDIA H800", "NVIDIA GH200")
 
 
 def pallas_tpu_attention(
@@ -72,6 +76,46 @@ def pallas_gpu_attention(
             fix="use 64 or 128, or config.model.attention=blockwise",
         )
     return _attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL, Target("gpu", block, warps, interpret))
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What an implementation may refuse: the width of a head, and the dtype of queries, keys and values."""
+
+    head_dim: int
+    dtype: str
+
+
+def hopper_refuses(heads: Heads, kind: str) -> str:
+    """Why the Hopper kernels cannot run such heads on a kind of GPU; nothing where they can."""
+    if not kind.startswith(HOPPER_KINDS):
+        return "it needs an H100 or H200"
+    if heads.head_dim not in (64, 128):
+        return f"head_dim is {heads.head_dim}, it takes 64 and 128"
+    if heads.dtype not in ("bfloat16", "float16"):
+        return f"compute_dtype is {heads.dtype}, it takes bfloat16"
+    return ""
+
+
+def hopper_attention(
+    q_BxLxHxC: jax.Array,
+    k_BxLxKxC: jax.Array,
+    v_BxLxKxC: jax.Array,
+    segment_ids_BxL: jax.Array,
+    *,
+    target: hopper_programs.Target | None = None,
+) -> jax.Array:
+    """As `pallas_tpu_attention`, on H100 and H200, of 16-bit arrays with head dim 64 or 128."""
+    target = target or hopper_kernels.default_target(q_BxLxHxC.shape[3])
+
+    def attend_rows(
+        q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, segment_ids_BxL: jax.Array
+    ) -> jax.Array:
+        length = q_BxLxHxC.shape[1]
+        *rows, ids_BxL = pad_rows((q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL), target.tile)
+        return hopper_kernels.packed_attention(*rows, segment_starts(ids_BxL), target)[:, :length]
+
+    return on_each_device(attend_rows, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 
 
 def _attend(

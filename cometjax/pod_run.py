@@ -10,7 +10,6 @@ from jax.sharding import AbstractMesh, AxisType
 from cometjax import attention, chips, sharding
 from cometjax import config as configs
 from cometjax.model import ModelConfig
-from data_pipeline.errors import UserError
 from data_pipeline.mixture import open_corpus
 
 # Where neither the configuration nor a corpus gives a vocabulary: CoMET's (arXiv 2508.12104).
@@ -63,17 +62,11 @@ def pod_run(config: ml_collections.ConfigDict, topology: chips.Topology) -> PodR
     config = config.copy_and_resolve_references()
     if config.model.compute_dtype == "auto":
         config.model.compute_dtype = "bfloat16"
-    platform = topology.chip.platform
-    if config.model.attention == attention.AUTO:
-        config.model.attention = attention.DEFAULTS[platform]
     vocab_size, vocabulary = _vocabulary(config)
     model = ModelConfig.from_config(config.model, vocab_size)
-    if model.attention not in attention.available_implementations(platform):
-        raise UserError(
-            f"attention implementation {model.attention!r} cannot run on {platform}",
-            where="config.model.attention",
-            fix=f"on {topology.name} these can: {', '.join(attention.available_implementations(platform))}",
-        )
+    device = sharding.Device(topology.chip.platform, topology.chip.device_kinds[0])
+    config.model.attention = attention.resolve(model.attention, model.attention_heads, device)
+    model = dataclasses.replace(model, attention=config.model.attention)
     sizes = sharding.axis_sizes(config.mesh, topology.chips)
     sharding.check_slices(config.mesh.slices, sizes[0], _devices(topology))
     run = PodRun(config, model, topology, dict(zip(sharding.AXES, sizes, strict=True)), vocabulary)

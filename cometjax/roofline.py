@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import ml_collections
 
-from cometjax import chips, flops, memory_model
+from cometjax import chips, flops, hopper_programs, memory_model
 from cometjax.attention import MAX_QUERY_BLOCKS, MIN_QUERY_BLOCK
 from cometjax.blockwise import BLOCK
 from cometjax.interconnect import all_reduce_seconds, axis_bandwidth, gather_seconds
@@ -32,12 +32,18 @@ _OPTIMIZER_PASSES = 7
 
 # Products of attention in the backward pass. The reference has kept its weights; a kernel works scores out again, and
 # in two passes (one for queries, one for keys and values), the scores and the weights' gradient twice.
-_BACKWARD_PRODUCTS = {"reference": 4, "splash": 7, "pallas_tpu": 7, "pallas_gpu": 7}
+_BACKWARD_PRODUCTS = {"reference": 4, "splash": 7, "pallas_tpu": 7, "pallas_gpu": 7, "hopper": 7}
 # Run again under remat "dots". The others name what their backward pass needs (`segment_blocks.RESIDUAL_NAME`), and the
 # policy keeps it.
 _REPEATED_UNDER_DOTS = ("reference", "splash")
 # Tokens of a block, in which pairs of different segments are computed too.
-_BLOCKS = {"splash": MAX_BLOCK, "blockwise": BLOCK, "pallas_tpu": TPU_BLOCK, "pallas_gpu": GPU_BLOCK}
+_BLOCKS = {
+    "splash": MAX_BLOCK,
+    "blockwise": BLOCK,
+    "pallas_tpu": TPU_BLOCK,
+    "pallas_gpu": GPU_BLOCK,
+    "hopper": hopper_programs.Blocks().tile,
+}
 
 _parameters = functools.lru_cache(num_parameters)
 

@@ -6,6 +6,7 @@ vocabulary split).
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import math
 import re
@@ -266,6 +267,14 @@ def _parts(mesh: Mesh) -> int:
     return share_of(mesh.devices, jax.process_index())[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What is traced for: `platform` is `cpu`, `gpu` or `tpu`; `kind` JAX's `device_kind`, empty where not known."""
+
+    platform: str
+    kind: str = ""
+
+
 @contextlib.contextmanager
 def traced_for(platform: str) -> Iterator[None]:
     """Trace as on `platform` (a planner's, that has no device of it)."""
@@ -277,9 +286,15 @@ def traced_for(platform: str) -> Iterator[None]:
 
 
 def traced_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of `traced_for`, of the mesh in use (perhaps only compiled for), or this process's."""
+    """That of `traced_device`."""
+    return traced_device().platform
+
+
+def traced_device() -> Device:
+    """That of `traced_for`, of the mesh in use (perhaps only compiled for), or this process's."""
     if planned := _planned_platform.get():
-        return planned
+        return Device(planned)
     device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device is not None else jax.default_backend()
-    return "gpu" if platform in ("cuda", "rocm") else platform
+    if device is None:
+        device = jax.devices()[0]
+    return Device("gpu" if device.platform in ("cuda", "rocm") else device.platform, device.device_kind)

@@ -115,7 +115,7 @@ def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[
     if config.init_from and not (workdir / workdirs.CONFIG).exists():
         initial_weights.refuse_unfit(pathlib.Path(config.init_from), model, corpus.vocabulary)
     learning_rate_schedule(config)
-    attention.resolve(model.attention)
+    attention.resolve(model.attention, model.attention_heads)
     mesh = sharding.make_mesh(config.mesh, cpu_devices.for_batch(config))
     sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
     sharding.share_of(mesh.devices, jax.process_index())

@@ -77,7 +77,7 @@ class TrainLoop:
         self._profiler = profiling.Profiler(workdir, profile_steps, profile_request, self._records.say)
         if self._step:
             self._records.say(f"resumed at step {self._step}")
-        self._records.say(f"attention: {attention.resolve(model.attention)}")
+        self._records.say(f"attention: {attention.resolve(model.attention, model.attention_heads)}")
 
     def _restore(self, last_record: dict[str, float] | None, started: float | None) -> None:
         newest = self._checkpoints.newest(verify=self._config.train.verify_checkpoints)

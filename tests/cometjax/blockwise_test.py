@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from cometjax import attention
 from cometjax.blockwise import BLOCK, blockwise_attention
 from cometjax.segment_blocks import shared_blocks
+from cometjax.sharding import Device
+from data_pipeline.errors import UserError
 from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, packings, random_inputs
 
 attend_by_16 = functools.partial(blockwise_attention, block=16)
@@ -102,7 +104,22 @@ def test_a_mesh_splits_rows_and_heads():
     assert "devices 4 shard (2, 96, 2, 8)" in done.stdout
 
 
-def test_auto_is_the_platforms_default_and_every_default_runs_there():
-    assert attention.resolve("auto") == attention.DEFAULTS["cpu"] == "blockwise"
-    for platform, name in attention.DEFAULTS.items():
-        assert name in attention.available_implementations(platform)
+def test_auto_is_the_first_default_that_can_run_there():
+    on_h100, on_a100 = (Device("gpu", f"NVIDIA {name}") for name in ("H100 80GB HBM3", "A100-SXM4-80GB"))
+    usual = attention.Heads(64, "bfloat16")
+    assert attention.resolve("auto", usual) == "blockwise"
+    assert attention.resolve("auto", usual, Device("tpu", "TPU v5p")) == "pallas_tpu"
+    assert attention.resolve("auto", usual, on_h100) == "hopper"
+    assert attention.resolve("auto", usual, on_a100) == "pallas_gpu"
+    for heads in (attention.Heads(32, "bfloat16"), attention.Heads(64, "float32")):
+        assert attention.resolve("auto", heads, on_h100) == "pallas_gpu"
+
+
+def test_hopper_is_refused_where_it_cannot_run_telling_why():
+    for heads, kind, why in [
+        (attention.Heads(64, "bfloat16"), "NVIDIA B200", "it needs an H100 or H200"),
+        (attention.Heads(32, "bfloat16"), "NVIDIA H200", "head_dim is 32, it takes 64 and 128"),
+        (attention.Heads(64, "float32"), "NVIDIA H200", "compute_dtype is float32, it takes bfloat16"),
+    ]:
+        with pytest.raises(UserError, match=rf"'hopper' cannot run here: {why}; on {kind} these can run: .*pallas_gpu"):
+            attention.resolve("hopper", heads, Device("gpu", kind))

@@ -66,7 +66,7 @@ def test_remat_trades_memory_for_flops() -> None:
 @pytest.mark.parametrize(
     ("attention", "topology", "again"),
     [("reference", "v5e:4x4", True), ("splash", "v5e:4x4", True), ("blockwise", "v5e:4x4", False),
-     ("pallas_tpu", "v5e:4x4", False), ("pallas_gpu", "h100:8", False)],
+     ("pallas_tpu", "v5e:4x4", False), ("pallas_gpu", "h100:8", False), ("hopper", "h100:8", False)],
 )  # fmt: skip
 def test_dots_repeats_attention_only_where_its_result_is_not_kept(attention, topology, again) -> None:
     none, dots, full = (
@@ -125,7 +125,11 @@ def test_the_reference_attention_is_paid_for_whole_rows() -> None:
         ({"mesh.tensor": 3}, "v5p:2x2x2", r"config.mesh: .* is 6 devices, and there are 8"),
         ({"train.batch_rows": 12}, "v5p:2x2x2", r"config.train.batch_rows: 12 rows cannot be split over 8 devices"),
         ({}, "2xv5e:2x2", r"config.mesh.slices: 1, and the devices form 2; set it to 2"),
-        ({}, "h100:8", r"config.model.attention: attention implementation 'splash' cannot run on gpu; on h100:8"),
+        (
+            {},
+            "h100:8",
+            r"config.model.attention: .* 'splash' cannot run on gpu; on NVIDIA H100 these can run: .*hopper",
+        ),
         ({"train.row_length": 1}, "v5p:2x2x2", r"config.train.row_length"),
     ],
 )
