@@ -34,6 +34,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.attention import packed_segments, sum_segment_squared
 from cometjax import chips, flops, model, optimizer
 from cometjax.cross_entropy import weighted_nats
+from cometjax.elementwise import rms_norm
 from cometjax.train_step import init_state
 from data_pipeline import command_line
 from experiments.configs import comet_l
@@ -92,7 +93,7 @@ def _costs(config: model.ModelConfig, settings: Any, rows: int, place: NamedShar
 
     def ends(table_VxD: jax.Array, scale_D: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
         x_BxLxD = table_VxD[tokens_BxL].astype(jnp.bfloat16)
-        return jnp.sum(model._rms_norm(x_BxLxD, scale_D, config.norm_eps).astype(jnp.float32))
+        return jnp.sum(rms_norm(x_BxLxD, scale_D, config.norm_eps).astype(jnp.float32))
 
     def update(params: Any, moments: Any, gradients: Any) -> Any:
         gradients = jax.tree.map(lambda g: g / jnp.maximum(1.0, optax.tree.norm(gradients)), gradients)

@@ -40,7 +40,7 @@ SMALL = Target(
     [
         ((LONG, SHORT), 1, 1, 64, dataclasses.replace(default_target(64), programs=1)),
         ((LONG,), 2, 1, 64, SMALL),
-        ((SHORT, (384,)), 1, 1, 128, default_target(128)),
+        ((SHORT,), 1, 1, 128, default_target(128)),
     ],
 )
 def test_outputs_and_gradients_are_the_references(rows, heads, kv_heads, head_dim, target):

@@ -8,6 +8,7 @@ from flax import nnx
 
 from cometjax import model as models
 from cometjax.config import default_config
+from cometjax.elementwise import rms_norm
 from cometjax.huggingface import from_hf_state, to_hf_state
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import make_optimizer
@@ -69,7 +70,7 @@ def activations(model, params, batch):
         seen |= {"attention_out": halfway - x, "mlp_out": after - halfway, "residual": after}
         found |= {f"{name}_{i}": value for name, value in seen.items()}
         x = after
-    return found | {"logits": decoder.logits(models._rms_norm(x, decoder.final_norm[...], model.norm_eps))}
+    return found | {"logits": decoder.logits(rms_norm(x, decoder.final_norm[...], model.norm_eps))}
 
 
 def coordinates(parameterization, width):
