@@ -1,6 +1,7 @@
 """The Hopper kernels: interpreted against the reference, lowered for CUDA."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,16 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # exported from jax 0.11 on
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from cometjax.hopper_kernels import _key_blocks, _query_blocks, default_target, packed_attention
+from cometjax.attention import attention
+from cometjax.hopper_kernels import _key_blocks, _query_blocks, default_target
 from cometjax.hopper_programs import Blocks, Target
-from cometjax.packed import segment_starts
+from cometjax.packed import hopper_attention, segment_starts
 from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, random_inputs
 
 
 def interpreted(target: Target, **how):
     target = dataclasses.replace(target, interpret=InterpretGPUParams(**how))
-
-    def attend(q, k, v, segment_ids_BxL):
-        return packed_attention(q, k, v, segment_starts(segment_ids_BxL), target)
-
-    return attend
+    return functools.partial(hopper_attention, target=target)
 
 
 def rows_of(*rows: tuple[int, ...]) -> np.ndarray:
@@ -40,7 +38,7 @@ SMALL = Target(
     [
         ((LONG, SHORT), 1, 1, 64, dataclasses.replace(default_target(64), programs=1)),
         ((LONG,), 2, 1, 64, SMALL),
-        ((SHORT,), 1, 1, 128, default_target(128)),
+        (((5, 60, 1, 130, 100, 74),), 1, 1, 128, default_target(128)),  # to be filled up to whole tiles
     ],
 )
 def test_outputs_and_gradients_are_the_references(rows, heads, kv_heads, head_dim, target):
@@ -105,15 +103,16 @@ def test_a_tile_meets_the_blocks_that_share_a_segment_with_it_those_that_need_a_
 
 
 @pytest.mark.parametrize(("kv_heads", "head_dim"), [(2, 64), (4, 128)])
-def test_they_lower_to_mosaic_for_cuda(kv_heads, head_dim):
-    q, k = (jax.ShapeDtypeStruct((2, 512, heads, head_dim), jnp.bfloat16) for heads in (4, kv_heads))
-    starts = jax.ShapeDtypeStruct((2, 512), jnp.int32)
+def test_auto_lowers_to_them_for_an_h100(kv_heads, head_dim):
+    q, k = (jax.ShapeDtypeStruct((2, 500, heads, head_dim), jnp.bfloat16) for heads in (4, kv_heads))
+    ids = jax.ShapeDtypeStruct((2, 500), jnp.int32)
 
-    def total(q, k, v, starts_BxL):
-        return jnp.sum(packed_attention(q, k, v, starts_BxL, default_target(head_dim)).astype(jnp.float32))
+    def total(q, k, v, segment_ids_BxL):
+        out = attention(q, k, v, segment_ids_BxL=segment_ids_BxL, implementation="auto")
+        return jnp.sum(out.astype(jnp.float32))
 
     h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     with use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=h100)):
-        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k, starts)
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, k, k, ids)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 3  # outputs, gradients of queries, of keys and values

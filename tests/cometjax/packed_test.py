@@ -113,7 +113,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
-from cometjax.attention import attention, resolve
+from cometjax.attention import Heads, attention, resolve
 for topology in ("v5p:2x2x1", "v6e:2x2"):
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = Mesh(np.array(devices[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
@@ -125,7 +125,7 @@ for topology in ("v5p:2x2x1", "v6e:2x2"):
             out = attention(q, k, v, segment_ids_BxL=ids, implementation="auto")
             return jnp.sum(out.astype(jnp.float32))
         with jax.set_mesh(mesh):
-            assert resolve("auto") == "pallas_tpu"
+            assert resolve("auto", Heads(head_dim, "bfloat16")) == "pallas_tpu"
             jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, k, ids).compile()
             print("compiled", topology, head_dim)
 """
