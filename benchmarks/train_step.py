@@ -47,6 +47,12 @@ MEAN_SEGMENT = 1280
 
 Case = dict[str, Any]
 
+ENDED = {"failed": "its process ended, for want of memory perhaps: what it said is above"}
+
+
+class RivalEndedError(Exception):
+    """The rival's process is no more."""
+
 
 def define_flags() -> None:
     """Flags of this command."""
@@ -103,15 +109,24 @@ def _rival(model: ModelConfig, batch: dict[str, np.ndarray]) -> Iterator[tuple[A
 
             def ask(line: Any) -> Any:
                 assert process.stdin is not None and process.stdout is not None
-                print(json.dumps(line), file=process.stdin, flush=True)
-                return json.loads(process.stdout.readline())
+                with contextlib.suppress(BrokenPipeError):
+                    print(json.dumps(line), file=process.stdin, flush=True)
+                answer = process.stdout.readline()
+                if not answer:
+                    raise RivalEndedError
+                return json.loads(answer)
 
             length = batch["tokens_BxL"].shape[1]
-            what = ask(dataclasses.asdict(model) | {"row_length": length, "batch": str(path)})
+            try:
+                what = ask(dataclasses.asdict(model) | {"row_length": length, "batch": str(path)})
+            except RivalEndedError:
+                yield None, ENDED
+                return
             try:
                 yield lambda: ask("step"), what
             finally:
-                process.stdin.close()  # type: ignore[union-attr]
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()  # type: ignore[union-attr]
 
 
 def _measure(name: str, implementation: str, packed: bool, values: Any) -> Case:
@@ -135,7 +150,10 @@ def _measure(name: str, implementation: str, packed: bool, values: Any) -> Case:
             loss = float(metrics.loss)
             seconds = time.perf_counter() - began
             if rival is not None:
-                rival_figures = rival()
+                try:
+                    rival_figures = rival()
+                except RivalEndedError:
+                    rival, rival_is = None, ENDED
             if index >= 2:
                 ours.append(seconds)
                 theirs.append(rival_figures.get("seconds", np.nan))
