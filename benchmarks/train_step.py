@@ -7,9 +7,10 @@
 
 Each case is the whole step of cometjax.train (loss, gradients, clipping, AdamW, guard) on random tokens, in turn
 with the rival's: the same model, batch and optimizer, PyTorch in a process of its own. Without torch the rival is named
-as missing, and nothing else changes. MFU counts the model's products exactly, attention as the sum of squared segment
-lengths (cometjax/flops.py), over the device's dense bfloat16 peak. Prints one JSON object as its last line; `ratio` is
-tokens/s over the rival's in the first case. About a minute on two CPU cores, under eight on an accelerator.
+as missing, and nothing else changes; one whose process ends is named as failed. MFU counts the model's products
+exactly, attention as the sum of squared segment lengths (cometjax/flops.py), over the device's dense bfloat16 peak.
+Prints one JSON object as its last line; `ratio` is tokens/s over the rival's in the first case. About a minute on two
+CPU cores, under eight on an accelerator.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ from cometjax.hopper_programs import (
     COMPUTE_WARPGROUPS,
     Blocks,
     Copy,
-    Device,
+    Machine,
     Target,
     Work,
     compute_and_copy,
@@ -506,7 +506,7 @@ def _masked_then_clean(add_block: Callable[..., Any], work: Work, sums: Any) -> 
 
 
 def _masked(
-    on: Device, scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int
+    on: Machine, scores: jax.Array, starts: jax.Array, first_query: Any, first_key: Any, keys_axis: int
 ) -> jax.Array:
     """A key counts from its query's segment start to the query itself."""
     queries, keys = (

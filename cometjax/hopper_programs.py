@@ -235,7 +235,7 @@ def write_out(*parts: tuple[jax.Array, Any, Any]) -> None:
         plgpu.copy_smem_to_gmem(smem_ref, to_ref)
 
 
-class Device:
+class Machine:
     """What the kernels ask of the machine."""
 
     def full(self, shape: tuple[int, ...], value: float) -> jax.Array:
@@ -273,7 +273,7 @@ class Device:
         return lax.optimization_barrier(plgpu.wgmma_accumulator_load(accumulator, wait_n=still_running))
 
 
-class _Interpreter(Device):
+class _Interpreter(Machine):
     """Products at once, in jax.numpy: the interpreter knows no accumulator with a value and no product from registers.
 
     An accumulator is a list of its one value. Layouts of registers mean nothing here.
@@ -324,7 +324,7 @@ def run(
     """`kernel` of `arrays`, of which the first holds the tiles' numbers; gives arrays like `outputs`."""
     works = math.prod(arrays[0].shape[:2]) * heads
     programs = min(target.programs, works)
-    on = _Interpreter() if target.interpret else Device()
+    on = _Interpreter() if target.interpret else Machine()
     return plgpu.kernel(
         functools.partial(kernel, blocks=blocks, programs=programs, on=on),
         out_type=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs),

@@ -22,6 +22,11 @@ def interpreted(target: Target, **how):
     return functools.partial(hopper_attention, target=target)
 
 
+def assert_agrees(target: Target, segment_ids_BxL: np.ndarray, heads: int, kv_heads: int, head_dim: int) -> None:
+    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    assert_agrees_with_reference(interpreted(target), segment_ids_BxL, **sizes, dtype="bfloat16", tolerance=2e-2)
+
+
 def rows_of(*rows: tuple[int, ...]) -> np.ndarray:
     """segment_ids_BxL of rows of segments, by length; the last of a row is padding."""
     return np.stack([np.repeat([*range(1, len(row)), 0], row) for row in rows]).astype(np.int32)
@@ -42,15 +47,7 @@ SMALL = Target(
     ],
 )
 def test_outputs_and_gradients_are_the_references(rows, heads, kv_heads, head_dim, target):
-    assert_agrees_with_reference(
-        interpreted(target),
-        rows_of(*rows),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype="bfloat16",
-        tolerance=2e-2,
-    )
+    assert_agrees(target, rows_of(*rows), heads, kv_heads, head_dim)
 
 
 @pytest.mark.parametrize("take_turns", [True, False])
@@ -70,15 +67,8 @@ def test_they_are_on_random_packings(seed):
     rows = [tuple(np.diff(row, prepend=0, append=512).tolist()) for row in cuts]
     heads, kv_heads = [(1, 1), (2, 1), (2, 2)][seed % 3]
     head_dim = [64, 128][seed % 2]
-    assert_agrees_with_reference(
-        interpreted(default_target(head_dim) if seed % 4 < 2 else SMALL),
-        rows_of(*rows),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        dtype="bfloat16",
-        tolerance=2e-2,
-    )
+    target = default_target(head_dim) if seed % 4 < 2 else SMALL
+    assert_agrees(target, rows_of(*rows), heads, kv_heads, head_dim)
 
 
 def test_huge_scores_in_rows_with_padding_give_no_nan():
