@@ -18,7 +18,6 @@ queries and S keys of one warpgroup and step.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,11 +30,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from cometjax.hopper_programs import (
     COMPUTE_WARPGROUPS,
+    LOG2_E,
+    MASKED_SCORE,
+    NO_SCORE_YET,
     Blocks,
     Copy,
     Machine,
     Target,
     Work,
+    along,
     compute_and_copy,
     matrices,
     run,
@@ -44,11 +47,6 @@ from cometjax.hopper_programs import (
     write_out,
 )
 from cometjax.segment_blocks import RESIDUAL_NAME
-
-# Finite, and below _NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
-_MASKED_SCORE = -1e30
-_NO_SCORE_YET = -1e20
-_LOG2_E = math.log2(math.e)
 
 
 def default_target(head_dim: int) -> Target:
@@ -265,8 +263,8 @@ def _forward_kernel(
                 scores_TxS = _masked(on, scores_TxS, starts_T, work.first(warpgroup), first_key, keys_axis=1)
             new_highest_T = jnp.maximum(highest_T, jnp.max(scores_TxS, axis=1) * scale)
             shrink_T = jnp.exp2(highest_T - new_highest_T)
-            weights_TxS = jnp.exp2(scores_TxS * scale - _along(new_highest_T, scores_TxS, 0))
-            weighted_TxC *= _along(shrink_T, weighted_TxC, 0)
+            weights_TxS = jnp.exp2(scores_TxS * scale - along(new_highest_T, scores_TxS, 0))
+            weighted_TxC *= along(shrink_T, weighted_TxC, 0)
             total_T = total_T * shrink_T + jnp.sum(weights_TxS, axis=1)
             narrow_TxS = weights_TxS.astype(v_ref.dtype)
             weighted_TxC, total_T, new_highest_T, narrow_TxS = lax.optimization_barrier(
@@ -289,7 +287,7 @@ def _forward_kernel(
 
         sums = (
             on.full((blocks.rows, q_ref.shape[3]), 0.0),
-            on.full((blocks.rows,), _NO_SCORE_YET),
+            on.full((blocks.rows,), NO_SCORE_YET),
             on.full((blocks.rows,), 0.0),
         )
         weighted_TxC, highest_T, total_T = _masked_then_clean(add_block, work, sums)
@@ -300,12 +298,12 @@ def _forward_kernel(
         queries = pl.ds(work.first(warpgroup), blocks.rows)
         write_out(
             (
-                weighted_TxC * _along(1 / total_T, weighted_TxC, 0),
+                weighted_TxC * along(1 / total_T, weighted_TxC, 0),
                 smem["out_smem"].at[warpgroup],
                 out_ref.at[work.row, queries, work.head],
             ),
             (
-                highest_T + jnp.log(total_T) * _LOG2_E,
+                highest_T + jnp.log(total_T) * LOG2_E,
                 smem["logsumexp_smem"].at[warpgroup],
                 logsumexp_ref.at[work.row, work.head, queries],
             ),
@@ -369,9 +367,9 @@ def _query_gradient_kernel(
                 if masked:
                     first_key = work.block_of(step) * blocks.block
                     scores_TxS = _masked(on, scores_TxS, starts_T, work.first(warpgroup), first_key, keys_axis=1)
-                weights_TxS = jnp.exp2(scores_TxS * scale - _along(logsumexp_T, scores_TxS, 0))
+                weights_TxS = jnp.exp2(scores_TxS * scale - along(logsumexp_T, scores_TxS, 0))
                 d_weights_TxS = on.finished(d_weights_ref)
-                d_scores_TxS = weights_TxS * (d_weights_TxS - _along(mean_T, d_weights_TxS, 0))
+                d_scores_TxS = weights_TxS * (d_weights_TxS - along(mean_T, d_weights_TxS, 0))
                 on.multiply(d_q_ref, d_scores_TxS.astype(k_ref.dtype), k_smem)
 
             zeros_TxS = on.full((blocks.rows, blocks.block), 0.0)
@@ -451,11 +449,11 @@ def _key_value_gradient_kernel(
                     first_query = work.block_of(step) * blocks.block
                     scores_SxT = _masked(on, scores_SxT, starts_T, first_query, work.first(warpgroup), keys_axis=0)
                 logsumexp_T = on.numbers(smem["logsumexp_smem"].at[slot], axis=1)
-                weights_SxT = jnp.exp2(scores_SxT * scale - _along(logsumexp_T, scores_SxT, 1))
+                weights_SxT = jnp.exp2(scores_SxT * scale - along(logsumexp_T, scores_SxT, 1))
                 on.multiply(d_v_ref, weights_SxT.astype(dtype), d_out_smem)
                 d_weights_SxT = on.finished(d_weights_ref, still_running=1)
                 mean_T = on.numbers(smem["mean_smem"].at[slot], axis=1)
-                d_scores_SxT = weights_SxT * (d_weights_SxT - _along(mean_T, d_weights_SxT, 1))
+                d_scores_SxT = weights_SxT * (d_weights_SxT - along(mean_T, d_weights_SxT, 1))
                 on.multiply(d_k_ref, d_scores_SxT.astype(dtype), q_smem)
 
             zeros_SxT = on.full((blocks.rows, blocks.block), 0.0)
@@ -512,13 +510,9 @@ def _masked(
     queries, keys = (
         first + on.indices(scores.shape, axis) for first, axis in ((first_query, 1 - keys_axis), (first_key, keys_axis))
     )
-    allowed = (keys >= _along(starts, scores, 1 - keys_axis)) & (keys <= queries)
-    return jnp.where(allowed, scores, _MASKED_SCORE)
-
-
-def _along(x: jax.Array, like: jax.Array, axis: int) -> jax.Array:
-    return lax.broadcast_in_dim(x, like.shape, [axis])
+    allowed = (keys >= along(starts, scores, 1 - keys_axis)) & (keys <= queries)
+    return jnp.where(allowed, scores, MASKED_SCORE)
 
 
 def _scale(q_ref: Any) -> float:
-    return q_ref.shape[-1] ** -0.5 * _LOG2_E
+    return q_ref.shape[-1] ** -0.5 * LOG2_E

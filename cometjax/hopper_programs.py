@@ -20,6 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+# Scores are in units of log2, so that the exponential is one instruction.
+LOG2_E = math.log2(math.e)
+# Finite, and below NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
+MASKED_SCORE = -1e30
+NO_SCORE_YET = -1e20
+
 # jax 0.10 wants to be told which part of a reference to load; from 0.11 on that warns.
 _ALL = ((),) if inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty else ()
 
@@ -247,9 +253,17 @@ class Machine:
         """Of an accumulator's rows (axis 0) or columns (axis 1)."""
         return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
+    def row_indices(self, rows: int) -> jax.Array:
+        """Of an accumulator's rows, a number for each row."""
+        return plgpu.broadcasted_iota(jnp.int32, (rows,), 0, layout=plgpu.Layout.WGMMA.reduce(1))
+
     def numbers(self, ref: Any, axis: int) -> jax.Array:
         """Load a number for each row (axis 0) or column (axis 1) of an accumulator."""
         return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
+
+    def far_numbers(self, ref: Any, axis: int) -> jax.Array:
+        """`numbers` from the device's memory, not from shared memory."""
+        return plgpu.load(ref, *_ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
 
     def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
         """The sums after `add`, which gets an accumulator for each, has added products to them."""
@@ -285,8 +299,14 @@ class _Interpreter(Machine):
     def indices(self, shape: tuple[int, ...], axis: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.int32, shape, axis)
 
+    def row_indices(self, rows: int) -> jax.Array:
+        return lax.broadcasted_iota(jnp.int32, (rows,), 0)
+
     def numbers(self, ref: Any, axis: int) -> jax.Array:
         return self._read(ref)
+
+    def far_numbers(self, ref: Any, axis: int) -> jax.Array:
+        return ref[...]
 
     def accumulate(self, add: Callable[..., None], *sums: jax.Array) -> tuple[jax.Array, ...]:
         accumulators = [[x] for x in sums]
@@ -312,6 +332,11 @@ class _Interpreter(Machine):
         return accumulator[0]
 
 
+def machine(interpret: Any) -> Machine:
+    """What runs the kernels: a device, or (`interpret` as of `Target`) the interpreter."""
+    return _Interpreter() if interpret else Machine()
+
+
 def run(
     kernel: Callable[..., None],
     target: Target,
@@ -324,7 +349,7 @@ def run(
     """`kernel` of `arrays`, of which the first holds the tiles' numbers; gives arrays like `outputs`."""
     works = math.prod(arrays[0].shape[:2]) * heads
     programs = min(target.programs, works)
-    on = _Interpreter() if target.interpret else Machine()
+    on = machine(target.interpret)
     return plgpu.kernel(
         functools.partial(kernel, blocks=blocks, programs=programs, on=on),
         out_type=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs),
@@ -340,10 +365,24 @@ def run(
 
 def matrices(count: int, rows: int, columns: int, dtype: Any) -> Any:
     """Shared memory as wgmma reads it."""
+    return _matrices((count, rows, columns), dtype)
+
+
+def matrix(rows: int, columns: int, dtype: Any) -> Any:
+    """One of `matrices`."""
+    return _matrices((rows, columns), dtype)
+
+
+def _matrices(shape: tuple[int, ...], dtype: Any) -> Any:
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
 def used(slots: int) -> Any:
     """Barriers that both compute warpgroups arrive at when they need a slot no more."""
     return plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS, num_barriers=slots)
+
+
+def along(x: jax.Array, like: jax.Array, axis: int) -> jax.Array:
+    """A number for each row (axis 0) or column (axis 1), in the shape of `like`."""
+    return lax.broadcast_in_dim(x, like.shape, [axis])
