@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cometjax import decoding, grammar_states
+from cometjax import decoding, grammar_states, hopper_decoding
 from cometjax.futures import Future, Prompt, SimulationConfig, Start
 from cometjax.model import Decoder, in_compute_dtype
+from cometjax.sharding import described
 from data_pipeline.vocabulary import Vocabulary
 
 _SMALLEST_BUCKET = 128
@@ -142,6 +143,11 @@ class Batches:
         self.outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
         self.chunks = -(-config.max_new_tokens // config.chunk_steps)
         self.bounds = _bounds(self.chunks, config.chunk_steps, close=device.platform != "cpu")
+        self.in_place = hopper_decoding.sizes_for(
+            model.config.attention_heads, self.cache_dtype, config.chunk_steps, described(device)
+        )
+        if self.in_place:  # each row reads what it has, and no more
+            self.bounds = [self.chunks]
         self.limits = self._put(
             {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
         )
@@ -159,7 +165,10 @@ class Batches:
         num_slots = min(most, _PROMPTS * whole, max(whole, caches * config.max_new_tokens // bucket))
         slots = _Slots.empty(num_slots, config.samples, caches, config.max_new_tokens, self.outcomes)
         prefixes = self._pool(num_slots, (), bucket)
-        suffixes = self._pool(caches, (self.chunks,), config.chunk_steps)
+        chunks = self.chunks
+        if self.in_place:
+            chunks = hopper_decoding.whole_chunks(chunks, config.chunk_steps, self.in_place)
+        suffixes = self._pool(caches, (chunks,), config.chunk_steps)
         requests: dict[int, Request] = {}
         while waiting or requests:
             free = np.flatnonzero(slots.prompt_W < 0)[: len(slots.free) // config.samples]
@@ -189,6 +198,7 @@ class Batches:
                 suffixes,
                 self._put(rows),
                 earlier_chunks=group.bound,
+                in_place=self.in_place,
             )
             real_R = np.flatnonzero(at_R < slots.stop_WxS.size)
             slots.record(at_R[real_R], {name: array[real_R] for name, array in jax.device_get(result).items()})
@@ -222,18 +232,24 @@ class Batches:
         bound_WxS = np.asarray(self.bounds)[np.searchsorted(self.bounds, chunks_WxS)]
         bound_WxS[slots.stop_WxS > 0] = 0
         groups = []
-        for bound in self.bounds[::-1]:
-            block = block_rows(bucket, bound, config)
+        for bound, block in self._shapes(bucket):
             rows_of = []
             for slot in np.flatnonzero((bound_WxS == bound).any(1)).tolist():
                 samples = np.flatnonzero(bound_WxS[slot] == bound)
                 rows_of += [(slot, samples[at : at + block]) for at in range(0, len(samples), block)]
             rows_of.sort(key=lambda chosen: -len(chosen[1]))
             most = config.batch_rows // block
-            few = max(1, most // _FEW) if bound * config.chunk_steps > _LONG else most
+            few = max(1, most // _FEW) if bound * config.chunk_steps > _LONG and not self.in_place else most
             size = few if len(rows_of) <= few else most
             groups.append(_Group(bound, block, size, rows_of[:size], full=len(rows_of) >= most))
         return max(groups, key=lambda group: sum(len(samples) for _, samples in group.rows_of))
+
+    def _shapes(self, bucket: int) -> list[tuple[int, int]]:
+        # (bound, rows of a block) that batches may have.
+        if self.in_place:
+            block = block_rows(bucket, 0, self.config)
+            return [(self.chunks, block), (self.chunks, max(1, block // _FEW))]
+        return [(bound, block_rows(bucket, bound, self.config)) for bound in self.bounds[::-1]]
 
     def _futures(self, slots: _Slots, slot: int, request: Request) -> list[Future]:
         futures = []

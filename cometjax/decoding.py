@@ -2,8 +2,7 @@
 
 Keys and values live in two pools. A prompt's are computed once (`prefill`) and shared by all its samples; what a
 sample adds goes into its own suffix slot. A chunk decodes R rows, some steps each; rows come in blocks of one prompt's
-samples, so that attention to the prompt is a matrix product over the block. One softmax spans three score blocks: the
-prompt, the sample's earlier chunks, and the chunk at hand (kept apart because it alone is written in the loop).
+samples, so that attention to the prompt is a matrix product over the block (`cometjax.decoding_caches`).
 
 N layers   P prompts in a prefill   Q blocks   S rows of a block   R = QS rows   T steps of a chunk   M earlier chunks
 H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept   Y earlier suffix tokens   V vocabulary
@@ -11,7 +10,6 @@ H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept 
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -19,17 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cometjax import attention, grammar_states
+from cometjax import attention, grammar_states, hopper_decoding
+from cometjax.decoding_caches import Copies, InPlace, Pool
 from cometjax.model import side_by_side
 from data_pipeline.vocabulary import Vocabulary
 
 # Why a row stopped; 0 while it runs.
 STOPS = ("", "death", "timeline_end", "horizon", "length", "answered")
 _BLOCK = 32  # tokens per block of the inverse CDF's first level
-
-Cache = tuple[jax.Array, jax.Array]
-# One per layer: the decoder's layers then run unrolled, and no layer's cache is copied to stack it.
-Pool = list[Cache]
 
 
 @functools.partial(
@@ -214,7 +209,7 @@ def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P:
     return jax.tree.map(lambda pooled, cache: pooled.at[slot_P].set(cache.astype(pooled.dtype), mode="drop"), pool, new)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "earlier_chunks"), donate_argnames="suffixes")
+@functools.partial(jax.jit, static_argnames=("graph", "earlier_chunks", "in_place"), donate_argnames="suffixes")
 def decode_chunk(
     graph: Any,
     weights: Any,
@@ -225,6 +220,7 @@ def decode_chunk(
     rows: Rows,
     *,
     earlier_chunks: int,
+    in_place: hopper_decoding.Sizes | None = None,
 ) -> tuple[Pool, dict[str, jax.Array]]:
     """Draw up to T tokens for each row.
 
@@ -236,6 +232,8 @@ def decode_chunk(
         suffixes: sample pool, N x [slots, K, chunks, T, C]; donated.
         rows: the rows, as host arrays.
         earlier_chunks: bound on the earlier chunks of any row.
+        in_place: sizes of the kernel that works on the pools (`hopper_decoding.sizes_for`) and needs no bound; None:
+            XLA's operations, on copies of what the rows need.
 
     Returns:
         The sample pool with this chunk written, and `tokens_RxT`, `clock_R`, `stop_R`, `state_R`, `taken_R` (how many
@@ -243,35 +241,34 @@ def decode_chunk(
         did).
     """
     model = nnx.merge(graph, weights)
-    kv_heads, _, steps, head_dim = suffixes[0][0].shape[1:]
-    prefix = [_keys_across(pool.at[rows.prefix_slot_Q].get(mode="clip") for pool in layer) for layer in prefixes]
-    earlier = [_keys_across(_gather_earlier(pool, rows.slot_R, earlier_chunks) for pool in layer) for layer in suffixes]
+    steps = suffixes[0][0].shape[3]
     layers = [side_by_side(weights) for weights in model.layer_weights()]
     uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
+    if in_place:
+        caches: Copies | InPlace = InPlace(prefixes, suffixes, in_place)
+    else:
+        caches = Copies(prefixes, suffixes, rows, earlier_chunks)
     start_R = jnp.repeat(rows.prefix_length_Q, len(rows.slot_R) // len(rows.prefix_slot_Q)) + rows.length_R
 
     def step(carry):
-        i, last, recent, written = carry
-        attend = functools.partial(_attend, rows=rows, step=i)
-        x_Rx1xD, recent = model.hidden(
+        i, last, changing, written = carry
+        attend = functools.partial(caches.attend, rows=rows, step=i)
+        x_Rx1xD, changing = model.hidden(
             last["token_R"][:, None],
             (start_R + i)[:, None],
             attend,
-            list(zip(prefix, earlier, recent, strict=True)),
+            list(zip(caches.constant, changing, strict=True)),
             layers,
         )
         last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_TxR[i])
-        return i + 1, last, recent, {name: written[name].at[i].set(values) for name, values in drawn.items()}
+        return i + 1, last, changing, {name: written[name].at[i].set(values) for name, values in drawn.items()}
 
     num_rows = len(rows.slot_R)
     outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
     carry = (
         jnp.int32(0),
         {name: jnp.asarray(getattr(rows, name)) for name in ("token_R", "clock_R", "stop_R", "state_R")},
-        [
-            _keys_across(jnp.zeros((num_rows, kv_heads, steps, head_dim), pool.dtype) for pool in layer)
-            for layer in suffixes
-        ],
+        caches.first,
         {
             "tokens": jnp.full((steps, num_rows), -1, jnp.int32),
             "hazard": jnp.zeros((steps, num_rows, outcomes)),
@@ -279,13 +276,8 @@ def decode_chunk(
         },
     )
     going = lambda carry: (carry[0] < steps) & (carry[1]["stop_R"] == 0).any()  # noqa: E731
-    _, last, recent, written = jax.lax.while_loop(going, step, carry)
-    recent = [_keys_across(layer) for layer in recent]
-    chunk_R = rows.length_R // steps
-    suffixes = jax.tree.map(
-        lambda pooled, new: pooled.at[rows.slot_R, :, chunk_R].set(new, mode="drop"), suffixes, recent
-    )
-    return suffixes, {
+    _, last, changed, written = jax.lax.while_loop(going, step, carry)
+    return caches.written(changed), {
         "tokens_RxT": written["tokens"].T,
         "clock_R": last["clock_R"],
         "stop_R": last["stop_R"],
@@ -329,69 +321,3 @@ def _draw_next(
         "state_R": state_R if rules.states is None else rules.states.after(state_R, token_R),
     }
     return after, {"tokens": jnp.where(running_R, token_R, -1), "hazard": hazard_RxK, "decided": decided_RxK}
-
-
-def _keys_across(keys_and_values: Iterable[jax.Array]) -> Cache:
-    """(keys [..., L, C], values [..., L, C]) with the keys as [..., C, L], or back.
-
-    A step's product of queries and keys is up to five times faster on CPU where it need not transpose the keys; a chunk
-    does so once for all its steps.
-    """
-    keys, values = keys_and_values
-    return jnp.swapaxes(keys, -1, -2), values
-
-
-def _gather_earlier(pool: jax.Array, slot_R: jax.Array, chunks: int) -> jax.Array:
-    _, kv_heads, _, steps, head_dim = pool.shape
-    earlier = pool[:, :, :chunks].at[slot_R].get(mode="clip")
-    return earlier.reshape(len(slot_R), kv_heads, chunks * steps, head_dim)
-
-
-def _attend(
-    q_Rx1xHxC: jax.Array, k_Rx1xKxC: jax.Array, v_Rx1xKxC: jax.Array, caches: Any, *, rows: Rows, step: jax.Array
-) -> tuple[jax.Array, Cache]:
-    # Attention of one new token per row to its prompt, its earlier chunks and this chunk (itself included).
-    (pk_QxKxCxX, pv_QxKxXxC), (ek_RxKxCxY, ev_RxKxYxC), (rk_RxKxCxT, rv_RxKxTxC) = caches
-    k_RxKxCx1, v_RxKx1xC = k_Rx1xKxC.transpose(0, 2, 3, 1), jnp.swapaxes(v_Rx1xKxC, 1, 2)
-    rk_RxKxCxT = jax.lax.dynamic_update_slice_in_dim(rk_RxKxCxT, k_RxKxCx1.astype(rk_RxKxCxT.dtype), step, axis=3)
-    rv_RxKxTxC = jax.lax.dynamic_update_slice_in_dim(rv_RxKxTxC, v_RxKx1xC.astype(rv_RxKxTxC.dtype), step, axis=2)
-    num_rows, _, heads, head_dim = q_Rx1xHxC.shape
-    blocks, kv_heads = pk_QxKxCxX.shape[:2]
-    groups, block = heads // kv_heads, num_rows // blocks
-
-    def by_block(x):  # [R, K, G, A] -> [Q, K, SG, A]: only small arrays change their order, scores never
-        x = jnp.swapaxes(x.reshape(blocks, block, kv_heads, groups, x.shape[-1]), 1, 2)
-        return x.reshape(blocks, kv_heads, block * groups, x.shape[-1])
-
-    def by_row(x):  # the inverse
-        x = jnp.swapaxes(x.reshape(blocks, kv_heads, block, groups, x.shape[-1]), 1, 2)
-        return x.reshape(num_rows, kv_heads, groups, x.shape[-1])
-
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    q_RxKxGxC = (q_Rx1xHxC * head_dim**-0.5).reshape(num_rows, kv_heads, groups, head_dim)
-    prompt_QxKxSGxX = _masked(product("qkmc,qkcx->qkmx", by_block(q_RxKxGxC), pk_QxKxCxX), rows.prefix_length_Q)
-    earlier_RxKxGxY = _masked(product("rkgc,rkcy->rkgy", q_RxKxGxC, ek_RxKxCxY), rows.length_R)
-    recent_RxKxGxT = _masked(product("rkgc,rkct->rkgt", q_RxKxGxC, rk_RxKxCxT), jnp.full(num_rows, step + 1))
-
-    tops = [
-        by_row(prompt_QxKxSGxX.max(-1, keepdims=True)),
-        earlier_RxKxGxY.max(-1, keepdims=True),
-        recent_RxKxGxT.max(-1, keepdims=True),
-    ]
-    top_RxKxGx1 = functools.reduce(jnp.maximum, tops)
-    prompt_QxKxSGxX = jnp.exp(prompt_QxKxSGxX - by_block(top_RxKxGx1))
-    earlier_RxKxGxY, recent_RxKxGxT = jnp.exp(earlier_RxKxGxY - top_RxKxGx1), jnp.exp(recent_RxKxGxT - top_RxKxGx1)
-    total_RxKxGx1 = by_row(prompt_QxKxSGxX.sum(-1, keepdims=True))
-    total_RxKxGx1 += earlier_RxKxGxY.sum(-1, keepdims=True) + recent_RxKxGxT.sum(-1, keepdims=True)
-    dtype = pv_QxKxXxC.dtype
-    out_RxKxGxC = by_row(product("qkmx,qkxc->qkmc", prompt_QxKxSGxX.astype(dtype), pv_QxKxXxC))
-    out_RxKxGxC += product("rkgy,rkyc->rkgc", earlier_RxKxGxY.astype(dtype), ev_RxKxYxC)
-    out_RxKxGxC += product("rkgt,rktc->rkgc", recent_RxKxGxT.astype(dtype), rv_RxKxTxC)
-    out_Rx1xHxC = (out_RxKxGxC / total_RxKxGx1).astype(q_Rx1xHxC.dtype).reshape(q_Rx1xHxC.shape)
-    return out_Rx1xHxC, (rk_RxKxCxT, rv_RxKxTxC)
-
-
-def _masked(scores: jax.Array, length: jax.Array) -> jax.Array:
-    # scores [A, ..., L]: only the first length[a] columns count.
-    shape = (-1, *[1] * (scores.ndim - 1))
-    return jnp.where(jnp.arange(scores.shape[-1]) < jnp.reshape(length, shape), scores, -jnp.inf)

@@ -295,6 +295,9 @@ def traced_device() -> Device:
     if planned := _planned_platform.get():
         return Device(planned)
     device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        device = jax.devices()[0]
+    return described(jax.devices()[0] if device is None else device)
+
+
+def described(device: Any) -> Device:
+    """A jax device, or an abstract one."""
     return Device("gpu" if device.platform in ("cuda", "rocm") else device.platform, device.device_kind)
