@@ -378,20 +378,22 @@ def _kernel(
             on.far_numbers(q_ref.at[row, first_head + i], axis=1).astype(jnp.float32) * scale
             for i in range(of_samples.heads)
         ]
+        sums_of_heads = tuple(first_sums(q_C) for q_C in queries)
+
+        # Now, for the registers' sake: whoever reads the tile that it falls into does not count it.
+        @pl.when((slot < k_ref.shape[0]) & (part == 0) & (group == 0))
+        def _write() -> None:
+            k_ref[slot, head, length] = new_k_C
+            v_ref[slot, head, length] = new_v_C
+
         plgpu.barrier_wait(smem["few_ready"])
-        of_heads = tiles.add_all(add, tuple(first_sums(q_C) for q_C in queries))
+        of_heads = tiles.add_all(add, sums_of_heads)
         for i, (weighted_TxC, highest_T, total_T) in enumerate(of_heads):
             highest = jnp.max(highest_T)
             shrink_T = jnp.exp2(highest_T - highest)
             highest_ref[part, row, first_head + i] = highest
             total_ref[part, row, first_head + i] = jnp.sum(total_T * shrink_T)
             out_ref[part, row, first_head + i] = jnp.sum(weighted_TxC * along(shrink_T, weighted_TxC, 0), axis=0)
-
-        # Others who read the tile that it falls into do not count it.
-        @pl.when((slot < k_ref.shape[0]) & (part == 0) & (group == 0))
-        def _write() -> None:
-            k_ref[slot, head, length] = new_k_C
-            v_ref[slot, head, length] = new_v_C
 
 
 @dataclasses.dataclass(frozen=True)
