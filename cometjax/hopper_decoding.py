@@ -43,14 +43,14 @@ Cache = tuple[jax.Array, jax.Array]
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Tokens of a tile, how many tiles a program holds at a time, those on their way included; how many `programs`
-    keep a GPU busy: where there are fewer, a row's tokens are shared out among several.
+    keep a GPU busy (five on each of 132 multiprocessors): where there are fewer, a row's tokens are shared out.
 
     `interpret` (plgpu.InterpretGPUParams) runs the kernel's definition on a CPU, for tests.
     """
 
     tile: int = 64
     stages: int = 2
-    programs: int = 528
+    programs: int = 660
     interpret: Any = None
 
 

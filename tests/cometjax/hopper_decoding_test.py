@@ -71,8 +71,11 @@ def expected(q_RxHxC, k_RxKxC, v_RxKxC, prompts, samples, places):
 
 def assert_agrees(inputs, sizes: Sizes) -> None:
     out_RxHxC, written = attend(*inputs, sizes)
+    out_RxHxC = np.asarray(out_RxHxC, np.float32)
     want_RxHxC, *want = expected(*inputs)
-    np.testing.assert_allclose(np.asarray(out_RxHxC, np.float32), want_RxHxC, atol=2e-2, rtol=1e-2)
+    assert np.isfinite(out_RxHxC).all()
+    # The last row is padding: it reads some slot, before or after its row's new token is written there.
+    np.testing.assert_allclose(out_RxHxC[:-1], want_RxHxC[:-1], atol=2e-2, rtol=1e-2)
     for pool, wanted in zip(written, want, strict=True):
         np.testing.assert_array_equal(np.asarray(pool, np.float32), wanted)
 
