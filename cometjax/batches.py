@@ -30,6 +30,7 @@ _PROMPTS = 4  # prompt slots for each prompt whose samples all have slots, if th
 _FIRST = 3  # chunks that the least bound may have
 _LONG = 256  # tokens of a future: beyond, bounds are closer, and there are batches of _FEW times fewer rows as well
 _FEW = 4
+_NARROW = 1.25  # times the rows: worth it to read a prompt's keys for a quarter of a block
 _PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
 
 
@@ -242,13 +243,17 @@ class Batches:
             few = max(1, most // _FEW) if bound * config.chunk_steps > _LONG and not self.in_place else most
             size = few if len(rows_of) <= few else most
             groups.append(_Group(bound, block, size, rows_of[:size], full=len(rows_of) >= most))
-        return max(groups, key=lambda group: sum(len(samples) for _, samples in group.rows_of))
+        rows_in = lambda group: sum(len(samples) for _, samples in group.rows_of)  # noqa: E731
+        if self.in_place:
+            wide, narrow = groups
+            return narrow if rows_in(narrow) > _NARROW * rows_in(wide) else wide
+        return max(groups, key=rows_in)
 
     def _shapes(self, bucket: int) -> list[tuple[int, int]]:
         # (bound, rows of a block) that batches may have.
         if self.in_place:
             block = block_rows(bucket, 0, self.config)
-            return [(self.chunks, block), (self.chunks, max(1, block // _FEW))]
+            return [(self.chunks, block), (self.chunks, max(1, block // 4))]
         return [(bound, block_rows(bucket, bound, self.config)) for bound in self.bounds[::-1]]
 
     def _futures(self, slots: _Slots, slot: int, request: Request) -> list[Future]:

@@ -10,7 +10,7 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # ex
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from benchmarks import decode
-from cometjax import engine, hopper_decoding
+from cometjax import batches, decoding, engine, hopper_decoding
 from cometjax.hopper_decoding import Places, Sizes, attend, sizes_for, whole_chunks
 from cometjax.model import ModelConfig
 from cometjax.packed import Heads
@@ -18,6 +18,7 @@ from cometjax.sharding import Device
 
 PROMPT_SLOTS, SPARE_SLOTS = 4, 3
 H200 = Device("gpu", "NVIDIA H200")
+VOCABULARY = decode.endless_vocabulary(64)
 
 
 def interpreted(**sizes) -> Sizes:
@@ -125,14 +126,14 @@ def test_the_engine_draws_with_it_what_it_draws_without(monkeypatch):
     shape = ModelConfig(
         vocab_size=64, layers=2, width=64, heads=2, kv_heads=1, head_dim=64, mlp_width=128, compute_dtype="bfloat16"
     )
-    model, vocabulary = decode.lively_model(shape), decode.endless_vocabulary(shape.vocab_size)
+    model = decode.lively_model(shape)
     random = np.random.default_rng(0)
     prompts = [decode.RandomPrompt(i, random.integers(1, 64, size).astype(np.int32)) for i, size in enumerate((9, 130))]
     # Cold: a token's probability is most often near 0 or 1, and rounding alone changes no draw.
     config = engine.SimulationConfig(
         samples=2, horizon_seconds=2.0**29, max_new_tokens=4, chunk_steps=2, batch_rows=4, temperature=0.05
     )
-    without = engine.simulate_futures(model, vocabulary, prompts, config)
+    without = engine.simulate_futures(model, VOCABULARY, prompts, config)
     asked = []
 
     def sizes_here(heads, cache_dtype, chunk_steps, on):
@@ -140,11 +141,35 @@ def test_the_engine_draws_with_it_what_it_draws_without(monkeypatch):
         return dataclasses.replace(asked[-1], interpret=InterpretGPUParams())
 
     monkeypatch.setattr(hopper_decoding, "sizes_for", sizes_here)
-    within = engine.simulate_futures(model, vocabulary, prompts, config)
+    within = engine.simulate_futures(model, VOCABULARY, prompts, config)
     assert asked and all(asked)
     for future, same in zip(within, without, strict=True):
         np.testing.assert_array_equal(future.tokens_T, same.tokens_T)
     assert len({tuple(future.tokens_T) for future in without}) > 1
+
+
+def test_batches_have_one_bound_and_narrow_blocks_only_where_these_hold_many_more_rows(monkeypatch):
+    monkeypatch.setattr(hopper_decoding, "sizes_for", lambda *_: Sizes())
+    shape = ModelConfig(
+        vocab_size=64, layers=1, width=64, heads=1, kv_heads=1, head_dim=64, mlp_width=64, compute_dtype="bfloat16"
+    )
+    rules = decoding.Rules(decoding.token_table(VOCABULARY, stop_at_timeline_end=False, answers=frozenset()))
+    config = engine.SimulationConfig(samples=8, horizon_seconds=1.0, max_new_tokens=4096, batch_rows=16)
+    device = jax.devices()[0]
+    on_device = batches.Batches(decode.lively_model(shape), VOCABULARY, rules, config, device)
+    slots = batches._Slots.empty(8, 8, 64, 4096, 0)
+
+    def group_of(running_W):
+        for prompt, running in enumerate(running_W):
+            slots.prompt_W[prompt], slots.stop_WxS[prompt] = prompt, np.arange(8) >= running
+        slots.length_WxS[:] = np.arange(8) * 256  # however far they are
+        group = on_device._fullest(slots, 256)
+        return group.bound, group.block, group.size, sum(len(samples) for _, samples in group.rows_of)
+
+    assert on_device.bounds == [128]
+    assert group_of([8, 8, 8, 0, 0, 0, 0, 0]) == (128, 8, 2, 16)
+    assert group_of([7, 6, 4, 4, 0, 0, 0, 0]) == (128, 8, 2, 13)
+    assert group_of([2, 2, 2, 2, 2, 2, 2, 2]) == (128, 2, 8, 16)
 
 
 def test_it_runs_where_it_can_and_nowhere_else():
