@@ -4,10 +4,9 @@ XLA's CPU backend has a kernel for bfloat16 (AVX512-BF16, AMX; twice float32's s
 whose left operand has its summed axis last; any other product of bfloat16 it converts to float32 first. Hence a
 derivative of our own: jax's takes the weights' gradient by a product that sums over the left operand's first axis.
 
-On a GPU a product of few rows, as in decoding, has too few tiles of output for all multiprocessors: the sum over the
-inputs is split between several. Elsewhere the compiler's own choice is the fast one.
+Elsewhere the compiler's own choice is the fast one, for the few rows of a decoding step too (docs/decisions.md).
 
-Dimensions: R rows (batch and position), I inputs, O outputs; P parts of the inputs, J inputs of a part.
+Dimensions: R rows (batch and position), I inputs, O outputs.
 """
 
 import math
@@ -18,28 +17,13 @@ import jax.numpy as jnp
 from cometjax.sharding import traced_platform
 
 _AHEAD = 128  # rows, at most, of the middle axis of a transposition by way of three
-# GPU: rows that are few; columns of a tile; tiles that keep all multiprocessors (132 on Hopper) busy; the least inputs
-# of a part, below which the parts' sums cost more than they save.
-_FEW_ROWS, _TILE, _TILES, _LEAST_INPUTS = 256, 64, 256, 256
 
 
 def product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
     """x @ w, in their common dtype, differentiable by both."""
     if x_RxI.dtype == jnp.bfloat16 and traced_platform() == "cpu":
         return _bfloat16_product(x_RxI, w_IxO)
-    if traced_platform() == "gpu" and x_RxI.shape[0] <= _FEW_ROWS:
-        return _few_rows_product(x_RxI, w_IxO)
     return x_RxI @ w_IxO
-
-
-def _few_rows_product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
-    (rows, inputs), outputs = x_RxI.shape, w_IxO.shape[1]
-    parts = 1
-    while parts * outputs < _TILES * _TILE and inputs % (2 * parts) == 0 and inputs // (2 * parts) >= _LEAST_INPUTS:
-        parts *= 2
-    x_RxPxJ, w_PxJxO = x_RxI.reshape(rows, parts, -1), w_IxO.reshape(parts, -1, outputs)
-    out_PxRxO = jnp.einsum("rpj,pjo->pro", x_RxPxJ, w_PxJxO, preferred_element_type=jnp.float32)
-    return jnp.sum(out_PxRxO, axis=0).astype(x_RxI.dtype)
 
 
 @jax.custom_vjp

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cometjax.products import product
-from cometjax.sharding import traced_for
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -41,17 +40,3 @@ def test_bfloat16_products_have_the_form_of_the_cpus_kernel() -> None:
     for line in products:
         assert re.search(r"contracting_dims = \[1\] x \[[01]\]", line)
         assert re.search(r"\(tensor<\w+xbf16>, tensor<\w+xbf16>\) -> tensor<\w+xf32>", line)
-
-
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs", "parts"), [(64, 2048, 192, 8), (1, 96, 64, 1), (256, 1000, 40, 2), (8, 2048, 8192, 2)]
-)
-def test_on_a_gpu_a_product_of_few_rows_is_a_sum_of_several(rows: int, inputs: int, outputs: int, parts: int) -> None:
-    rng = np.random.default_rng(0)
-    x_RxI, w_IxO = (jnp.asarray(rng.normal(size=size), jnp.bfloat16) for size in ((rows, inputs), (inputs, outputs)))
-    with traced_for("gpu"):
-        text = jax.jit(lambda x, w: product(x, w)).lower(x_RxI, w_IxO).as_text()
-        out_RxO = product(x_RxI, w_IxO)
-    assert f"(tensor<{rows}x{parts}x{inputs // parts}xbf16>, " in text
-    exact = np.asarray(x_RxI, np.float64) @ np.asarray(w_IxO, np.float64)
-    np.testing.assert_allclose(np.asarray(out_RxO, np.float64), exact, rtol=2**-8, atol=0.02)
