@@ -81,6 +81,7 @@ class Options:
             AUROC; even, 0 for none (docs/world.md).
         show_patient: draw one subject's timeline in the report (no id, no date); not with REACH, whose futures are
             without the outcomes.
+        batch_rows: futures decoded at a time; how fast they are drawn, and not which (but for rounding).
     """
 
     samples: int = 16
@@ -100,6 +101,7 @@ class Options:
     resamples: int = 1000
     true_risk_draws: int = 200
     show_patient: bool = True
+    batch_rows: int = engine.SimulationConfig.batch_rows
 
 
 def evaluate(
@@ -237,6 +239,7 @@ def simulate_all(
             seed=options.seed,
             stop_at_timeline_end=censoring == "assume_complete",
             grammar=options.grammar,
+            batch_rows=options.batch_rows,
         )
         asked = pl.concat(
             [rows[task.name].scored.select(*_ROW, days=pl.lit(float(task.horizon_days))) for task in group]
@@ -324,6 +327,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool(
         "show_patient", default.show_patient, "draw one subject's timeline in the report (no id, no date)"
     )
+    flags.DEFINE_integer("batch_rows", default.batch_rows, "futures decoded at a time", lower_bound=1)
     flags.mark_flag_as_required("tasks")
 
 

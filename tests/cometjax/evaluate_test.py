@@ -205,9 +205,10 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(evaluated, run, world_m
     again = functools.partial(
         evaluate.evaluate, work=run, meds_root=world_meds, tasks=(*TASKS, *AMOUNTS, NOWHERE), out=out, progress=False
     )
-    drawn, real, limit = [], engine.iter_futures, [4]
+    drawn, rows_at_a_time, real, limit = [], [], engine.iter_futures, [4]
 
     def watched(*arguments, **settings):
+        rows_at_a_time.append(arguments[3].batch_rows)
         for index, futures in real(*arguments, **settings):
             if len(drawn) == limit[0]:
                 raise KeyboardInterrupt
@@ -230,8 +231,9 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(evaluated, run, world_m
     for name in ("tasks", "amounts", "comparisons"):
         assert json.dumps(found[name]) == json.dumps(results[name])
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
-    again(options=dataclasses.replace(OPTIONS, seed=1), out=tmp_path / "other")
+    again(options=dataclasses.replace(OPTIONS, seed=1, batch_rows=16), out=tmp_path / "other")
     assert len(drawn) > results["simulation"]["prompts"]
+    assert rows_at_a_time[0] == 128 and rows_at_a_time[-1] == 16
 
 
 def test_scores_by_samples_are_told_of_every_task(evaluated) -> None:
