@@ -150,7 +150,7 @@ def _measure(name: str, implementation: str, packed: bool, values: Any) -> Case:
                     rival_figures = rival()
                 except RivalEndedError:
                     rival, rival_is = None, ENDED
-            if index == 0:  # once the rival has its memory: XLA's allocator takes what it finds, torch's wants its share
+            if index == 0:  # the rival has its memory: XLA's allocator makes do with the rest, torch's would not
                 state, batch = steps.init(), put_batch(mesh, numbers)
             began = time.perf_counter()
             state, metrics = compiled(state, batch)
