@@ -24,6 +24,7 @@ PROGRAM = """
         while not preempted.poll():
             time.sleep(0.01)
         print("polled", flush=True)
+        sys.stdin.read()  # until all signals are sent: one that comes after this block is not ours
         sys.exit(preemption.EXIT_CODE)
 """
 MACHINE_CODE = 'hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})'
@@ -32,7 +33,8 @@ MACHINE_CODE = 'hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})'
 def signalled(*, unsaved, main_thread="pass", signals=1):
     """(seconds until it ended, its code, its output) of a program that gets SIGTERM as soon as it is ready."""
     program = textwrap.dedent(PROGRAM).format(unsaved=unsaved, main_thread=main_thread)
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     since = time.monotonic()
