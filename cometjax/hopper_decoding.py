@@ -19,7 +19,7 @@ program queries, with U keys.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from cometjax.hopper_programs import LOG2_E, MASKED_SCORE, NO_SCORE_YET, along, machine, matrices, matrix
+from cometjax.hopper_programs import LOG2_E, MASKED_SCORE, NO_SCORE_YET, Machine, along, machine, matrices, matrix
 from cometjax.packed import Heads, hopper_refuses
 from cometjax.sharding import Device
 
@@ -219,181 +219,195 @@ def _put_together(prompt: tuple[jax.Array, ...], own: tuple[jax.Array, ...]) -> 
     return out_RxHxC / total_RxH[..., None]
 
 
-def _kernel(
-    k_ref,
-    v_ref,
-    prompt_k_ref,
-    prompt_v_ref,
-    q_ref,
-    q_by_block_ref,
-    new_k_ref,
-    new_v_ref,
-    prefix_slot_ref,
-    prefix_length_ref,
-    slot_ref,
-    length_ref,
-    prompt_out_ref,
-    prompt_highest_ref,
-    prompt_total_ref,
-    out_ref,
-    highest_ref,
-    total_ref,
-    *,
-    of_prompts,
-    of_samples,
-    sizes,
-    on,
-    **smem,
-):
+class _Refs(NamedTuple):
+    """References to arrays in the device's memory: inputs, then outputs; the kernel writes to `k` and `v`."""
+
+    k: Any
+    v: Any
+    prompt_k: Any
+    prompt_v: Any
+    q: Any
+    q_by_block: Any
+    new_k: Any
+    new_v: Any
+    prefix_slot: Any
+    prefix_length: Any
+    slot: Any
+    length: Any
+    prompt_out: Any
+    prompt_highest: Any
+    prompt_total: Any
+    out: Any
+    highest: Any
+    total: Any
+
+
+def _kernel(*refs, of_prompts, of_samples, sizes, on, **smem):
     program = lax.axis_index("program")
-    (_, num_heads, head_dim), dtype = q_by_block_ref.shape, q_ref.dtype
-    groups, scale = num_heads // k_ref.shape[1], head_dim**-0.5 * LOG2_E
-    zeros_TxC = functools.partial(on.full, (_TILE_ROWS, head_dim), 0.0)
 
     @pl.when(program < of_prompts.programs)
     def _prompt() -> None:
-        part, row_tile, head_tile = of_prompts.at(program)
-        first_row, first_head = row_tile * of_prompts.rows, head_tile * of_prompts.heads
-        block = lax.div(row_tile, jnp.int32(of_prompts.row_tiles // prefix_slot_ref.shape[0]))
-        head = lax.div(first_head, jnp.int32(groups))
-        slot = jnp.minimum(prefix_slot_ref[block], prompt_k_ref.shape[0] - 1)
-        length = prefix_length_ref[block]
-        q_smem = smem["q_smem"]
-        queries = [
-            (
-                (pl.ds(first_row, of_prompts.rows), first_head + i),
-                q_smem.at[pl.ds(i * of_prompts.rows, of_prompts.rows)],
-            )
-            for i in range(of_prompts.heads)
-        ]
-        for place, of_head_smem in queries:
-            plgpu.copy_gmem_to_smem(q_by_block_ref.at[place], of_head_smem, smem["q_ready"])
-        tiles = _Tiles(
-            lambda tokens: prompt_k_ref.at[slot, head, tokens],
-            lambda tokens: prompt_v_ref.at[slot, head, tokens],
-            *_part_of(length, part, of_prompts.parts, sizes.tile),
-            sizes,
-            smem,
-        )
-        tiles.begin()
-        plgpu.barrier_wait(smem["q_ready"])
-
-        def add(
-            sums: tuple[jax.Array, ...], first_key: Any, k_smem: Any, await_values: Callable[[], Any]
-        ) -> tuple[jax.Array, ...]:
-            weighted_TxC, highest_T, total_T = sums
-            (scores_TxU,) = on.accumulate(
-                lambda scores_ref: on.multiply_transposed(scores_ref, q_smem, k_smem),
-                on.full((_TILE_ROWS, sizes.tile), 0.0),
-            )
-            keys_TxU = first_key + on.indices(scores_TxU.shape, axis=1)
-            scores_TxU = jnp.where(keys_TxU < length, scores_TxU * scale, MASKED_SCORE)
-            new_highest_T = jnp.maximum(highest_T, jnp.max(scores_TxU, axis=1))
-            shrink_T = jnp.exp2(highest_T - new_highest_T)
-            weights_TxU = jnp.exp2(scores_TxU - along(new_highest_T, scores_TxU, 0))
-            total_T = total_T * shrink_T + jnp.sum(weights_TxU, axis=1)
-            weighted_TxC *= along(shrink_T, weighted_TxC, 0)
-            v_smem = await_values()
-            (weighted_TxC,) = on.accumulate(
-                lambda sum_ref: on.multiply(sum_ref, weights_TxU.astype(dtype), v_smem), weighted_TxC
-            )
-            return weighted_TxC, new_highest_T, total_T
-
-        weighted_TxC, highest_T, total_T = tiles.add_all(
-            add, (zeros_TxC(), on.full((_TILE_ROWS,), NO_SCORE_YET), on.full((_TILE_ROWS,), 0.0))
-        )
-        prompt_highest_ref[part, row_tile, head_tile] = highest_T
-        prompt_total_ref[part, row_tile, head_tile] = total_T
-        divisor_T = jnp.where(total_T > 0, total_T, 1.0)  # 0 where the part has no token
-        q_smem[...] = (weighted_TxC * along(1 / divisor_T, weighted_TxC, 0)).astype(dtype)
-        plgpu.commit_smem()
-        for place, of_head_smem in queries:
-            plgpu.copy_smem_to_gmem(of_head_smem, prompt_out_ref.at[part, *place])
-        plgpu.wait_smem_to_gmem(0)
+        _prompt_program(program, _Refs(*refs), of_prompts, sizes, on, smem)
 
     @pl.when(program >= of_prompts.programs)
     def _sample() -> None:
-        part, row, head_tile = of_samples.at(program - of_prompts.programs)
-        first_head = head_tile * of_samples.heads
-        head, group = _divided(first_head, groups)
-        slot, length = slot_ref[row], length_ref[row]
-        slot_there = jnp.minimum(slot, k_ref.shape[0] - 1)
-        tiles = _Tiles(
-            lambda tokens: k_ref.at[slot_there, head, tokens],
-            lambda tokens: v_ref.at[slot_there, head, tokens],
-            *_part_of(length, part, of_samples.parts, sizes.tile),
-            sizes,
-            smem,
+        _sample_program(program - of_prompts.programs, _Refs(*refs), of_samples, sizes, on, smem)
+
+
+def _prompt_program(
+    program: Any, refs: _Refs, of_prompts: _Share, sizes: Sizes, on: Machine, smem: dict[str, Any]
+) -> None:
+    (_, num_heads, head_dim), dtype = refs.q_by_block.shape, refs.q.dtype
+    groups, scale = num_heads // refs.k.shape[1], head_dim**-0.5 * LOG2_E
+    zeros_TxC = functools.partial(on.full, (_TILE_ROWS, head_dim), 0.0)
+    part, row_tile, head_tile = of_prompts.at(program)
+    first_row, first_head = row_tile * of_prompts.rows, head_tile * of_prompts.heads
+    block = lax.div(row_tile, jnp.int32(of_prompts.row_tiles // refs.prefix_slot.shape[0]))
+    head = lax.div(first_head, jnp.int32(groups))
+    slot = jnp.minimum(refs.prefix_slot[block], refs.prompt_k.shape[0] - 1)
+    length = refs.prefix_length[block]
+    q_smem = smem["q_smem"]
+    queries = [
+        (
+            (pl.ds(first_row, of_prompts.rows), first_head + i),
+            q_smem.at[pl.ds(i * of_prompts.rows, of_prompts.rows)],
         )
-        few, first_of_few = _divided(first_head, _FEW_HEADS)
-        q_smem = smem["q_smem"].at[pl.ds(0, _FEW_HEADS)]
-        few_heads = pl.ds(few * _FEW_HEADS, _FEW_HEADS)
-        plgpu.copy_gmem_to_smem(q_ref.at[row, few_heads], q_smem, smem["few_ready"])
-        tiles.begin()
-        new_k_C, new_v_C = (on.far_numbers(ref.at[row, head], axis=1) for ref in (new_k_ref, new_v_ref))
-        rows_T = on.row_indices(_TILE_ROWS)
+        for i in range(of_prompts.heads)
+    ]
+    for place, of_head_smem in queries:
+        plgpu.copy_gmem_to_smem(refs.q_by_block.at[place], of_head_smem, smem["q_ready"])
+    tiles = _Tiles(
+        lambda tokens: refs.prompt_k.at[slot, head, tokens],
+        lambda tokens: refs.prompt_v.at[slot, head, tokens],
+        *_part_of(length, part, of_prompts.parts, sizes.tile),
+        sizes,
+        smem,
+    )
+    tiles.begin()
+    plgpu.barrier_wait(smem["q_ready"])
 
-        def add(
-            of_heads: tuple[tuple[jax.Array, ...], ...], first_key: Any, k_smem: Any, await_values: Callable[[], Any]
-        ) -> tuple[tuple[jax.Array, ...], ...]:
-            parts_of_tile = range(0, sizes.tile, _TILE_ROWS)
-            scores: list[list[jax.Array]] = [[] for _ in queries]
-            for at in parts_of_tile:
-                keys_smem = k_smem.at[pl.ds(at, _TILE_ROWS)]
-                (scores_Tx8,) = on.accumulate(
-                    lambda scores_ref: on.multiply_transposed(scores_ref, keys_smem, q_smem),  # noqa: B023
-                    on.full((_TILE_ROWS, _FEW_HEADS), 0.0),
-                )
-                heads_Tx8 = on.indices(scores_Tx8.shape, axis=1)
-                counts_T = first_key + at + rows_T < length
-                for i, scores_of_head in enumerate(scores):
-                    scores_T = jnp.sum(jnp.where(heads_Tx8 == first_of_few + i, scores_Tx8, 0.0), axis=1)
-                    scores_of_head.append(jnp.where(counts_T, scores_T * scale, MASKED_SCORE))
-            shrunk, weights = [], []
-            for (weighted_TxC, highest_T, total_T), scores_of_head in zip(of_heads, scores, strict=True):
-                new_highest_T = functools.reduce(jnp.maximum, scores_of_head, highest_T)
-                shrink_T = jnp.exp2(highest_T - new_highest_T)
-                weights.append([jnp.exp2(scores_T - new_highest_T) for scores_T in scores_of_head])
-                total_T = functools.reduce(jnp.add, weights[-1], total_T * shrink_T)
-                shrunk.append((weighted_TxC * along(shrink_T, weighted_TxC, 0), new_highest_T, total_T))
-            v_smem = await_values()
-            for i, at in enumerate(parts_of_tile):
-                values_TxC = on.matrix(v_smem.at[pl.ds(at, _TILE_ROWS)]).astype(jnp.float32)
-                shrunk = [
-                    (weighted_TxC + values_TxC * along(weights_of_head[i], values_TxC, 0), *others)
-                    for (weighted_TxC, *others), weights_of_head in zip(shrunk, weights, strict=True)
-                ]
-            return tuple(shrunk)
+    def add(
+        sums: tuple[jax.Array, ...], first_key: Any, k_smem: Any, await_values: Callable[[], Any]
+    ) -> tuple[jax.Array, ...]:
+        weighted_TxC, highest_T, total_T = sums
+        (scores_TxU,) = on.accumulate(
+            lambda scores_ref: on.multiply_transposed(scores_ref, q_smem, k_smem),
+            on.full((_TILE_ROWS, sizes.tile), 0.0),
+        )
+        keys_TxU = first_key + on.indices(scores_TxU.shape, axis=1)
+        scores_TxU = jnp.where(keys_TxU < length, scores_TxU * scale, MASKED_SCORE)
+        new_highest_T = jnp.maximum(highest_T, jnp.max(scores_TxU, axis=1))
+        shrink_T = jnp.exp2(highest_T - new_highest_T)
+        weights_TxU = jnp.exp2(scores_TxU - along(new_highest_T, scores_TxU, 0))
+        total_T = total_T * shrink_T + jnp.sum(weights_TxU, axis=1)
+        weighted_TxC *= along(shrink_T, weighted_TxC, 0)
+        v_smem = await_values()
+        (weighted_TxC,) = on.accumulate(
+            lambda sum_ref: on.multiply(sum_ref, weights_TxU.astype(dtype), v_smem), weighted_TxC
+        )
+        return weighted_TxC, new_highest_T, total_T
 
-        def first_sums(q_C: jax.Array) -> tuple[jax.Array, ...]:
-            # The new token counts once, in the first row of the first part; to the others its score is a first guess
-            # at their highest.
-            new_TxC = zeros_TxC()
-            score_T = jnp.sum(along(new_k_C.astype(jnp.float32) * q_C, new_TxC, 1), axis=1)
-            total_T = jnp.where(rows_T == jnp.where(part == 0, 0, -1), 1.0, 0.0)
-            new_TxC = along(new_v_C.astype(jnp.float32), new_TxC, 1) * along(total_T, new_TxC, 0)
-            return new_TxC, score_T, total_T
+    weighted_TxC, highest_T, total_T = tiles.add_all(
+        add, (zeros_TxC(), on.full((_TILE_ROWS,), NO_SCORE_YET), on.full((_TILE_ROWS,), 0.0))
+    )
+    refs.prompt_highest[part, row_tile, head_tile] = highest_T
+    refs.prompt_total[part, row_tile, head_tile] = total_T
+    divisor_T = jnp.where(total_T > 0, total_T, 1.0)  # 0 where the part has no token
+    q_smem[...] = (weighted_TxC * along(1 / divisor_T, weighted_TxC, 0)).astype(dtype)
+    plgpu.commit_smem()
+    for place, of_head_smem in queries:
+        plgpu.copy_smem_to_gmem(of_head_smem, refs.prompt_out.at[part, *place])
+    plgpu.wait_smem_to_gmem(0)
 
-        queries = [
-            on.far_numbers(q_ref.at[row, first_head + i], axis=1).astype(jnp.float32) * scale
-            for i in range(of_samples.heads)
-        ]
-        sums_of_heads = tuple(first_sums(q_C) for q_C in queries)
 
-        # Now, for the registers' sake: whoever reads the tile that it falls into does not count it.
-        @pl.when((slot < k_ref.shape[0]) & (part == 0) & (group == 0))
-        def _write() -> None:
-            k_ref[slot, head, length] = new_k_C
-            v_ref[slot, head, length] = new_v_C
+def _sample_program(
+    program: Any, refs: _Refs, of_samples: _Share, sizes: Sizes, on: Machine, smem: dict[str, Any]
+) -> None:
+    _, num_heads, head_dim = refs.q_by_block.shape
+    groups, scale = num_heads // refs.k.shape[1], head_dim**-0.5 * LOG2_E
+    zeros_TxC = functools.partial(on.full, (_TILE_ROWS, head_dim), 0.0)
+    part, row, head_tile = of_samples.at(program)
+    first_head = head_tile * of_samples.heads
+    head, group = _divided(first_head, groups)
+    slot, length = refs.slot[row], refs.length[row]
+    slot_there = jnp.minimum(slot, refs.k.shape[0] - 1)
+    tiles = _Tiles(
+        lambda tokens: refs.k.at[slot_there, head, tokens],
+        lambda tokens: refs.v.at[slot_there, head, tokens],
+        *_part_of(length, part, of_samples.parts, sizes.tile),
+        sizes,
+        smem,
+    )
+    few, first_of_few = _divided(first_head, _FEW_HEADS)
+    q_smem = smem["q_smem"].at[pl.ds(0, _FEW_HEADS)]
+    few_heads = pl.ds(few * _FEW_HEADS, _FEW_HEADS)
+    plgpu.copy_gmem_to_smem(refs.q.at[row, few_heads], q_smem, smem["few_ready"])
+    tiles.begin()
+    new_k_C, new_v_C = (on.far_numbers(ref.at[row, head], axis=1) for ref in (refs.new_k, refs.new_v))
+    rows_T = on.row_indices(_TILE_ROWS)
 
-        plgpu.barrier_wait(smem["few_ready"])
-        of_heads = tiles.add_all(add, sums_of_heads)
-        for i, (weighted_TxC, highest_T, total_T) in enumerate(of_heads):
-            highest = jnp.max(highest_T)
-            shrink_T = jnp.exp2(highest_T - highest)
-            highest_ref[part, row, first_head + i] = highest
-            total_ref[part, row, first_head + i] = jnp.sum(total_T * shrink_T)
-            out_ref[part, row, first_head + i] = jnp.sum(weighted_TxC * along(shrink_T, weighted_TxC, 0), axis=0)
+    def add(
+        of_heads: tuple[tuple[jax.Array, ...], ...], first_key: Any, k_smem: Any, await_values: Callable[[], Any]
+    ) -> tuple[tuple[jax.Array, ...], ...]:
+        parts_of_tile = range(0, sizes.tile, _TILE_ROWS)
+        scores: list[list[jax.Array]] = [[] for _ in queries]
+        for at in parts_of_tile:
+            keys_smem = k_smem.at[pl.ds(at, _TILE_ROWS)]
+            (scores_Tx8,) = on.accumulate(
+                lambda scores_ref: on.multiply_transposed(scores_ref, keys_smem, q_smem),  # noqa: B023
+                on.full((_TILE_ROWS, _FEW_HEADS), 0.0),
+            )
+            heads_Tx8 = on.indices(scores_Tx8.shape, axis=1)
+            counts_T = first_key + at + rows_T < length
+            for i, scores_of_head in enumerate(scores):
+                scores_T = jnp.sum(jnp.where(heads_Tx8 == first_of_few + i, scores_Tx8, 0.0), axis=1)
+                scores_of_head.append(jnp.where(counts_T, scores_T * scale, MASKED_SCORE))
+        shrunk: list[tuple[jax.Array, ...]] = []
+        weights: list[list[jax.Array]] = []
+        for (weighted_TxC, highest_T, total_T), scores_of_head in zip(of_heads, scores, strict=True):
+            new_highest_T = functools.reduce(jnp.maximum, scores_of_head, highest_T)
+            shrink_T = jnp.exp2(highest_T - new_highest_T)
+            weights.append([jnp.exp2(scores_T - new_highest_T) for scores_T in scores_of_head])
+            total_T = functools.reduce(jnp.add, weights[-1], total_T * shrink_T)
+            shrunk.append((weighted_TxC * along(shrink_T, weighted_TxC, 0), new_highest_T, total_T))
+        v_smem = await_values()
+        for i, at in enumerate(parts_of_tile):
+            values_TxC = on.matrix(v_smem.at[pl.ds(at, _TILE_ROWS)]).astype(jnp.float32)
+            shrunk = [
+                (weighted_TxC + values_TxC * along(weights_of_head[i], values_TxC, 0), *others)
+                for (weighted_TxC, *others), weights_of_head in zip(shrunk, weights, strict=True)
+            ]
+        return tuple(shrunk)
+
+    def first_sums(q_C: jax.Array) -> tuple[jax.Array, ...]:
+        # The new token counts once, in the first row of the first part; to the others its score is a first guess
+        # at their highest.
+        new_TxC = zeros_TxC()
+        score_T = jnp.sum(along(new_k_C.astype(jnp.float32) * q_C, new_TxC, 1), axis=1)
+        total_T = jnp.where(rows_T == jnp.where(part == 0, 0, -1), 1.0, 0.0)
+        new_TxC = along(new_v_C.astype(jnp.float32), new_TxC, 1) * along(total_T, new_TxC, 0)
+        return new_TxC, score_T, total_T
+
+    queries = [
+        on.far_numbers(refs.q.at[row, first_head + i], axis=1).astype(jnp.float32) * scale
+        for i in range(of_samples.heads)
+    ]
+    sums_of_heads = tuple(first_sums(q_C) for q_C in queries)
+
+    # Now, for the registers' sake: whoever reads the tile that it falls into does not count it.
+    @pl.when((slot < refs.k.shape[0]) & (part == 0) & (group == 0))
+    def _write() -> None:
+        refs.k[slot, head, length] = new_k_C
+        refs.v[slot, head, length] = new_v_C
+
+    plgpu.barrier_wait(smem["few_ready"])
+    of_heads = tiles.add_all(add, sums_of_heads)
+    for i, (weighted_TxC, highest_T, total_T) in enumerate(of_heads):
+        highest = jnp.max(highest_T)
+        shrink_T = jnp.exp2(highest_T - highest)
+        refs.highest[part, row, first_head + i] = highest
+        refs.total[part, row, first_head + i] = jnp.sum(total_T * shrink_T)
+        refs.out[part, row, first_head + i] = jnp.sum(weighted_TxC * along(shrink_T, weighted_TxC, 0), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
