@@ -4,8 +4,8 @@ One loop over the (row, query block, key block) triples that share a segment. Th
 is the loop's dynamic bound; shapes stay static. The softmax is summed up block by block (arXiv 2205.14135), in float32;
 the backward pass computes the scores again from the saved log-sum-exp, so nothing of size L x L is ever held.
 
-Dimensions: B batch rows, L row length, H query heads, K key/value heads, G = H / K, C head dim, I query blocks,
-J key blocks, P pairs of blocks; T queries and S keys of one block.
+Dimensions: B batch rows, L row length, H query heads, K key/value heads, G = H / K, Q = L * G queries of a key/value
+head, C head dim, I query blocks, J key blocks, P pairs of blocks; T queries and S keys of one block.
 """
 
 import functools
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from cometjax.products import transposed
 from cometjax.segment_blocks import RESIDUAL_NAME, on_each_device, pad_rows, shared_blocks
 
 # Positions in a block. Two busy CPU cores, forward and backward, one row of 8,192 with 4 heads of 64 and segments of
@@ -43,73 +44,79 @@ def _attend_rows(
     rows = pad_rows((q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL), block)
     q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL = rows
     batch, padded, heads, head_dim = q_BxLxHxC.shape
+    # A position's G query heads of one key head stay side by side: with one key head nothing is moved.
     scaled_BxLxKxGxC = (q_BxLxHxC * head_dim**-0.5).reshape(batch, padded, kv_heads, heads // kv_heads, head_dim)
-    out_BxKxGxLxC = _attend(
-        scaled_BxLxKxGxC.transpose(0, 2, 3, 1, 4),
+    out_BxKxQxC = _attend(
+        scaled_BxLxKxGxC.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_dim),
         k_BxLxKxC.swapaxes(1, 2),
         v_BxLxKxC.swapaxes(1, 2),
         segment_ids_BxL,
         block,
     )
-    return out_BxKxGxLxC.transpose(0, 3, 1, 2, 4).reshape(q_BxLxHxC.shape)[:, :length]
+    out_BxLxKxGxC = out_BxKxQxC.reshape(batch, kv_heads, padded, -1, head_dim).swapaxes(1, 2)
+    return out_BxLxKxGxC.reshape(q_BxLxHxC.shape)[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(
-    q_BxKxGxLxC: jax.Array, k_BxKxLxC: jax.Array, v_BxKxLxC: jax.Array, segment_ids_BxL: jax.Array, block: int
+    q_BxKxQxC: jax.Array, k_BxKxLxC: jax.Array, v_BxKxLxC: jax.Array, segment_ids_BxL: jax.Array, block: int
 ) -> jax.Array:
-    return _forward(q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, block)[0]
+    return _forward(q_BxKxQxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, block)[0]
 
 
 def _forward(
-    q_BxKxGxLxC: jax.Array, k_BxKxLxC: jax.Array, v_BxKxLxC: jax.Array, segment_ids_BxL: jax.Array, block: int
+    q_BxKxQxC: jax.Array, k_BxKxLxC: jax.Array, v_BxKxLxC: jax.Array, segment_ids_BxL: jax.Array, block: int
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     pairs_Px3, count = _pairs(segment_ids_BxL, block)
+    group = q_BxKxQxC.shape[2] // k_BxKxLxC.shape[2]
+    queries, ids_BxQ = block * group, jnp.repeat(segment_ids_BxL, group, axis=1)
 
     def add_pair(index: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         row, i, j = pairs_Px3[index]
-        q, *sums = (_take(x, row, i, block, 3) for x in (q_BxKxGxLxC, *so_far))
+        q, *sums = (_take(x, row, i, queries, 2) for x in (q_BxKxQxC, *so_far))
         k, v = (_take(x, row, j, block, 2) for x in (k_BxKxLxC, v_BxKxLxC))
-        allowed_TxS = _allowed(segment_ids_BxL, row, i, j, block)
+        allowed_TxS = _allowed(ids_BxQ, segment_ids_BxL, row, i, j, block)
         updated = _add_keys(q, k, v, tuple(sums), allowed_TxS)
-        return tuple(_put(x, part, row, i, block, 3) for x, part in zip(so_far, updated, strict=True))
+        return tuple(_put(x, part, row, i, queries, 2) for x, part in zip(so_far, updated, strict=True))
 
-    zeros_BxKxGxL = jnp.zeros(q_BxKxGxLxC.shape[:-1], jnp.float32)
-    start = (jnp.zeros(q_BxKxGxLxC.shape, jnp.float32), zeros_BxKxGxL + _NO_SCORE_YET, zeros_BxKxGxL)
-    weighted_BxKxGxLxC, highest_BxKxGxL, total_BxKxGxL = jax.lax.fori_loop(0, count, add_pair, start)
-    total_BxKxGxL = jnp.where(total_BxKxGxL > 0, total_BxKxGxL, 1.0)  # 0 for padding alone
-    out_BxKxGxLxC = (weighted_BxKxGxLxC / total_BxKxGxL[..., None]).astype(q_BxKxGxLxC.dtype)
-    out_BxKxGxLxC = checkpoint_name(out_BxKxGxLxC, RESIDUAL_NAME)
-    logsumexp_BxKxGxL = checkpoint_name(highest_BxKxGxL + jnp.log(total_BxKxGxL), RESIDUAL_NAME)
-    kept = (q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, pairs_Px3, count, out_BxKxGxLxC, logsumexp_BxKxGxL)
-    return out_BxKxGxLxC, kept
+    zeros_BxKxQ = jnp.zeros(q_BxKxQxC.shape[:-1], jnp.float32)
+    start = (jnp.zeros(q_BxKxQxC.shape, jnp.float32), zeros_BxKxQ + _NO_SCORE_YET, zeros_BxKxQ)
+    weighted_BxKxQxC, highest_BxKxQ, total_BxKxQ = jax.lax.fori_loop(0, count, add_pair, start)
+    total_BxKxQ = jnp.where(total_BxKxQ > 0, total_BxKxQ, 1.0)  # 0 for padding alone
+    out_BxKxQxC = (weighted_BxKxQxC / total_BxKxQ[..., None]).astype(q_BxKxQxC.dtype)
+    out_BxKxQxC = checkpoint_name(out_BxKxQxC, RESIDUAL_NAME)
+    logsumexp_BxKxQ = checkpoint_name(highest_BxKxQ + jnp.log(total_BxKxQ), RESIDUAL_NAME)
+    kept = (q_BxKxQxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, pairs_Px3, count, out_BxKxQxC, logsumexp_BxKxQ)
+    return out_BxKxQxC, kept
 
 
 def _backward(
-    block: int, kept: tuple[Any, ...], d_out_BxKxGxLxC: jax.Array
+    block: int, kept: tuple[Any, ...], d_out_BxKxQxC: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, pairs_Px3, count, out_BxKxGxLxC, logsumexp_BxKxGxL = kept
+    q_BxKxQxC, k_BxKxLxC, v_BxKxLxC, segment_ids_BxL, pairs_Px3, count, out_BxKxQxC, logsumexp_BxKxQ = kept
+    group = q_BxKxQxC.shape[2] // k_BxKxLxC.shape[2]
+    queries, ids_BxQ = block * group, jnp.repeat(segment_ids_BxL, group, axis=1)
     # Softmax's gradient subtracts the weights' mean of the scores' gradients, which is (arXiv 2205.14135, B.4) this:
-    mean_BxKxGxL = jnp.sum(d_out_BxKxGxLxC.astype(jnp.float32) * out_BxKxGxLxC.astype(jnp.float32), axis=-1)
+    mean_BxKxQ = jnp.einsum("bkqc,bkqc->bkq", d_out_BxKxQxC.astype(jnp.float32), out_BxKxQxC.astype(jnp.float32))
 
     def add_pair(index: jax.Array, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         row, i, j = pairs_Px3[index]
-        of_queries = (q_BxKxGxLxC, d_out_BxKxGxLxC, logsumexp_BxKxGxL, mean_BxKxGxL)
-        q, d_out, logsumexp_KxGxT, mean_KxGxT = (_take(x, row, i, block, 3) for x in of_queries)
+        of_queries = (q_BxKxQxC, d_out_BxKxQxC, logsumexp_BxKxQ, mean_BxKxQ)
+        q, d_out, logsumexp_KxT, mean_KxT = (_take(x, row, i, queries, 2) for x in of_queries)
         k, v = (_take(x, row, j, block, 2) for x in (k_BxKxLxC, v_BxKxLxC))
-        allowed_TxS = _allowed(segment_ids_BxL, row, i, j, block)
-        q_part, k_part, v_part = _gradients_of_pair(q, k, v, d_out, logsumexp_KxGxT, mean_KxGxT, allowed_TxS)
+        allowed_SxT = _allowed(ids_BxQ, segment_ids_BxL, row, i, j, block, keys_first=True)
+        q_part, k_part, v_part = _gradients_of_pair(q, k, v, d_out, logsumexp_KxT, mean_KxT, allowed_SxT)
         d_q, d_k, d_v = gradients
         return (
-            _add(d_q, q_part, row, i, block, 3),
+            _add(d_q, q_part, row, i, queries, 2),
             _add(d_k, k_part, row, j, block, 2),
             _add(d_v, v_part, row, j, block, 2),
         )
 
-    inputs = (q_BxKxGxLxC, k_BxKxLxC, v_BxKxLxC)
+    inputs = (q_BxKxQxC, k_BxKxLxC, v_BxKxLxC)
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in inputs)
     d_q, d_k, d_v = jax.lax.fori_loop(0, count, add_pair, zeros)
-    return d_q.astype(q_BxKxGxLxC.dtype), d_k.astype(k_BxKxLxC.dtype), d_v.astype(v_BxKxLxC.dtype), None
+    return d_q.astype(q_BxKxQxC.dtype), d_k.astype(k_BxKxLxC.dtype), d_v.astype(v_BxKxLxC.dtype), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -124,56 +131,57 @@ def _pairs(segment_ids_BxL: jax.Array, block: int) -> tuple[jax.Array, jax.Array
 
 
 def _add_keys(
-    q_KxGxTxC: jax.Array,
-    k_KxSxC: jax.Array,
-    v_KxSxC: jax.Array,
-    so_far: tuple[jax.Array, ...],
-    allowed_TxS: jax.Array,
+    q_KxTxC: jax.Array, k_KxSxC: jax.Array, v_KxSxC: jax.Array, so_far: tuple[jax.Array, ...], allowed_TxS: jax.Array
 ) -> tuple[jax.Array, ...]:
     """A softmax's sums over keys (weighted values, highest score, total weight), with one block of keys more."""
-    weighted_KxGxTxC, highest_KxGxT, total_KxGxT = so_far
-    scores_KxGxTxS = _einsum("kgtc,ksc->kgts", q_KxGxTxC, k_KxSxC) + jnp.where(allowed_TxS, 0.0, _MASKED_SCORE)
-    new_highest_KxGxT = jnp.maximum(highest_KxGxT, jnp.max(scores_KxGxTxS, axis=-1))
-    weights_KxGxTxS = jnp.exp(scores_KxGxTxS - new_highest_KxGxT[..., None])
-    shrink_KxGxT = jnp.exp(highest_KxGxT - new_highest_KxGxT)
-    values_KxGxTxC = _einsum("kgts,ksc->kgtc", weights_KxGxTxS.astype(v_KxSxC.dtype), v_KxSxC)
+    weighted_KxTxC, highest_KxT, total_KxT = so_far
+    scores_KxTxS = _einsum("ktc,ksc->kts", q_KxTxC, k_KxSxC) + jnp.where(allowed_TxS, 0.0, _MASKED_SCORE)
+    new_highest_KxT = jnp.maximum(highest_KxT, jnp.max(scores_KxTxS, axis=-1))
+    weights_KxTxS = jnp.exp(scores_KxTxS - new_highest_KxT[..., None])
+    shrink_KxT = jnp.exp(highest_KxT - new_highest_KxT)
+    values_KxTxC = _einsum("kts,ksc->ktc", weights_KxTxS.astype(v_KxSxC.dtype), v_KxSxC)
     return (
-        weighted_KxGxTxC * shrink_KxGxT[..., None] + values_KxGxTxC,
-        new_highest_KxGxT,
-        total_KxGxT * shrink_KxGxT + jnp.sum(weights_KxGxTxS, axis=-1),
+        weighted_KxTxC * shrink_KxT[..., None] + values_KxTxC,
+        new_highest_KxT,
+        total_KxT * shrink_KxT + jnp.sum(weights_KxTxS, axis=-1),
     )
 
 
 def _gradients_of_pair(
-    q_KxGxTxC: jax.Array,
+    q_KxTxC: jax.Array,
     k_KxSxC: jax.Array,
     v_KxSxC: jax.Array,
-    d_out_KxGxTxC: jax.Array,
-    logsumexp_KxGxT: jax.Array,
-    mean_KxGxT: jax.Array,
-    allowed_TxS: jax.Array,
+    d_out_KxTxC: jax.Array,
+    logsumexp_KxT: jax.Array,
+    mean_KxT: jax.Array,
+    allowed_SxT: jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """What one pair of blocks adds to the gradients by q, k and v. Scores are held with their keys first: two of the
-    three products then need no transposed copy of them."""
-    dtype = q_KxGxTxC.dtype
-    masked_Sx1xT = jnp.where(allowed_TxS.T, 0.0, _MASKED_SCORE)[:, None]
-    scores_KxSxGxT = _einsum("ksc,kgtc->ksgt", k_KxSxC, q_KxGxTxC) + masked_Sx1xT
-    weights_KxSxGxT = jnp.exp(scores_KxSxGxT - logsumexp_KxGxT[:, None])
-    d_weights_KxSxGxT = _einsum("ksc,kgtc->ksgt", v_KxSxC, d_out_KxGxTxC)
-    d_scores_KxSxGxT = (weights_KxSxGxT * (d_weights_KxSxGxT - mean_KxGxT[:, None])).astype(dtype)
+    """What one pair of blocks adds to the gradients by q, k and v. Scores are held with their keys first: only one of
+    the three products then needs a transposed copy of them."""
+    dtype = q_KxTxC.dtype
+    scores_KxSxT = _einsum("ksc,ktc->kst", k_KxSxC, q_KxTxC) + jnp.where(allowed_SxT, 0.0, _MASKED_SCORE)
+    weights_KxSxT = jnp.exp(scores_KxSxT - logsumexp_KxT[:, None])
+    d_weights_KxSxT = _einsum("ksc,ktc->kst", v_KxSxC, d_out_KxTxC)
+    d_scores_KxSxT = (weights_KxSxT * (d_weights_KxSxT - mean_KxT[:, None])).astype(dtype)
     return (
-        _einsum("ksgt,ksc->kgtc", d_scores_KxSxGxT, k_KxSxC),
-        _einsum("ksgt,kgtc->ksc", d_scores_KxSxGxT, q_KxGxTxC),
-        _einsum("ksgt,kgtc->ksc", weights_KxSxGxT.astype(dtype), d_out_KxGxTxC),
+        _einsum("kts,ksc->ktc", jax.vmap(transposed)(d_scores_KxSxT), k_KxSxC),
+        _einsum("kst,ktc->ksc", d_scores_KxSxT, q_KxTxC),
+        _einsum("kst,ktc->ksc", weights_KxSxT.astype(dtype), d_out_KxTxC),
     )
 
 
-def _allowed(segment_ids_BxL: jax.Array, row: Any, i: Any, j: Any, block: int) -> jax.Array:
-    """allowed_TxS: which queries of block i may attend to which keys of block j."""
-    ids_T, ids_S = (_take(segment_ids_BxL, row, index, block, 1) for index in (i, j))
-    at_T = np.arange(block)
-    causal_TxS = i * block + at_T[:, None] >= j * block + at_T
-    return (ids_T[:, None] == ids_S) & (ids_T != 0)[:, None] & causal_TxS
+def _allowed(
+    ids_BxQ: jax.Array, ids_BxL: jax.Array, row: Any, i: Any, j: Any, block: int, *, keys_first: bool = False
+) -> jax.Array:
+    """allowed_TxS: which queries of block i may attend to which keys of block j; or allowed_SxT."""
+    group = ids_BxQ.shape[1] // ids_BxL.shape[1]
+    of_queries = _take(ids_BxQ, row, i, block * group, 1), i * block + np.arange(block * group) // group
+    of_keys = _take(ids_BxL, row, j, block, 1), j * block + np.arange(block)
+    (ids_T, at_T), (ids_S, at_S) = (
+        [jnp.expand_dims(x, axis) for x in of]
+        for of, axis in ((of_queries, 0 if keys_first else 1), (of_keys, 1 if keys_first else 0))
+    )
+    return (ids_T == ids_S) & (ids_T != 0) & (at_T >= at_S)
 
 
 def _einsum(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:

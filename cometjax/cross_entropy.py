@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from cometjax.products import summed_over_rows
 from cometjax.sharding import AXES, traced_platform
 
 # Bytes of a chunk's float32 logits: on CPU a quarter of the last cache, on accelerators enough for large products.
@@ -109,7 +110,7 @@ def _nats_of_share(
         d_logits_TxV = powers_TxV * (weights_Tx1 / total_Tx1) - jnp.where(is_target_TxV, weights_Tx1, 0.0)
         d_logits_TxV = d_logits_TxV.astype(x_TxD.dtype)
         d_x_TxD = jnp.einsum("tv,vd->td", d_logits_TxV, head_VxD, preferred_element_type=jnp.float32)
-        d_head_DxV += jnp.einsum("td,tv->dv", x_TxD, d_logits_TxV, preferred_element_type=jnp.float32)
+        d_head_DxV += summed_over_rows(x_TxD, d_logits_TxV)
         return d_head_DxV, (nats_T, d_x_TxD.astype(x_TxD.dtype))
 
     start: Any = jnp.zeros(head_VxD.shape[::-1], jnp.float32) if gradient else None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cometjax.sharding import traced_platform
 
-_AHEAD = 128  # rows, at most, of the middle axis of a transposition by way of three
+_AHEAD = 64  # rows, at most, of the middle axis of a transposition by way of three
 
 
 def product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
@@ -26,30 +26,41 @@ def product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
     return x_RxI @ w_IxO
 
 
+def summed_over_rows(x_RxI: jax.Array, y_RxO: jax.Array) -> jax.Array:
+    """The transpose of x times y, I x O in float32: what weights' gradients are."""
+    if x_RxI.dtype == jnp.bfloat16 and traced_platform() == "cpu":
+        return _contract(transposed(x_RxI), y_RxO, 0)
+    return _contract(x_RxI.T, y_RxO, 0)
+
+
 @jax.custom_vjp
 def _bfloat16_product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
-    return _contract(x_RxI, w_IxO, 0)
+    return _contract(x_RxI, w_IxO, 0).astype(x_RxI.dtype)
 
 
 def _forward(x_RxI: jax.Array, w_IxO: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _contract(x_RxI, w_IxO, 0), (x_RxI, w_IxO)
+    return _bfloat16_product(x_RxI, w_IxO), (x_RxI, w_IxO)
 
 
 def _backward(kept: tuple[jax.Array, jax.Array], d_out_RxO: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_RxI, w_IxO = kept
-    return _contract(d_out_RxO, w_IxO, 1), _contract(_transposed(x_RxI), d_out_RxO, 0)
+    return (
+        _contract(d_out_RxO, w_IxO, 1).astype(x_RxI.dtype),
+        summed_over_rows(x_RxI, d_out_RxO).astype(w_IxO.dtype),
+    )
 
 
 _bfloat16_product.defvjp(_forward, _backward)
 
 
 def _contract(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
-    """The sum over the last axis of `x` and `axis` of `y`."""
-    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+    """The sum over the last axis of `x` and `axis` of `y`, in float32."""
+    return jax.lax.dot_general(x, y, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _transposed(x_RxI: jax.Array) -> jax.Array:
-    """x_IxR, copied. By way of three axes: a plain transposition is a layout, whose product the kernel does not do."""
+def transposed(x_RxI: jax.Array) -> jax.Array:
+    """x_IxR, copied, so that a product may sum over R. A plain transposition is a layout, whose product the kernel does
+    not do: hence by way of three axes."""
     rows, inputs = x_RxI.shape
     ahead = math.gcd(rows, _AHEAD)
     return x_RxI.reshape(-1, ahead, inputs).transpose(2, 0, 1).reshape(inputs, rows)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,22 @@ def test_only_the_reference_holds_scores_that_grow_with_the_row_squared(name):
 
     short, long = temporaries(16 * BLOCK), temporaries(64 * BLOCK)
     assert (long < 6 * short) == (name == "blockwise")
+
+
+def test_bfloat16_products_have_the_form_of_the_cpus_kernel():
+    # As in products_test: float32 from bfloat16, the left operand's last axis summed over.
+    q, k = (jnp.ones((1, 256, heads, 64), jnp.bfloat16) for heads in (2, 1))
+    ids = jnp.ones((1, 256), jnp.int32)
+
+    def total(*qkv):
+        return jnp.sum(blockwise_attention(*qkv, ids).astype(jnp.float32))
+
+    text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, k).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line and "xbf16>" in line]
+    assert len(products) == 7, text  # two forward, five backward
+    for line in products:
+        assert re.search(r"contracting_dims = \[2\] x ", line), line
+        assert re.search(r"\(tensor<\w+xbf16>, tensor<\w+xbf16>\) -> tensor<\w+xf32>", line), line
 
 
 ON_A_MESH = """
