@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up, elementwise (arXiv 2002.05202)."""
-    return jax.nn.silu(gate) * up
+    """silu(gate) * up, elementwise; float32 inside, so that it is rounded once and not five times (arXiv 2002.05202)."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def _swiglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, Any]:

@@ -45,6 +45,14 @@ def test_values_and_gradients_are_the_definitions(name, dtype, tolerance):
         assert float(jnp.abs(got.astype(jnp.float32) - wanted).max()) <= tolerance * float(jnp.abs(wanted).max())
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_values_are_rounded_once(name):
+    ours, plain, shapes = CASES[name]
+    arguments = inputs(shapes, "bfloat16")
+    exact = plain(*(x.astype(jnp.float32) for x in arguments))
+    np.testing.assert_allclose(jax.jit(ours)(*arguments).astype(jnp.float32), exact, rtol=2**-8)
+
+
 @pytest.mark.parametrize(("name", "numbers_beside_inputs"), [("rms_norm", 6), ("swiglu", 0)])
 def test_the_backward_pass_keeps_the_inputs_and_at_most_a_number_for_each_vector(name, numbers_beside_inputs):
     ours, _, shapes = CASES[name]
