@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up, elementwise; float32 inside, so that it is rounded once and not five times (arXiv 2002.05202)."""
+    """silu(gate) * up, elementwise (arXiv 2002.05202); float32 inside: rounded once, not five times."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 

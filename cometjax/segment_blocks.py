@@ -58,8 +58,9 @@ def on_each_device(
     Heads that the tensor axis does not divide are not split, as the sharding rules have it.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rows = tuple(axis for axis in _ROW_AXES if mesh.shape.get(axis, 1) > 1)
-    heads = _HEAD_AXIS if mesh.shape.get(_HEAD_AXIS, 1) > 1 else None
+    # Axes of one device too: over an axis that is not named the gradients are summed, and XLA copies them for that.
+    rows = tuple(axis for axis in _ROW_AXES if axis in mesh.shape)
+    heads = _HEAD_AXIS if _HEAD_AXIS in mesh.shape else None
     if q_BxLxHxC.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
         rows = ()
     if heads:
