@@ -1,10 +1,12 @@
-"""RMSNorm and SwiGLU with derivatives of their own: all that the backward pass keeps of them is their inputs.
+"""RMSNorm, SwiGLU and biases with derivatives of their own.
 
-JAX's derivatives would keep each factor of each product too: of SwiGLU the sigmoid and the gated half beside both
-inputs, of the norm its input once more in float32. On an accelerator these arrays cost as much as the arithmetic saves
-many times over: they are written, and read again, at the memory's speed.
+All that the backward pass keeps of norm and SwiGLU is their inputs. JAX's derivatives would keep each factor of each
+product too: of SwiGLU the sigmoid and the gated half beside both inputs, of the norm its input once more in float32. On
+an accelerator these arrays cost as much as the arithmetic saves many times over: they are written, and read again, at
+the memory's speed. A bias's gradient is summed in float32. JAX's derivative sums in the bias's own type, and a backend
+that takes bfloat16 literally (XLA's on CPU) then rounds after each of some thousand additions.
 
-Dimensions: D width, F mlp width, whatever axes come before.
+Dimensions: D width, F mlp width, R rows (batch and position), O outputs, whatever axes come before.
 """
 
 import functools
@@ -64,3 +66,20 @@ def _inverse_rms(x: jax.Array, eps: float) -> jax.Array:
 
 def _normed(x: jax.Array, scale_D: jax.Array, inverse: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) * inverse * scale_D.astype(jnp.float32)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def add_bias(x_RxO: jax.Array, bias_O: jax.Array) -> jax.Array:
+    """x + bias, both of one type."""
+    return x_RxO + bias_O
+
+
+def _add_bias_forward(x_RxO: jax.Array, bias_O: jax.Array) -> tuple[jax.Array, None]:
+    return add_bias(x_RxO, bias_O), None
+
+
+def _add_bias_backward(kept: None, d_out_RxO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return d_out_RxO, jnp.sum(d_out_RxO, axis=0, dtype=jnp.float32).astype(d_out_RxO.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cometjax import attention, parameterization
-from cometjax.elementwise import rms_norm, swiglu
+from cometjax.elementwise import add_bias, rms_norm, swiglu
 from cometjax.packed import Heads
 from cometjax.products import product
 from cometjax.segment_blocks import RESIDUAL_NAME
@@ -289,12 +289,12 @@ def _layer(
     q_BxLxHxC = constrain(q_BxLxHxC, "BLHC")
     k_BxLxKxC, v_BxLxKxC = constrain(k_BxLxKxC, "BLKC"), constrain(v_BxLxKxC, "BLKC")
     out_BxLxHxC, cache = attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, cache)
-    x_BxLxD = constrain(x_BxLxD + project(out_BxLxHxC, weights["attention_out"], inputs=2), "BLD")
+    x_BxLxD = constrain(x_BxLxD + _project(out_BxLxHxC, weights["attention_out"], inputs=2), "BLD")
 
     h_BxLxD = rms_norm(x_BxLxD, weights["mlp_norm"], config.norm_eps)
     gate_BxLxF, up_BxLxF = _gate_and_up(weights, h_BxLxD)
     hidden_BxLxF = constrain(swiglu(gate_BxLxF, up_BxLxF), "BLF")
-    return constrain(x_BxLxD + project(hidden_BxLxF, weights["mlp_down"]), "BLD"), cache
+    return constrain(x_BxLxD + _project(hidden_BxLxF, weights["mlp_down"]), "BLD"), cache
 
 
 def side_by_side(weights: LayerWeights) -> LayerWeights:
@@ -318,23 +318,23 @@ def _queries_keys_values(
     # Queries and keys are rotated.
     if "attention_in" in weights:
         rotated = config.heads + config.kv_heads
-        all_BxLxAxC = project(h_BxLxD, weights["attention_in"], weights.get("attention_in_bias"))
+        all_BxLxAxC = _project(h_BxLxD, weights["attention_in"], weights.get("attention_in_bias"))
         qk_BxLxAxC = _rotate(all_BxLxAxC[:, :, :rotated], rotation_BxLxC)
         return qk_BxLxAxC[:, :, : config.heads], qk_BxLxAxC[:, :, config.heads :], all_BxLxAxC[:, :, rotated:]
-    q_BxLxHxC = project(h_BxLxD, weights["query"], weights.get("query_bias"))
-    k_BxLxKxC = project(h_BxLxD, weights["key"], weights.get("key_bias"))
-    v_BxLxKxC = project(h_BxLxD, weights["value"], weights.get("value_bias"))
+    q_BxLxHxC = _project(h_BxLxD, weights["query"], weights.get("query_bias"))
+    k_BxLxKxC = _project(h_BxLxD, weights["key"], weights.get("key_bias"))
+    v_BxLxKxC = _project(h_BxLxD, weights["value"], weights.get("value_bias"))
     return _rotate(q_BxLxHxC, rotation_BxLxC), _rotate(k_BxLxKxC, rotation_BxLxC), v_BxLxKxC
 
 
 def _gate_and_up(weights: LayerWeights, h_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     if "mlp_in" in weights:
-        both_BxLx2xF = project(h_BxLxD, weights["mlp_in"])
+        both_BxLx2xF = _project(h_BxLxD, weights["mlp_in"])
         return both_BxLx2xF[:, :, 0], both_BxLx2xF[:, :, 1]
-    return project(h_BxLxD, weights["mlp_gate"]), project(h_BxLxD, weights["mlp_up"])
+    return _project(h_BxLxD, weights["mlp_gate"]), _project(h_BxLxD, weights["mlp_up"])
 
 
-def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, inputs: int = 1) -> jax.Array:
+def _project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, inputs: int = 1) -> jax.Array:
     """Contract the last `inputs` axes of `x` with the first of `weight`, as a product of two matrices; add `bias`.
 
     Flattened because XLA's CPU backend takes about twice as long for the same product over [B, L, D], and for the
@@ -343,9 +343,7 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, inpu
     rows_by_in = x.reshape(-1, math.prod(weight.shape[:inputs]))
     rows_by_out = product(rows_by_in, weight.reshape(rows_by_in.shape[1], -1))
     if bias is not None:
-        # In float32, so that the bias's gradient is summed in it: in bfloat16 each of its additions would be rounded.
-        with_bias = rows_by_out.astype(jnp.float32) + bias.reshape(-1).astype(jnp.float32)
-        rows_by_out = with_bias.astype(rows_by_out.dtype)
+        rows_by_out = add_bias(rows_by_out, bias.reshape(-1))
     return rows_by_out.reshape(*x.shape[:-inputs], *weight.shape[inputs:])
 
 

@@ -1,11 +1,11 @@
-"""RMSNorm and SwiGLU: values and derivatives are those of their plain definitions; only inputs are kept."""
+"""RMSNorm, SwiGLU and biases: values and derivatives are those of their plain definitions; only inputs are kept."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cometjax.elementwise import rms_norm, swiglu
+from cometjax.elementwise import add_bias, rms_norm, swiglu
 
 EPS = 1e-6
 
@@ -67,3 +67,15 @@ def test_extreme_gates_give_no_nan():
     gate, up = jnp.asarray([-1e30, -100.0, 0.0, 100.0, 1e30]), jnp.ones(5)
     for array in (swiglu(gate, up), *jax.grad(lambda *x: jnp.sum(swiglu(*x)), (0, 1))(gate, up)):
         assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_biases_are_summed_in_float32(dtype):
+    d_out_RxO = jnp.full((2048, 8), 0.5, dtype).at[::32].set(256)  # 256 + 0.5 is 256 in bfloat16
+    out_RxO, derivative = jax.vjp(add_bias, jnp.ones((2048, 8), dtype), jnp.full(8, 2, dtype))
+    d_x_RxO, d_bias_O = jax.jit(derivative)(d_out_RxO)
+    assert out_RxO.dtype == d_x_RxO.dtype == d_bias_O.dtype == dtype
+    np.testing.assert_array_equal(out_RxO, 3)
+    np.testing.assert_array_equal(d_x_RxO, d_out_RxO)
+    exact_O = np.asarray(d_out_RxO, np.float64).sum(0)
+    np.testing.assert_allclose(np.asarray(d_bias_O, np.float64), exact_O, rtol=2**-8)
