@@ -8,10 +8,11 @@
     python -m cometjax.train --config experiments/configs/half_hour.py:long --workdir runs/half-hour \
         --config.corpus=runs/world/corpus --config.init_from=runs/short-hf
 
-Two legs: short rows, which are cheap and teach most, then rows that hold all but the longest histories. Seen (by these
-two configurations): tuning losses of 0.788 and then 0.6995 nats/token, of which the entropy floor is 0.6446, after
-22 min and 10 min 47 s more, 59 s and 77 s of them for the evaluations of the whole tuning split, at 20,300 tokens/s in
-short rows; on a quieter machine, at 22,000 to 23,200, the same steps took 30 min. docs/tasks.md has more of it.
+Two legs: short rows, which are cheap and teach most, then rows that hold all but the longest histories. Seen by these
+commands on 2026-11-27: tuning losses of 0.805, in windows of 384, then 0.6934 nats/token, of which the entropy floor
+is 0.6446, after 25 min 2 s and 11 min 10 s more, 50 s and 72 s of them for the evaluations of the whole tuning split,
+at 25,100 and 17,400 tokens/s. The machine was shared: shortly before, the same steps ran at 30,400 to 31,200 and 19,900
+tokens/s, at which all of it would take about 30 min. docs/tasks.md has more of it.
 """
 
 import ml_collections
