@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cometjax import sharding
 from cometjax.elementwise import add_bias, rms_norm, swiglu
 
 EPS = 1e-6
@@ -29,6 +30,13 @@ def inputs(shapes, dtype):
     return tuple(jnp.asarray(3 * random.normal(size=shape), dtype) for shape in shapes)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def traced_for(request):
+    with sharding.traced_for(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("traced_for")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_values_and_gradients_are_the_definitions(name, dtype, tolerance):
