@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from cometjax import decoding, grammar_states, hopper_decoding
+from cometjax.decoding_caches import pool_dtype
 from cometjax.futures import Future, Prompt, SimulationConfig, Start
 from cometjax.model import Decoder, in_compute_dtype
 from cometjax.sharding import described
@@ -213,7 +214,8 @@ class Batches:
 
     def _pool(self, slots: int, chunks: tuple[int, ...], tokens: int) -> decoding.Pool:
         shape = (slots, self.shape.kv_heads, *chunks, tokens, self.shape.head_dim)
-        empty = lambda: jnp.zeros(shape, self.cache_dtype, device=self.device)  # noqa: E731
+        dtype = self.cache_dtype if self.in_place else pool_dtype(self.cache_dtype, self.device.platform)
+        empty = lambda: jnp.zeros(shape, dtype, device=self.device)  # noqa: E731
         return [(empty(), empty()) for _ in range(self.shape.layers)]
 
     def _prefill(

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from cometjax import attention, grammar_states, hopper_decoding
-from cometjax.decoding_caches import Copies, InPlace, Pool
+from cometjax.decoding_caches import Copies, InPlace, Pool, as_stored
 from cometjax.model import side_by_side
 from data_pipeline.vocabulary import Vocabulary
 
@@ -206,7 +206,9 @@ def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P:
 
     positions_PxX = jnp.broadcast_to(jnp.arange(tokens_PxX.shape[1]), tokens_PxX.shape)
     _, new = model.hidden(tokens_PxX, positions_PxX, attend, [None] * len(pool))
-    return jax.tree.map(lambda pooled, cache: pooled.at[slot_P].set(cache.astype(pooled.dtype), mode="drop"), pool, new)
+    return jax.tree.map(
+        lambda pooled, cache: pooled.at[slot_P].set(as_stored(cache, pooled.dtype), mode="drop"), pool, new
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "earlier_chunks", "in_place"), donate_argnames="suffixes")

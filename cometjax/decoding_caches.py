@@ -23,6 +23,25 @@ Cache = tuple[jax.Array, jax.Array]
 Pool = list[Cache]
 
 
+def pool_dtype(cache_dtype: str, platform: str) -> str:
+    """The type in which `Copies` has its pools: on CPU the bits of bfloat16 stand there as integers.
+
+    XLA's CPU backend writes into a bfloat16 array by converting all of it to float32 and back.
+    """
+    return "uint16" if platform == "cpu" and cache_dtype == "bfloat16" else cache_dtype
+
+
+def as_stored(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Keys or values in a pool's type."""
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), dtype)
+    return values.astype(dtype)
+
+
+def _as_numbers(stored: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
+
+
 class Copies:
     """What the rows need of the pools, copied once for a chunk; what they add is kept apart and written at its end.
 
@@ -32,9 +51,13 @@ class Copies:
     def __init__(self, prefixes: Pool, suffixes: Pool, rows: "Rows", earlier_chunks: int) -> None:
         self.suffixes, self.rows = suffixes, rows
         kv_heads, _, self.steps, head_dim = suffixes[0][0].shape[1:]
-        prefix = [_keys_across(pool.at[rows.prefix_slot_Q].get(mode="clip") for pool in layer) for layer in prefixes]
+        prefix = [
+            _keys_across(_as_numbers(pool.at[rows.prefix_slot_Q].get(mode="clip")) for pool in layer)
+            for layer in prefixes
+        ]
         earlier = [
-            _keys_across(_gather_earlier(pool, rows.slot_R, earlier_chunks) for pool in layer) for layer in suffixes
+            _keys_across(_as_numbers(_gather_earlier(pool, rows.slot_R, earlier_chunks)) for pool in layer)
+            for layer in suffixes
         ]
         self.constant = list(zip(prefix, earlier, strict=True))
         shape = (len(rows.slot_R), kv_heads, self.steps, head_dim)
@@ -106,8 +129,10 @@ def _attend(
     # Attention of one new token per row to its prompt, its earlier chunks and this chunk (itself included).
     ((pk_QxKxCxX, pv_QxKxXxC), (ek_RxKxCxY, ev_RxKxYxC)), (rk_RxKxCxT, rv_RxKxTxC) = caches
     k_RxKxCx1, v_RxKx1xC = k_Rx1xKxC.transpose(0, 2, 3, 1), jnp.swapaxes(v_Rx1xKxC, 1, 2)
-    rk_RxKxCxT = jax.lax.dynamic_update_slice_in_dim(rk_RxKxCxT, k_RxKxCx1.astype(rk_RxKxCxT.dtype), step, axis=3)
-    rv_RxKxTxC = jax.lax.dynamic_update_slice_in_dim(rv_RxKxTxC, v_RxKx1xC.astype(rv_RxKxTxC.dtype), step, axis=2)
+    put = jax.lax.dynamic_update_slice_in_dim
+    stored_RxKxCxT = put(rk_RxKxCxT, as_stored(k_RxKxCx1, rk_RxKxCxT.dtype), step, axis=3)
+    stored_RxKxTxC = put(rv_RxKxTxC, as_stored(v_RxKx1xC, rv_RxKxTxC.dtype), step, axis=2)
+    rk_RxKxCxT, rv_RxKxTxC = _as_numbers(stored_RxKxCxT), _as_numbers(stored_RxKxTxC)
     num_rows, _, heads, head_dim = q_Rx1xHxC.shape
     blocks, kv_heads = pk_QxKxCxX.shape[:2]
     groups, block = heads // kv_heads, num_rows // blocks
@@ -141,7 +166,7 @@ def _attend(
     out_RxKxGxC += product("rkgy,rkyc->rkgc", earlier_RxKxGxY.astype(dtype), ev_RxKxYxC)
     out_RxKxGxC += product("rkgt,rktc->rkgc", recent_RxKxGxT.astype(dtype), rv_RxKxTxC)
     out_Rx1xHxC = (out_RxKxGxC / total_RxKxGx1).astype(q_Rx1xHxC.dtype).reshape(q_Rx1xHxC.shape)
-    return out_Rx1xHxC, (rk_RxKxCxT, rv_RxKxTxC)
+    return out_Rx1xHxC, (stored_RxKxCxT, stored_RxKxTxC)
 
 
 def _masked(scores: jax.Array, length: jax.Array) -> jax.Array:
