@@ -68,8 +68,8 @@ def _inverse_rms(x: jax.Array, eps: float) -> jax.Array:
 
 def _mean_product(x: jax.Array, y: jax.Array) -> jax.Array:
     if sharding.traced_platform() == "cpu":
-        # Of one row a device, XLA's CPU backend makes sum and what takes it one loop, at a fifth of the speed; a
-        # product stays apart. Elsewhere a product would be the slow form, and on a TPU the inexact one.
+        # Of one row a device, XLA's CPU backend makes sum and what takes it one slow loop (docs/performance.md); a
+        # product's sum stays apart. A TPU would round the operands of a product to bfloat16.
         return jnp.einsum("...d,...d->...", x, y)[..., None] / x.shape[-1]
     return jnp.mean(x * y, axis=-1, keepdims=True)
 

@@ -29,8 +29,8 @@ def get_config(leg: str = "short") -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.073  # times the sum of the learning rates about 4
     config.train.eval_batches = 160  # of evaluations before the last, which sees the whole split
     if leg == "short":
-        # Of rows of 256 as much is learned from a token as of rows of 768, once the second leg is over; and the more
-        # rows, the less of a step is the optimizer's and waiting for the other core.
+        # Short rows cost less attention, and teach as much once the second leg is over; of 256, in full, they ended at
+        # an excess of 0.052 for 0.049. The more rows, the less of a step is the optimizer's and waiting for a core.
         config.train.row_length = 384
         config.train.batch_rows = 12
         config.train.steps = 7900  # 36.4M tokens
