@@ -1,10 +1,6 @@
-"""Which blocks of queries and keys of a packed row must be looked at, and running attention on each device's share.
+"""What the implementations of attention by segment have in common: padded rows, and each device's own share of them.
 
-A row of L positions is cut in blocks. Queries of block I may attend to keys of block J when J is not after I and the
-two blocks have a segment in common; everything else is skipped, so cost follows the sum of squared segment lengths,
-up to whole blocks, and not the square of the row.
-
-Dimensions: B batch rows, L row length, H query heads, K key/value heads, C head dim, I query blocks, J key blocks.
+Dimensions: B batch rows, L row length, H query heads, K key/value heads, C head dim.
 """
 
 import math
@@ -23,21 +19,6 @@ _HEAD_AXIS = "tensor"
 RESIDUAL_NAME = "attention_residual"
 
 AttendRows = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-def shared_blocks(segment_ids_BxL: jax.Array, block: int) -> jax.Array:
-    """shared_BxIxJ: whether query block I needs key block J. L must be a multiple of `block`.
-
-    A pair is kept when the ranges of the two blocks' ids overlap: exact where ids rise along a row, as the loader packs
-    them, and for any other arrangement never too few. Padding (id 0) needs nothing.
-    """
-    rows, length = segment_ids_BxL.shape
-    ids_BxIxT = segment_ids_BxL.reshape(rows, length // block, block)
-    lowest_BxI = jnp.min(jnp.where(ids_BxIxT == 0, jnp.iinfo(jnp.int32).max, ids_BxIxT), axis=-1)
-    highest_BxI = jnp.max(ids_BxIxT, axis=-1)
-    overlap_BxIxJ = lowest_BxI[:, :, None] <= highest_BxI[:, None, :]
-    causal_IxJ = jnp.tril(jnp.ones((length // block,) * 2, bool))
-    return overlap_BxIxJ & overlap_BxIxJ.swapaxes(1, 2) & causal_IxJ
 
 
 def pad_rows(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array, ...]:

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cometjax import attention
+from cometjax import attention, blockwise
 from cometjax.blockwise import BLOCK, blockwise_attention
-from cometjax.segment_blocks import shared_blocks
 from cometjax.sharding import Device
 from data_pipeline.errors import UserError
 from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, packings, random_inputs
@@ -48,19 +47,29 @@ def test_huge_scores_in_rows_with_padding_give_no_nan():
         assert np.isfinite(array).all(), name
 
 
-def test_a_block_needs_the_blocks_that_share_a_segment_with_it_and_are_not_after_it():
-    segment_ids_BxL = jnp.asarray([[1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 0, 0], [1, 1, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0]])
-    assert shared_blocks(segment_ids_BxL, 2).astype(int).tolist() == [
-        [
-            [1, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [0, 1, 1, 0, 0, 0],
-            [0, 1, 1, 1, 0, 0],
-            [0, 0, 0, 0, 1, 0],
-            [0, 0, 0, 0, 0, 0],
-        ],
-        [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]] + [[0] * 6] * 4,
-    ]
+def tiles_of(segment_ids_BxL, block):
+    """(row, low, high, first) of each tile in turn."""
+
+    def note(tile, so_far):
+        tiles_Nx4, count = so_far
+        return tiles_Nx4.at[count].set(jnp.stack([jnp.asarray(x, jnp.int32) for x in tile])), count + 1
+
+    start = jnp.zeros((segment_ids_BxL.size, 4), jnp.int32), jnp.int32(0)
+    tiles_Nx4, count = blockwise._over_tiles(segment_ids_BxL, block, note, start)
+    return tiles_Nx4[:count].tolist()
+
+
+def test_long_segments_begin_a_tile_and_a_tiles_keys_begin_with_its_first_segment():
+    segment_ids_BxL = jnp.asarray(
+        [[1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 0, 0], [1, 1, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0], [0] * 12]
+    )
+    assert tiles_of(segment_ids_BxL, 4) == [[0, 0, 3, 0], [0, 3, 7, 3], [0, 7, 10, 3], [1, 0, 4, 0]]
+
+
+def test_an_id_below_an_earlier_one_may_have_keys_from_the_rows_beginning():
+    assert tiles_of(jnp.asarray([[1, 1, 3, 3, 2, 2, 3, 3, 4, 4]]), 2) == [
+        [0, 0, 2, 0], [0, 2, 4, 2], [0, 4, 6, 0], [0, 6, 8, 2], [0, 8, 10, 8],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["blockwise", "reference"])
