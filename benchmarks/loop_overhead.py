@@ -62,12 +62,14 @@ def _bare(cfg, model, corpus, mesh) -> tuple[Callable[[int], list], Callable[[li
     tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
     steps = make_compiled_steps(cfg, model, tables, mesh)
     split = corpus.split("train")
-    plan = training_plan(split, LoaderConfig(cfg.train.batch_rows, cfg.train.row_length, cfg.seed))
+    settings = LoaderConfig(
+        cfg.train.batch_rows, cfg.train.row_length, cfg.seed, group_by_length=cfg.train.group_by_length
+    )
+    plan = training_plan(split, settings)
     state = steps.init()
 
     def batches_from(step: int) -> list:
-        rows = cfg.train.batch_rows
-        found = [sharding.put_batch(mesh, batch_at(split, plan, step + i, batch_rows=rows)) for i in range(BLOCK)]
+        found = [sharding.put_batch(mesh, batch_at(split, plan, settings, step + i)) for i in range(BLOCK)]
         return jax.block_until_ready(found)
 
     def run(batches: list) -> None:

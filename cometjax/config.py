@@ -80,6 +80,9 @@ def _train() -> ml_collections.ConfigDict:
     train.batch_rows = 16  # global, over all hosts
     train.microbatches = 1  # parts in which a step computes its batch, one after another: less memory, same result
     train.row_length = 1024  # tokens in a packed row
+    # Steps among which rows are dealt so that those of one step cost attention alike, and no device waits for another.
+    # 1: a step's own rows, ordered so that devices' shares are alike; 0: as they come (data_pipeline/length_groups.py).
+    train.group_by_length = 1
     train.log_every = 10  # steps between lines of training metrics
     train.eval_every = 250  # steps between evaluations on the tuning split
     train.eval_batches = 0  # batches of an evaluation; 0 = the whole tuning split
@@ -194,6 +197,7 @@ def _validate_train(config: ml_collections.ConfigDict) -> None:
         config,
         0,
         "train.spike_threshold",
+        "train.group_by_length",
         "train.eval_batches",
         "train.keep_every",
         "train.keep_best",

@@ -296,6 +296,7 @@ class TrainLoop:
             seed=config.seed,
             workers=config.loader.workers,
             prefetch=config.loader.prefetch,
+            group_by_length=config.train.group_by_length,
         )
 
 

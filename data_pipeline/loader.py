@@ -1,8 +1,8 @@
 """Packed batches: the global batch of a step is a pure function of (corpus split, config, step).
 
-Batch(step) is rows [step * batch_rows, (step + 1) * batch_rows) of the endless stream of `packing.stream_row`. A host
-reads its share of them only, so the batches depend neither on the number of hosts nor on the number of workers, and
-starting at any step costs nothing.
+Batch(step) is rows [step * batch_rows, (step + 1) * batch_rows) of the endless stream of `packing.stream_row`, or as
+many of those that a group of steps shares (`length_groups`). A host reads its share of them only, so the batches depend
+neither on the number of hosts nor on the number of workers, and starting at any step costs nothing.
 
 B batch rows of this host   L row length   S segments of all B rows, in order
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline import loader_workers, plan_cache, row_tokens
 from data_pipeline.errors import UserError
+from data_pipeline.length_groups import places_of_steps
 from data_pipeline.mixture import MixedPlan, MixedSplit
 from data_pipeline.packing import PackingPlan, RowPlan
 from data_pipeline.row_tokens import RecordSource, RowTokens
@@ -49,6 +50,8 @@ class LoaderConfig:
         seed: seed of packing and order, 0 .. 2**32 - 1.
         workers: processes that make batches; 0 makes them in a thread of this process.
         prefetch: batches made ahead, by each worker; 0 makes each when it is asked for.
+        group_by_length: steps among which training rows are dealt so that those of one step cost attention alike; 1
+            only orders a step's rows so that devices' shares do; 0 takes them as they come.
     """
 
     batch_rows: int
@@ -56,6 +59,7 @@ class LoaderConfig:
     seed: int
     workers: int = 0
     prefetch: int = 2
+    group_by_length: int = 0
 
 
 def training_plan(split: RecordSource, config: LoaderConfig) -> TrainingPlan:
@@ -96,8 +100,10 @@ def train_batches(
     _validate(config, host, hosts)
     plan = training_plan(split, config) if plan is None else plan
 
+    places_of = places_of_steps(plan, config.batch_rows, config.group_by_length, config.seed)
+
     def rows_at(step: int) -> list[RowPlan]:
-        return _training_rows(plan, _places(step, config.batch_rows, host, hosts))
+        return _training_rows(plan, _share(places_of(step), host, hosts))
 
     return _iterate(split, plan, rows_at, range(start_step, _ENDLESS), config)
 
@@ -123,7 +129,7 @@ def evaluation_batches(
     batches = batches if max_batches is None else min(batches, max_batches)
 
     def rows_at(index: int) -> list[RowPlan]:
-        return _evaluation_rows(plan, _places(index, config.batch_rows, host, hosts))
+        return _evaluation_rows(plan, _evaluation_places(index, config.batch_rows, host, hosts))
 
     return _iterate(split, plan, rows_at, range(batches), config)
 
@@ -134,17 +140,18 @@ def evaluation_plan(split: RecordSource, config: LoaderConfig) -> PackingPlan:
 
 
 def batch_at(
-    split: RecordSource, plan: TrainingPlan, step: int, *, batch_rows: int, host: int = 0, hosts: int = 1
+    split: RecordSource, plan: TrainingPlan, config: LoaderConfig, step: int, *, host: int = 0, hosts: int = 1
 ) -> Batch:
     """The host's share of the training batch of `step`, by random access."""
-    return _batch(split, plan, _training_rows(plan, _places(step, batch_rows, host, hosts)))
+    places = places_of_steps(plan, config.batch_rows, config.group_by_length, config.seed)(step)
+    return _batch(split, plan, _training_rows(plan, _share(places, host, hosts)))
 
 
 def evaluation_batch_at(
     split: RecordSource, plan: PackingPlan, index: int, *, batch_rows: int, host: int = 0, hosts: int = 1
 ) -> Batch:
     """The host's share of evaluation batch `index`, by random access; rows after the last are empty."""
-    return _batch(split, plan, _evaluation_rows(plan, _places(index, batch_rows, host, hosts)))
+    return _batch(split, plan, _evaluation_rows(plan, _evaluation_places(index, batch_rows, host, hosts)))
 
 
 def _plan(split: RecordSource, row_length: int, seed: int) -> PackingPlan:
@@ -162,22 +169,25 @@ def _validate(config: LoaderConfig, host: int, hosts: int) -> None:
             where="batch_rows",
             fix=f"choose a positive multiple of {hosts}",
         )
-    for key in ("workers", "prefetch"):
+    for key in ("workers", "prefetch", "group_by_length"):
         if getattr(config, key) < 0:
             raise UserError(f"{getattr(config, key)} is negative", where=key, fix="choose 0 or more")
 
 
-def _places(step: int, batch_rows: int, host: int, hosts: int) -> range:
-    share = batch_rows // hosts
-    begin = step * batch_rows + host * share
-    return range(begin, begin + share)
+def _evaluation_places(index: int, batch_rows: int, host: int, hosts: int) -> Sequence[int]:
+    return _share(range(index * batch_rows, (index + 1) * batch_rows), host, hosts)
 
 
-def _training_rows(plan: TrainingPlan, places: range) -> list[RowPlan]:
+def _share(places: Sequence[int], host: int, hosts: int) -> Sequence[int]:
+    size = len(places) // hosts
+    return places[host * size : (host + 1) * size]
+
+
+def _training_rows(plan: TrainingPlan, places: Sequence[int]) -> list[RowPlan]:
     return [plan.stream(place) for place in places]
 
 
-def _evaluation_rows(plan: PackingPlan, places: range) -> list[RowPlan]:
+def _evaluation_rows(plan: PackingPlan, places: Sequence[int]) -> list[RowPlan]:
     return [plan.row(place) if place < plan.num_rows else _NO_SEGMENTS for place in places]
 
 

@@ -44,6 +44,8 @@ def get_config(leg: str = "short") -> ml_collections.ConfigDict:
         config.optimizer.warmup_steps = 20
         config.train.row_length = 4096
         config.train.batch_rows = 2
+        # A core has one row, and the dearer of two costs attention 1.24 times their mean; in such groups 1.03 times.
+        config.train.group_by_length = 16
         config.train.steps = 1240  # 10.2M tokens
         config.train.checkpoint_every = 400
     else:

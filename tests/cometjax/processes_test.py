@@ -11,6 +11,7 @@ from cometjax.checkpoint_files import FOLDER
 from cometjax.hosts import LOST_PEER_EXIT_CODE
 from cometjax.train import train
 from data_pipeline.corpus import Corpus
+from data_pipeline.length_groups import places_of_steps
 from data_pipeline.loader import LoaderConfig, batch_at, training_plan
 from tests.cometjax.processes import LOST_SECONDS, Group, Host, digests, observed, two_hosts
 from tests.cometjax.tiny_run import CONFIG, config_of, losses, write_corpus
@@ -76,9 +77,11 @@ def assert_losses(workdir, expected):
 def rows_of(folder, step):
     """(digests, records) of the rows of a step's global batch."""
     split = Corpus.open(folder / "corpus").split("train")
-    plan = training_plan(split, LoaderConfig(ROWS, config(folder).train.row_length, config(folder).seed))
-    rows = [plan.stream(place).record_S.tolist() for place in range(step * ROWS, (step + 1) * ROWS)]
-    return digests(batch_at(split, plan, step, batch_rows=ROWS)), rows
+    train = config(folder).train
+    settings = LoaderConfig(ROWS, train.row_length, config(folder).seed, group_by_length=train.group_by_length)
+    plan = training_plan(split, settings)
+    places = places_of_steps(plan, ROWS, settings.group_by_length, settings.seed)(step)
+    return digests(batch_at(split, plan, settings, step)), [plan.stream(place).record_S.tolist() for place in places]
 
 
 def assert_each_reads_only_its_rows(folder, group, parts, steps):

@@ -180,7 +180,7 @@ def test_a_host_reads_only_its_own_rows():
     read = []
     split = Counting(SPLIT.lengths_R)
     plan = loader.training_plan(split, CONFIG)
-    loader.batch_at(split, plan, 3, batch_rows=8, host=1, hosts=4)
+    loader.batch_at(split, plan, CONFIG, 3, host=1, hosts=4)
     rows = [packing.stream_row(plan, place) for place in (3 * 8 + 2, 3 * 8 + 3)]
     assert read == [record for row in rows for record in plan.row(row).record_S]
 
@@ -201,7 +201,7 @@ def test_starting_at_a_step_continues_the_same_sequence(start_step):
 
 def test_random_access_gives_the_batches_of_the_stream():
     plan = loader.training_plan(SPLIT, CONFIG)
-    batches = [loader.batch_at(SPLIT, plan, step, batch_rows=8) for step in range(5)]
+    batches = [loader.batch_at(SPLIT, plan, CONFIG, step) for step in range(5)]
     assert_equal(take(loader.train_batches(SPLIT, CONFIG), 5), batches)
     plan = loader.evaluation_plan(SPLIT, CONFIG)
     batches = [loader.evaluation_batch_at(SPLIT, plan, index, batch_rows=8) for index in range(2)]
