@@ -29,7 +29,10 @@ from data_pipeline.vocabulary import Vocabulary
 _SMALLEST_BUCKET = 128
 _PROMPTS = 4  # prompt slots for each prompt whose samples all have slots, if these take no less memory
 _FIRST = 3  # chunks that the least bound may have
-_LONG = 256  # tokens of a future: beyond, bounds are closer, and there are batches of _FEW times fewer rows as well
+# Rows that a CPU draws at a time: sums over a row are ordered by the shape of the whole, so of a constant one a future
+# does not depend on what is drawn beside it, nor on `batch_rows`.
+_TILE_ROWS = 32
+_LONG = 256  # tokens of a future: beyond, bounds are closer, and without tiles some batches have _FEW times fewer rows
 _FEW = 4
 _NARROW = 1.25  # times the rows: worth it to read a prompt's keys for a quarter of a block
 _PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
@@ -150,6 +153,7 @@ class Batches:
         )
         if self.in_place:  # each row reads what it has, and no more
             self.bounds = [self.chunks]
+        self.tile_rows = _TILE_ROWS if device.platform == "cpu" and not self.in_place else None
         self.limits = self._put(
             {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
         )
@@ -200,6 +204,7 @@ class Batches:
                 suffixes,
                 self._put(rows),
                 earlier_chunks=group.bound,
+                tile_rows=max(self.tile_rows, group.block) if self.tile_rows else None,
                 in_place=self.in_place,
             )
             real_R = np.flatnonzero(at_R < slots.stop_WxS.size)
@@ -241,8 +246,11 @@ class Batches:
                 samples = np.flatnonzero(bound_WxS[slot] == bound)
                 rows_of += [(slot, samples[at : at + block]) for at in range(0, len(samples), block)]
             rows_of.sort(key=lambda chosen: -len(chosen[1]))
-            most = config.batch_rows // block
-            few = max(1, most // _FEW) if bound * config.chunk_steps > _LONG and not self.in_place else most
+            most = max(1, config.batch_rows // block)
+            if self.tile_rows:  # whole tiles
+                most += -most % max(1, self.tile_rows // block)
+            with_few = bound * config.chunk_steps > _LONG and not (self.in_place or self.tile_rows)
+            few = max(1, most // _FEW) if with_few else most
             size = few if len(rows_of) <= few else most
             groups.append(_Group(bound, block, size, rows_of[:size], full=len(rows_of) >= most))
         rows_in = lambda group: sum(len(samples) for _, samples in group.rows_of)  # noqa: E731
@@ -302,7 +310,7 @@ def block_rows(bucket: int, bound: int, config: SimulationConfig) -> int:
     block = max(8, bucket // 64)
     if bound > _FIRST:
         block = min(block, max(2, 2 * bucket // (bound * config.chunk_steps)))
-    return 1 << (min(block, config.samples, config.batch_rows).bit_length() - 1)
+    return 1 << (min(block, config.samples).bit_length() - 1)
 
 
 @dataclasses.dataclass(frozen=True)

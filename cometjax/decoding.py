@@ -10,6 +10,7 @@ H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from cometjax import attention, grammar_states, hopper_decoding
-from cometjax.decoding_caches import Copies, InPlace, Pool, as_stored
-from cometjax.model import side_by_side
+from cometjax.decoding_caches import Copies, InPlace, Pool, as_stored, written
+from cometjax.model import Decoder, LayerWeights, side_by_side
 from data_pipeline.vocabulary import Vocabulary
 
 # Why a row stopped; 0 while it runs.
@@ -211,7 +212,9 @@ def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "earlier_chunks", "in_place"), donate_argnames="suffixes")
+@functools.partial(
+    jax.jit, static_argnames=("graph", "earlier_chunks", "tile_rows", "in_place"), donate_argnames="suffixes"
+)
 def decode_chunk(
     graph: Any,
     weights: Any,
@@ -222,6 +225,7 @@ def decode_chunk(
     rows: Rows,
     *,
     earlier_chunks: int,
+    tile_rows: int | None = None,
     in_place: hopper_decoding.Sizes | None = None,
 ) -> tuple[Pool, dict[str, jax.Array]]:
     """Draw up to T tokens for each row.
@@ -234,6 +238,8 @@ def decode_chunk(
         suffixes: sample pool, N x [slots, K, chunks, T, C]; donated.
         rows: the rows, as host arrays.
         earlier_chunks: bound on the earlier chunks of any row.
+        tile_rows: of a tile; tiles are drawn one after another, and what a row gets does not depend on their number.
+            None: all rows at once.
         in_place: sizes of the kernel that works on the pools (`hopper_decoding.sizes_for`) and needs no bound; None:
             XLA's operations, on copies of what the rows need.
 
@@ -243,17 +249,55 @@ def decode_chunk(
         did).
     """
     model = nnx.merge(graph, weights)
-    steps = suffixes[0][0].shape[3]
     layers = [side_by_side(weights) for weights in model.layer_weights()]
-    uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
+    decode = functools.partial(_decode_rows, model, layers, rules, limits, suffixes[0][0].shape[3])
     if in_place:
-        caches: Copies | InPlace = InPlace(prefixes, suffixes, in_place)
-    else:
-        caches = Copies(prefixes, suffixes, rows, earlier_chunks)
+        kernels = InPlace(prefixes, suffixes, in_place)
+        changed, result = decode(kernels, rows)
+        return kernels.written(changed), result
+    with_copies = lambda rows: decode(Copies(prefixes, suffixes, rows, earlier_chunks), rows)  # noqa: E731
+    changed, result = _by_tiles(with_copies, rows, tile_rows) if tile_rows else with_copies(rows)
+    return written(suffixes, changed, rows), result
+
+
+def _by_tiles(decode: Callable[[Rows], Any], rows: Rows, tile_rows: int) -> Any:
+    """`decode(rows)`, a tile at a time; nothing is computed of tiles in which no row runs, which come last."""
+    num_rows = len(rows.slot_R)
+
+    def tile_of(array: Any, tile: jax.Array | int) -> jax.Array:
+        size = tile_rows * len(array) // num_rows  # of an array of rows, or of blocks
+        return jax.lax.dynamic_slice_in_dim(array, tile * size, size)
+
+    def decode_tile(tile: jax.Array | int) -> Any:
+        return decode(jax.tree.map(lambda array: tile_of(array, tile), rows))
+
+    def put(tile: jax.Array, so_far: Any) -> Any:
+        at = tile * tile_rows
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, at, axis=0), so_far, decode_tile(tile)
+        )
+
+    of_tile = jax.eval_shape(decode_tile, 0)
+    nothing = jax.tree.map(lambda part: jnp.zeros((num_rows, *part.shape[1:]), part.dtype), of_tile)
+    tiles = jnp.max(jnp.where(rows.stop_R == 0, jnp.arange(num_rows) // tile_rows + 1, 0))
+    return jax.lax.fori_loop(0, tiles, put, nothing)
+
+
+def _decode_rows(
+    model: Decoder,
+    layers: list[LayerWeights],
+    rules: Rules,
+    limits: dict[str, jax.Array],
+    steps: int,
+    caches: Copies | InPlace,
+    rows: Rows,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """(what the steps changed of the caches, the result of `decode_chunk`)."""
+    uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
     start_R = jnp.repeat(rows.prefix_length_Q, len(rows.slot_R) // len(rows.prefix_slot_Q)) + rows.length_R
 
     def step(carry):
-        i, last, changing, written = carry
+        i, last, changing, kept = carry
         attend = functools.partial(caches.attend, rows=rows, step=i)
         x_Rx1xD, changing = model.hidden(
             last["token_R"][:, None],
@@ -263,7 +307,7 @@ def decode_chunk(
             layers,
         )
         last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_TxR[i])
-        return i + 1, last, changing, {name: written[name].at[i].set(values) for name, values in drawn.items()}
+        return i + 1, last, changing, {name: kept[name].at[i].set(values) for name, values in drawn.items()}
 
     num_rows = len(rows.slot_R)
     outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
@@ -278,15 +322,15 @@ def decode_chunk(
         },
     )
     going = lambda carry: (carry[0] < steps) & (carry[1]["stop_R"] == 0).any()  # noqa: E731
-    _, last, changed, written = jax.lax.while_loop(going, step, carry)
-    return caches.written(changed), {
-        "tokens_RxT": written["tokens"].T,
+    _, last, changed, kept = jax.lax.while_loop(going, step, carry)
+    return changed, {
+        "tokens_RxT": kept["tokens"].T,
         "clock_R": last["clock_R"],
         "stop_R": last["stop_R"],
         "state_R": last["state_R"],
-        "taken_R": (written["tokens"] >= 0).sum(0),
-        "hazard_RxTxK": jnp.swapaxes(written["hazard"], 0, 1),
-        "decided_RxTxK": jnp.swapaxes(written["decided"], 0, 1),
+        "taken_R": (kept["tokens"] >= 0).sum(0),
+        "hazard_RxTxK": jnp.swapaxes(kept["hazard"], 0, 1),
+        "decided_RxTxK": jnp.swapaxes(kept["decided"], 0, 1),
     }
 
 

@@ -43,14 +43,13 @@ def _as_numbers(stored: jax.Array) -> jax.Array:
 
 
 class Copies:
-    """What the rows need of the pools, copied once for a chunk; what they add is kept apart and written at its end.
+    """What the rows need of the pools, copied once for a chunk; what they add is kept apart until `written`.
 
     `constant` and `first` have an entry for each layer: what `attend` reads, and what it changes.
     """
 
     def __init__(self, prefixes: Pool, suffixes: Pool, rows: "Rows", earlier_chunks: int) -> None:
-        self.suffixes, self.rows = suffixes, rows
-        kv_heads, _, self.steps, head_dim = suffixes[0][0].shape[1:]
+        kv_heads, _, steps, head_dim = suffixes[0][0].shape[1:]
         prefix = [
             _keys_across(_as_numbers(pool.at[rows.prefix_slot_Q].get(mode="clip")) for pool in layer)
             for layer in prefixes
@@ -60,22 +59,23 @@ class Copies:
             for layer in suffixes
         ]
         self.constant = list(zip(prefix, earlier, strict=True))
-        shape = (len(rows.slot_R), kv_heads, self.steps, head_dim)
+        shape = (len(rows.slot_R), kv_heads, steps, head_dim)
         self.first = [_keys_across(jnp.zeros(shape, pool.dtype) for pool in layer) for layer in suffixes]
         self.attend = _attend
 
-    def written(self, changed: Pool) -> Pool:
-        """The sample pool after the chunk."""
-        chunk_R = self.rows.length_R // self.steps
-        return jax.tree.map(
-            lambda pooled, new: pooled.at[self.rows.slot_R, :, chunk_R].set(new, mode="drop"),
-            self.suffixes,
-            [_keys_across(layer) for layer in changed],
-        )
+
+def written(suffixes: Pool, changed: Pool, rows: "Rows") -> Pool:
+    """The sample pool after a chunk of `Copies`."""
+    chunk_R = rows.length_R // suffixes[0][0].shape[3]
+    return jax.tree.map(
+        lambda pooled, new: pooled.at[rows.slot_R, :, chunk_R].set(new, mode="drop"),
+        suffixes,
+        [_keys_across(layer) for layer in changed],
+    )
 
 
 class InPlace:
-    """The same for the kernel, which reads the pools and writes the sample pool."""
+    """As `Copies` for the kernel, which reads the pools and writes the sample pool."""
 
     def __init__(self, prefixes: Pool, suffixes: Pool, sizes: hopper_decoding.Sizes) -> None:
         self.shape = suffixes[0][0].shape

@@ -19,6 +19,7 @@ from cometjax.model import ModelConfig
 from data_pipeline import code_maps, intervals
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PREFIX_SYSTEMS, Token, Vocabulary
+from tests.cometjax.grammar_states_test import VOCABULARY as SPELLING
 
 DAY = 86_400
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -136,6 +137,25 @@ def test_a_prompts_futures_depend_on_nothing_beside_it(prompts, changes) -> None
     everything = by_key(futures_of_all())
     for key, future in by_key(simulate(prompts, **changes)).items():
         assert future == everything[key]
+
+
+def test_probabilities_are_the_same_to_the_bit_whatever_is_drawn_beside_them() -> None:
+    """Tokens seldom show a difference in rounding, hazards do; products of many rows have it in so wide a model."""
+    model = decode.lively_model(ModelConfig(len(SPELLING), 1, 128, 2, 1, 64, 256, tied_embeddings=False))
+    prompts = [
+        decode.RandomPrompt(subject, np.array([1, 2, 3, 4, *[SPELLING.ids["C"]] * (1 + subject)], np.int32))
+        for subject in range(16)
+    ]
+
+    def hazards(prompts, batch_rows):
+        settings = dataclasses.replace(CONFIG, samples=8, grammar=True, batch_rows=batch_rows, max_new_tokens=12)
+        watched = engine.iter_futures(model, SPELLING, prompts, settings, outcomes=[frozenset({"LAB"})])
+        return {(f.subject_id, f.sample): f.hazard_TxK.tobytes() for _, futures in watched for f in futures}
+
+    few = hazards(prompts, 8)
+    assert len(few) == 16 * 8 and len(set(few.values())) > 100
+    assert hazards(prompts[::-1], 128) == few
+    assert hazards(prompts[3:6], 100).items() <= few.items()
 
 
 def test_more_samples_leave_the_first_ones_as_they_were() -> None:
