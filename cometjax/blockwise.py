@@ -115,9 +115,10 @@ def _backward(
         def add_keys(low: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             k_KxSxC, v_KxSxC = (_take(x, tile.row, low, block, 2) for x in (k_BxKxLxC, v_BxKxLxC))
             allowed_SxT = _allowed(of_queries, _keys(segment_ids_BxL, tile.row, low, block), keys_first=True)
-            parts = _gradients_of_pair(q_KxTxC, k_KxSxC, v_KxSxC, d_out_KxTxC, logsumexp_KxT, mean_KxT, allowed_SxT)
+            q_part, k_part, v_part = _gradients_of_pair(
+                q_KxTxC, k_KxSxC, v_KxSxC, d_out_KxTxC, logsumexp_KxT, mean_KxT, allowed_SxT
+            )
             d_q_KxTxC, d_k, d_v = so_far
-            q_part, k_part, v_part = parts
             return d_q_KxTxC + q_part, _add(d_k, k_part, tile.row, low, 2), _add(d_v, v_part, tile.row, low, 2)
 
         d_q, d_k, d_v = gradients

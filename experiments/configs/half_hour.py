@@ -9,10 +9,10 @@
         --config.corpus=runs/world/corpus --config.init_from=runs/short-hf
 
 Two legs: short rows, which are cheap and teach most, then rows that hold all but the longest histories. Seen by these
-commands on 2026-11-27: tuning losses of 0.805, in windows of 384, then 0.6934 nats/token, of which the entropy floor
-is 0.6446, after 25 min 2 s and 11 min 10 s more, 50 s and 72 s of them for the evaluations of the whole tuning split,
-at 25,100 and 17,400 tokens/s. The machine was shared: shortly before, the same steps ran at 30,400 to 31,200 and 19,900
-tokens/s, at which all of it would take about 30 min. docs/tasks.md has more of it.
+commands on 2026-11-27: tuning losses of 0.807, in windows of 384, then 0.6947 nats/token, of which the entropy floor
+is 0.6446, after 22 min 44 s and 10 min 5 s more, 43 s and 76 s of them for the evaluations of the whole tuning split,
+at 27,700 and 19,800 tokens/s on a shared machine. The same steps, before rows were grouped by length, had ended at
+0.805 and 0.6934. docs/tasks.md has more of it.
 """
 
 import ml_collections
