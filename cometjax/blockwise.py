@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from cometjax.attention_shards import RESIDUAL_NAME, on_each_device
 from cometjax.products import transposed
-from cometjax.segment_blocks import RESIDUAL_NAME, on_each_device
 
 # Positions in a block. Two busy CPU cores, forward and backward, one row of 8,192 with 4 heads of 64 and segments of
 # 1,280 on average: 480 ms (256: 534 ms; 512: 1,154 ms; reference: 3,880 ms); 8 rows of 512, unpacked: 100 ms (256:

@@ -81,7 +81,8 @@ class Options:
             AUROC; even, 0 for none (docs/world.md).
         show_patient: draw one subject's timeline in the report (no id, no date); not with REACH, whose futures are
             without the outcomes.
-        batch_rows: futures decoded at a time; how fast they are drawn, and not which (but for rounding).
+        batch_rows: futures decoded at a time; how fast they are drawn, and not which (but for rounding, elsewhere than
+            on CPU).
     """
 
     samples: int = 16

@@ -56,7 +56,7 @@ class SimulationConfig:
         stop_at_timeline_end: may TIMELINE_END be drawn, and stop a future? By default it is masked out: futures are
             under continued observation, and the chance of leaving the data set is no part of them.
         stop_after_tokens: token ids that answer the open question (stop "answered").
-        batch_rows: samples decoded at a time.
+        batch_rows: samples decoded at a time; on CPU whole tiles of 32 (`cometjax.batches`).
         chunk_steps: tokens decoded before finished samples are replaced.
         pool_batches: how many batches of samples are held at a time; more keep the batches fuller.
         grammar: may only tokens be drawn that continue or begin an event of the vocabulary? Without it a model may

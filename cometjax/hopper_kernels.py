@@ -28,6 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from cometjax.attention_shards import RESIDUAL_NAME
 from cometjax.hopper_programs import (
     COMPUTE_WARPGROUPS,
     LOG2_E,
@@ -46,7 +47,6 @@ from cometjax.hopper_programs import (
     used,
     write_out,
 )
-from cometjax.segment_blocks import RESIDUAL_NAME
 
 
 def default_target(head_dim: int) -> Target:

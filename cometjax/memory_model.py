@@ -27,11 +27,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from cometjax import attention, sharding
+from cometjax.attention_shards import RESIDUAL_NAME
 from cometjax.cross_entropy import CHUNK_BYTES
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import make_optimizer
 from cometjax.pod_run import PodRun, abstract_mesh
-from cometjax.segment_blocks import RESIDUAL_NAME
 from cometjax.train_step import TrainState, init_state, model_graph
 from data_pipeline.loader import BATCH_DTYPES
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cometjax import attention, parameterization
+from cometjax.attention_shards import RESIDUAL_NAME
 from cometjax.elementwise import add_bias, rms_norm, swiglu
 from cometjax.packed import Heads
 from cometjax.products import product
-from cometjax.segment_blocks import RESIDUAL_NAME
 from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, path_name, weights_are_split
 from data_pipeline.errors import UserError
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from cometjax import hopper_kernels, hopper_programs
+from cometjax.attention_shards import on_each_device
 from cometjax.packed_kernels import VMEM_BYTES, Target, packed_attention
-from cometjax.segment_blocks import on_each_device, pad_rows
 from data_pipeline.errors import UserError
 
 # Positions in a block. TPU: 512 keeps the matrix unit busy (MaxText's choice for splash) and its scores are 1 MiB of
@@ -112,7 +112,7 @@ def hopper_attention(
         q_BxLxHxC: jax.Array, k_BxLxKxC: jax.Array, v_BxLxKxC: jax.Array, segment_ids_BxL: jax.Array
     ) -> jax.Array:
         length = q_BxLxHxC.shape[1]
-        *rows, ids_BxL = pad_rows((q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL), target.tile)
+        *rows, ids_BxL = _pad_rows((q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL), target.tile)
         return hopper_kernels.packed_attention(*rows, segment_starts(ids_BxL), target)[:, :length]
 
     return on_each_device(attend_rows, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
@@ -130,7 +130,7 @@ def _attend_rows(
 ) -> jax.Array:
     length, head_dim = q_BxLxHxC.shape[1], q_BxLxHxC.shape[3]
     scaled_BxLxHxC = q_BxLxHxC * head_dim**-0.5
-    rows = pad_rows((scaled_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL), target.block)
+    rows = _pad_rows((scaled_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL), target.block)
     q_BxHxLxC, k_BxKxLxC, v_BxKxLxC = (x.swapaxes(1, 2) for x in rows[:3])
     out_BxHxLxC = packed_attention(q_BxHxLxC, k_BxKxLxC, v_BxKxLxC, segment_starts(rows[3]), target)
     return out_BxHxLxC.swapaxes(1, 2)[:, :length]
@@ -142,3 +142,9 @@ def segment_starts(segment_ids_BxL: jax.Array) -> jax.Array:
     begins_BxL = jnp.diff(segment_ids_BxL, axis=1, prepend=-1) != 0
     starts_BxL = jax.lax.cummax(jnp.where(begins_BxL, jnp.arange(length, dtype=jnp.int32), 0), axis=1)
     return jnp.where(segment_ids_BxL == 0, length, starts_BxL)
+
+
+def _pad_rows(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array, ...]:
+    """Each [B, L, ...], lengthened by zeros (padding: segment id 0) to a multiple of `block`."""
+    missing = -arrays[0].shape[1] % block
+    return tuple(jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) for x in arrays) if missing else arrays

@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as pltriton
 
-from cometjax.segment_blocks import RESIDUAL_NAME
+from cometjax.attention_shards import RESIDUAL_NAME
 
 # Finite, and below _NO_SCORE_YET, so that a query that has met no key of its own yet sums zeros and no NaN.
 _MASKED_SCORE = -1e30

@@ -33,7 +33,7 @@ _OPTIMIZER_PASSES = 7
 # Products of attention in the backward pass. The reference has kept its weights; a kernel works scores out again, and
 # in two passes (one for queries, one for keys and values), the scores and the weights' gradient twice.
 _BACKWARD_PRODUCTS = {"reference": 4, "splash": 7, "pallas_tpu": 7, "pallas_gpu": 7, "hopper": 7}
-# Run again under remat "dots". The others name what their backward pass needs (`segment_blocks.RESIDUAL_NAME`), and the
+# Run again under remat "dots". The others name what their backward pass needs (`attention_shards.RESIDUAL_NAME`): the
 # policy keeps it.
 _REPEATED_UNDER_DOTS = ("reference", "splash")
 # Tokens of a block, in which pairs of different segments are computed too.

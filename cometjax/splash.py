@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from cometjax.segment_blocks import on_each_device
+from cometjax.attention_shards import on_each_device
 from data_pipeline.errors import UserError
 
 # The kernel's lanes: a block is a multiple of them, and so is a row.

@@ -1,4 +1,4 @@
-"""What the implementations of attention by segment have in common: padded rows, and each device's own share of them.
+"""What the implementations of attention have in common: each device's own share of rows and heads, a residual's name.
 
 Dimensions: B batch rows, L row length, H query heads, K key/value heads, C head dim.
 """
@@ -19,12 +19,6 @@ _HEAD_AXIS = "tensor"
 RESIDUAL_NAME = "attention_residual"
 
 AttendRows = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-def pad_rows(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array, ...]:
-    """Each [B, L, ...], lengthened by zeros (padding: segment id 0) to a multiple of `block`."""
-    missing = -arrays[0].shape[1] % block
-    return tuple(jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) for x in arrays) if missing else arrays
 
 
 def on_each_device(
