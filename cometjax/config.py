@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 PARAM_DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "muon")
-DECAYS = ("cosine",)
+DECAYS = ("cosine", "linear", "sqrt")
 ON_CHECKPOINT_ERROR = ("continue", "stop")
 
 
@@ -63,7 +63,7 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.name = "adamw"  # or "muon": orthogonal steps for the layers' matrices, AdamW for the rest (optimizer.py)
     optimizer.learning_rate = 1e-3  # the peak, reached after the warm-up
     optimizer.warmup_steps = 100  # linear from zero
-    optimizer.decay = "cosine"  # from the peak at the end of warm-up to the last step
+    optimizer.decay = "cosine"  # or "linear", "sqrt": from the peak at the end of warm-up to the last step
     optimizer.final_fraction = 0.1  # the last learning rate over the peak
     optimizer.weight_decay = 0.1  # decoupled (AdamW)
     optimizer.b1 = 0.9
@@ -86,6 +86,7 @@ def _train() -> ml_collections.ConfigDict:
     train.log_every = 10  # steps between lines of training metrics
     train.eval_every = 250  # steps between evaluations on the tuning split
     train.eval_batches = 0  # batches of an evaluation; 0 = the whole tuning split
+    train.last_eval_batches = 0  # of the one after the last step; 0 = the whole tuning split
     train.checkpoint_every = 250  # steps between checkpoints
     train.keep_checkpoints = 2  # the newest this many stay,
     train.keep_every = 0  # and those of steps that this divides (0: none),
@@ -199,6 +200,7 @@ def _validate_train(config: ml_collections.ConfigDict) -> None:
         "train.spike_threshold",
         "train.group_by_length",
         "train.eval_batches",
+        "train.last_eval_batches",
         "train.keep_every",
         "train.keep_best",
         "loader.workers",

@@ -1,6 +1,7 @@
-"""AdamW or Muon with warm-up and cosine decay, global-norm clipping, and decay kept off norms, biases and embeddings.
+"""AdamW or Muon, learning rates that warm up and decay, global-norm clipping, and weight decay where it is due.
 
-Learning rates of single parameters follow the width by `cometjax.parameterization`.
+Weights shrink, but for norms, biases and embeddings. Learning rates of single parameters follow the width by
+`cometjax.parameterization`.
 
 Muon (https://kellerjordan.github.io/posts/muon) takes, for the matrices of the layers, the nearest orthogonal matrix to
 their gradients' momentum: every direction that the gradients point in gets the same step. Embedding, head, norms and
@@ -13,6 +14,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -45,27 +47,27 @@ def decayed(params: Any) -> Any:
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Step (from 0) → learning rate: linear warm-up to `learning_rate`, then cosine to `final_fraction` of it.
+    """Step (from 0) → learning rate: linear warm-up to `learning_rate`, then down to `final_fraction` of it.
 
     The first step already moves (1 / warmup_steps of the peak), and the last one, train.steps - 1, is at the end of the
-    decay. Raises UserError when the warm-up leaves no step for the decay.
+    decay: half a cosine, a line, or one minus a square root, which falls fast at first (arXiv 2405.18392). Raises
+    UserError when the warm-up leaves no step for the decay.
     """
     optimizer, steps = config.optimizer, config.train.steps
-    if optimizer.decay != "cosine":
-        raise UserError(f"{optimizer.decay!r} is not known", where="optimizer.decay", fix="it can be 'cosine'")
     if optimizer.warmup_steps >= steps:
         raise UserError(
             f"{optimizer.warmup_steps} warm-up steps leave none of the {steps} training steps",
             where="optimizer.warmup_steps",
             fix="lower it or raise train.steps",
         )
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=optimizer.learning_rate,
-        warmup_steps=optimizer.warmup_steps,
-        decay_steps=steps,
-        end_value=optimizer.final_fraction * optimizer.learning_rate,
-    )
+    peak, last, falling = optimizer.learning_rate, optimizer.final_fraction, steps - optimizer.warmup_steps
+    decays = {
+        "cosine": optax.cosine_decay_schedule(peak, falling, alpha=last),
+        "linear": optax.linear_schedule(peak, last * peak, falling),
+        "sqrt": lambda step: peak * (1 - (1 - last) * jnp.sqrt(jnp.clip(step / falling, 0, 1))),
+    }
+    warmup = optax.linear_schedule(0.0, peak, optimizer.warmup_steps)
+    schedule = optax.join_schedules([warmup, decays[optimizer.decay]], [optimizer.warmup_steps])
     return lambda step: schedule(step + 1)
 
 

@@ -50,9 +50,8 @@ def losses(
     if tuning:
         found |= world_truth.loss_floor(corpus, tuning[-1], progress=progress)
     settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
-    # A finished run's last evaluation is of the whole split, the ones before of eval_batches.
-    is_whole = found.get("tuning_step") == config.train.steps
-    batches = None if is_whole else config.train.eval_batches or None
+    is_last = found.get("tuning_step") == config.train.steps
+    batches = (config.train.last_eval_batches if is_last else config.train.eval_batches) or None
     return found | ngrams.ngram_losses(
         loader.evaluation_batches(corpus.split("train"), settings),
         loader.evaluation_batches(corpus.split("tuning"), settings, max_batches=batches),

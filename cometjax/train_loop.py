@@ -103,14 +103,14 @@ class TrainLoop:
         return dataclasses.replace(state, params=initial_weights.place(params, state.params))
 
     def to_the_end(self) -> TrainResult:
-        """Train to the last step, evaluate on the whole tuning split, and write result.json."""
+        """Train to the last step, evaluate (config.train.last_eval_batches), and write result.json."""
         steps = self._config.train.steps
         with jax.transfer_guard("disallow"):
             if self._step < steps:
                 self._evaluate_if_due()
                 self.train_to(steps)
                 self._close_batches()
-            totals = self._evaluate(max_batches=None)
+            totals = self._evaluate(max_batches=self._config.train.last_eval_batches or None)
         self._write_evaluation(totals)
         with self._clock.measure("checkpoint"):
             self._checkpoints.wait()

@@ -43,6 +43,7 @@ FREE_KEYS = (
     "train.keep_best",
     "train.keep_checkpoints",
     "train.keep_every",
+    "train.last_eval_batches",
     "train.log_every",
     "train.max_skipped_steps",
     "train.microbatches",

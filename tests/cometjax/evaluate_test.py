@@ -132,6 +132,18 @@ def test_losses_are_of_the_model_and_of_count_models_on_as_many_targets(evaluate
     assert losses["bigram_loss"] < losses["unigram_loss"]
 
 
+def test_count_models_see_as_much_of_the_split_as_the_last_evaluation_did(run, world_corpus) -> None:
+    config = ml_collections.ConfigDict(json.loads((run / "config.json").read_text()))
+    records = [{"split": "tuning", "step": 2, "loss": 3.0}]
+
+    def targets(**batches: int) -> int:
+        config.train.update(batches)
+        return int(run_description.losses(run, config, records, 2, str(world_corpus), progress=False)["targets"])
+
+    whole = targets(eval_batches=1, last_eval_batches=0)
+    assert 0 < targets(eval_batches=0, last_eval_batches=1) < whole == targets(eval_batches=2, last_eval_batches=0)
+
+
 def test_a_corpus_that_cannot_be_found_is_told_of_and_can_be_named(run, world_corpus, monkeypatch, tmp_path) -> None:
     config = ml_collections.ConfigDict(json.loads((run / "config.json").read_text()))
     records = [{"split": "tuning", "step": 2, "loss": 3.0}]

@@ -18,14 +18,15 @@ def config_of(**optimizer):
     return config
 
 
-def test_learning_rate_rises_to_the_peak_and_falls_to_the_final_fraction_on_the_last_step():
-    config = config_of(learning_rate=2.0, warmup_steps=10, final_fraction=0.1)
+@pytest.mark.parametrize(("decay", "halfway"), [("cosine", 1.1), ("linear", 1.1), ("sqrt", 2 - 1.8 * 0.5**0.5)])
+def test_learning_rate_rises_to_the_peak_and_falls_to_the_final_fraction_on_the_last_step(decay, halfway):
+    config = config_of(learning_rate=2.0, warmup_steps=10, final_fraction=0.1, decay=decay)
     schedule = learning_rate_schedule(config)
     rates = np.array([float(schedule(step)) for step in range(100)])
     np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
     assert rates.argmax() == 9 and (np.diff(rates[9:]) < 0).all()
     np.testing.assert_allclose(rates[-1], 0.2, rtol=1e-5)
-    np.testing.assert_allclose(rates[54], 1.1, rtol=1e-5)  # halfway down the cosine
+    np.testing.assert_allclose(rates[54], halfway, rtol=1e-5)
 
 
 def test_without_warmup_the_decay_starts_at_the_peak():

@@ -85,6 +85,16 @@ def test_the_result_is_the_exact_weighted_mean_over_the_tuning_split(folder, fin
     assert result.tuning_bits_per_event == pytest.approx(nats.sum() / np.log(2) / sum(kinds == "LAB"), rel=1e-5)
 
 
+def test_the_last_evaluation_can_be_of_part_of_the_tuning_split(folder, tmp_path):
+    train(config_of(folder, steps=8, last_eval_batches=2), tmp_path / "run", progress=False)
+    last = metrics.read(tmp_path / "run")[-1]
+    batches = loader.evaluation_batches(
+        corpus.Corpus.open(folder / "corpus").split("tuning"), loader.LoaderConfig(8, 64, seed=0), max_batches=2
+    )
+    counted = sum(int((batch["loss_weights_BxL"] > 0).sum()) for batch in batches)
+    assert last["split"] == "tuning" and sum(v for key, v in last.items() if key.startswith("tokens/")) == counted
+
+
 def test_the_workdir_says_what_ran_and_how_fast(folder, finished):
     workdir, result = finished
     train_lines = [line for line in metrics.read(workdir) if line["split"] == "train"]
