@@ -7,7 +7,7 @@ Dimensions as in cometjax/decoding.py.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -50,14 +50,12 @@ class Copies:
 
     def __init__(self, prefixes: Pool, suffixes: Pool, rows: "Rows", earlier_chunks: int) -> None:
         kv_heads, _, steps, head_dim = suffixes[0][0].shape[1:]
-        prefix = [
-            _keys_across(_as_numbers(pool.at[rows.prefix_slot_Q].get(mode="clip")) for pool in layer)
-            for layer in prefixes
-        ]
-        earlier = [
-            _keys_across(_as_numbers(_gather_earlier(pool, rows.slot_R, earlier_chunks)) for pool in layer)
-            for layer in suffixes
-        ]
+
+        def copies(pools: Pool, take: Callable[[jax.Array], jax.Array]) -> Pool:
+            return [_keys_across(_as_numbers(take(pool)) for pool in layer) for layer in pools]
+
+        prefix = copies(prefixes, lambda pool: pool.at[rows.prefix_slot_Q].get(mode="clip"))
+        earlier = copies(suffixes, lambda pool: _gather_earlier(pool, rows.slot_R, earlier_chunks))
         self.constant = list(zip(prefix, earlier, strict=True))
         shape = (len(rows.slot_R), kv_heads, steps, head_dim)
         self.first = [_keys_across(jnp.zeros(shape, pool.dtype) for pool in layer) for layer in suffixes]
