@@ -8,11 +8,12 @@
     python -m cometjax.train --config experiments/configs/half_hour.py:long --workdir runs/half-hour \
         --config.corpus=runs/world/corpus --config.init_from=runs/short-hf
 
-Two legs: short rows, which are cheap and teach most, then rows that hold all but the longest histories. Seen by these
-commands on 2026-11-27: tuning losses of 0.807, in windows of 384, then 0.6947 nats/token, of which the entropy floor
-is 0.6446, after 22 min 44 s and 10 min 5 s more, 43 s and 76 s of them for the evaluations of the whole tuning split,
-at 27,700 and 19,800 tokens/s on a shared machine. The same steps, before rows were grouped by length, had ended at
-0.805 and 0.6934. docs/tasks.md has more of it.
+Two legs: short rows, which are cheap and teach most, then rows that hold all but the longest histories. Seen on
+2026-11-27, each leg in a run of its own: tuning losses of 0.807, in windows of 384, then 0.6937 nats/token, of which
+the entropy floor is 0.6446. A machine shared with others took 22 min 44 s (43 s of them an evaluation of the whole
+tuning split, of which the first leg now reads a part) and 10 to 11 min (76 s), at 27,700 and 17,000 to 20,000 tokens/s;
+in a quiet quarter of an hour it makes 31,000 and 23,400. The environment had the Makefile's GLIBC_TUNABLES.
+docs/tasks.md has more of it.
 """
 
 import ml_collections
