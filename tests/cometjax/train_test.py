@@ -139,10 +139,10 @@ def test_another_configuration_is_refused_with_both_values(folder, finished):
     workdir, _ = finished
     config = config_of(folder)
     config.optimizer.learning_rate = 0.5
-    config.train.log_every = 7  # free to change
+    config.train.log_every, config.train.last_eval_batches = 7, 1  # free to change
     with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.5 but was 0\.02; take the old") as refused:
         train(config, workdir, progress=False)
-    assert "log_every" not in str(refused.value)
+    assert "log_every" not in str(refused.value) and "last_eval_batches" not in str(refused.value)
     assert json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"] == 0.02
 
 
