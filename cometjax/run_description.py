@@ -51,7 +51,8 @@ def losses(
         found |= world_truth.loss_floor(corpus, tuning[-1], progress=progress)
     settings = loader.LoaderConfig(config.train.batch_rows, config.train.row_length, config.seed)
     is_last = found.get("tuning_step") == config.train.steps
-    batches = (config.train.last_eval_batches if is_last else config.train.eval_batches) or None
+    # Runs of older versions have no such key: their last evaluation was of the whole split.
+    batches = (config.train.get("last_eval_batches", 0) if is_last else config.train.eval_batches) or None
     return found | ngrams.ngram_losses(
         loader.evaluation_batches(corpus.split("train"), settings),
         loader.evaluation_batches(corpus.split("tuning"), settings, max_batches=batches),

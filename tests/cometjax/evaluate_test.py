@@ -142,6 +142,8 @@ def test_count_models_see_as_much_of_the_split_as_the_last_evaluation_did(run, w
 
     whole = targets(eval_batches=1, last_eval_batches=0)
     assert 0 < targets(eval_batches=0, last_eval_batches=1) < whole == targets(eval_batches=2, last_eval_batches=0)
+    del config.train.last_eval_batches  # as in a run of an older version
+    assert targets(eval_batches=1) == whole
 
 
 def test_a_corpus_that_cannot_be_found_is_told_of_and_can_be_named(run, world_corpus, monkeypatch, tmp_path) -> None:
