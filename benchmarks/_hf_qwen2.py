@@ -1,8 +1,9 @@
-"""The rival of benchmarks/train_step.py: Hugging Face's Qwen2 in a process of its own, one step for each line it reads.
+"""The rival of benchmarks/train_step.py: Hugging Face's Qwen2 in a process of its own, which makes steps when told.
 
-Reads a line of JSON that describes the model and batch, answers with a line of JSON that says what it runs on; then a
-step for each further line, answered by its seconds and loss. float32 on CPU; on GPU bfloat16 autocast, torch.compile,
-fused AdamW. A process of its own, so that two thread pools and two GPU allocators do not meet in one.
+Reads a line of JSON that describes the model and batch, answers with a line of JSON that says what it runs on; then
+makes as many steps as each further line says, one after another, and answers with the seconds of one and the last one's
+loss. float32 on CPU; on GPU bfloat16 autocast, torch.compile, fused AdamW. A process of its own, so that two thread
+pools and two GPU allocators do not meet in one.
 """
 
 import json
@@ -50,7 +51,7 @@ def main() -> None:
     compiled = torch.compile(model) if device == "cuda" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
 
-    def step() -> float:
+    def step() -> Any:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             logits = compiled(input_ids=tokens, position_ids=positions if packed else None).logits
@@ -58,14 +59,17 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     what = {"torch": torch.__version__, "transformers": transformers.__version__, "attention": attention}
     print(json.dumps(what | {"compiled": device == "cuda", "threads": torch.get_num_threads()}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        steps = int(line)
         began = time.perf_counter()
-        loss = step()
-        answer = {"seconds": time.perf_counter() - began, "loss": loss}
+        for _ in range(steps):
+            loss = step()
+        answer = {"loss": loss.item()}  # waits for the last
+        answer["seconds"] = (time.perf_counter() - began) / steps
         if device == "cuda":
             answer["peak_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps(answer), flush=True)
