@@ -9,11 +9,10 @@
         --config.corpus=runs/world/corpus --config.init_from=runs/short-hf
 
 Two legs: short rows, which are cheap and teach most, then rows that hold all but the longest histories. Seen on
-2026-11-27, each leg in a run of its own: tuning losses of 0.807, in windows of 384, then 0.6937 nats/token, of which
-the entropy floor is 0.6446. A machine shared with others took 22 min 44 s (43 s of them an evaluation of the whole
-tuning split, of which the first leg now reads a part) and 10 to 11 min (76 s), at 27,700 and 17,000 to 20,000 tokens/s;
-bare steps in a quiet quarter of an hour make 31,000 and 23,400. The environment had the Makefile's GLIBC_TUNABLES.
-docs/tasks.md has more of it.
+2026-11-27, the last three commands in one go: tuning losses of 0.812, in windows of 384, then 0.6941 nats/token, of
+which the entropy floor is 0.6446. On a machine shared with others that took 29 min 46 s, 81 s of them evaluations, at
+25,900 and 19,600 tokens/s; bare steps in a quiet quarter of an hour make 31,000 and 23,400. The environment had the
+Makefile's GLIBC_TUNABLES. docs/tasks.md has more of it.
 """
 
 import ml_collections
