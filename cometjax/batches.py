@@ -141,7 +141,8 @@ class Batches:
     ) -> None:
         self.device = device
         self.graph, weights = nnx.split(model)
-        self.weights, self.rules = jax.device_put((in_compute_dtype(weights, model.config), rules), device)
+        weights, self.rules = jax.device_put((in_compute_dtype(weights, model.config), rules), device)
+        self.weights = decoding.laid_out(self.graph, weights)
         self.vocabulary, self.config, self.shape = vocabulary, config, model.config
         self.cache_dtype = config.cache_dtype or model.config.compute_dtype
         self.seconds_V = decoding.token_seconds(vocabulary)

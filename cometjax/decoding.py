@@ -21,11 +21,14 @@ from flax import nnx
 from cometjax import attention, grammar_states, hopper_decoding
 from cometjax.decoding_caches import Copies, InPlace, Pool, as_stored, written
 from cometjax.model import Decoder, LayerWeights, side_by_side
+from cometjax.sharding import path_name
 from data_pipeline.vocabulary import Vocabulary
 
 # Why a row stopped; 0 while it runs.
 STOPS = ("", "death", "timeline_end", "horizon", "length", "answered")
 _BLOCK = 32  # tokens per block of the inverse CDF's first level
+
+Weights = tuple[Any, list[LayerWeights]]
 
 
 @functools.partial(
@@ -189,13 +192,27 @@ def uniforms(key_Rx2: jax.Array, step_RxT: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(one, (None, 0)))(keys_R, step_RxT)
 
 
+@functools.partial(jax.jit, static_argnames="graph")
+def laid_out(graph: Any, weights: Any) -> Weights:
+    """`nnx.split` of the Decoder as `prefill` and `decode_chunk` take it: done once, and not in every chunk.
+
+    The weights without the layers' stacks, and each layer's own, those that multiply the same input side by side.
+    """
+    layers = [side_by_side(of_layer) for of_layer in nnx.merge(graph, weights).layer_weights()]
+    others = jax.tree_util.tree_map_with_path(
+        lambda path, w: w[:0] if path_name(path).startswith("layers/") else w, weights
+    )
+    return others, layers
+
+
 @functools.partial(jax.jit, static_argnames="graph", donate_argnames="pool")
-def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P: jax.Array) -> Pool:
+def prefill(graph: Any, weights: Weights, pool: Pool, tokens_PxX: jax.Array, slot_P: jax.Array) -> Pool:
     """Write the keys and values of right-padded prompts into their slots of the prompt pool (N x [slots, K, X, C]).
 
     A row whose slot is not there is padding.
     """
-    model = nnx.merge(graph, weights)
+    others, layers = weights
+    model = nnx.merge(graph, others)
     # Padding stands on the right: a causal mask alone keeps it from every real token.
     one_segment = jnp.ones_like(tokens_PxX)
 
@@ -206,7 +223,7 @@ def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P:
         return out, (jnp.swapaxes(k_PxXxKxC, 1, 2), jnp.swapaxes(v_PxXxKxC, 1, 2))
 
     positions_PxX = jnp.broadcast_to(jnp.arange(tokens_PxX.shape[1]), tokens_PxX.shape)
-    _, new = model.hidden(tokens_PxX, positions_PxX, attend, [None] * len(pool))
+    _, new = model.hidden(tokens_PxX, positions_PxX, attend, [None] * len(pool), layers)
     return jax.tree.map(
         lambda pooled, cache: pooled.at[slot_P].set(as_stored(cache, pooled.dtype), mode="drop"), pool, new
     )
@@ -217,7 +234,7 @@ def prefill(graph: Any, weights: Any, pool: Pool, tokens_PxX: jax.Array, slot_P:
 )
 def decode_chunk(
     graph: Any,
-    weights: Any,
+    weights: Weights,
     rules: Rules,
     limits: dict[str, jax.Array],
     prefixes: Pool,
@@ -231,7 +248,7 @@ def decode_chunk(
     """Draw up to T tokens for each row.
 
     Args:
-        graph, weights: `nnx.split` of the Decoder.
+        graph, weights: the Decoder's, the weights `laid_out`.
         rules: what may be drawn, and what is watched.
         limits: scalars `temperature`, `max_new_tokens`.
         prefixes: prompt pool, N x [slots, K, X, C].
@@ -248,8 +265,8 @@ def decode_chunk(
         were drawn), `hazard_RxTxK` (probability that each token would make an outcome certain) and `decided_RxTxK` (it
         did).
     """
-    model = nnx.merge(graph, weights)
-    layers = [side_by_side(weights) for weights in model.layer_weights()]
+    others, layers = weights
+    model = nnx.merge(graph, others)
     decode = functools.partial(_decode_rows, model, layers, rules, limits, suffixes[0][0].shape[3])
     if in_place:
         kernels = InPlace(prefixes, suffixes, in_place)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import decode
 from cometjax import batches, decoding, engine
@@ -306,6 +307,14 @@ def test_nothing_is_compiled_after_warm_up() -> None:
         assert len(compiled) == 1
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_device_holds_the_weights_once() -> None:
+    graph, weights = nnx.split(model_of())
+    once, held = (
+        sum(array.nbytes for array in jax.tree.leaves(tree)) for tree in (weights, decoding.laid_out(graph, weights))
+    )
+    assert held == once > 0
 
 
 def test_samples_share_their_prompts_keys_and_values(monkeypatch) -> None:
