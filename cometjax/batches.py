@@ -294,9 +294,10 @@ class Batches:
 
 def _bounds(chunks: int, chunk_steps: int, close: bool) -> list[int]:
     """Bounds on a row's earlier chunks, up to all. A row attends to as many as its bound, and each bound costs a
-    compilation: halves of each other where they are long, or `close`, for a device whose steps wait for memory alone;
-    quarters elsewhere."""
+    compilation: halves of each other where they are long, or all short and so few, or `close`, for a device whose steps
+    wait for memory alone; quarters elsewhere."""
     bounds = [chunks]
+    close |= chunks * chunk_steps <= _LONG
     while bounds[-1] > _FIRST:
         bounds.append(-(-bounds[-1] // (2 if close or bounds[-1] * chunk_steps > _LONG else 4)))
     return bounds[::-1]
