@@ -100,7 +100,7 @@ def _batch(rows: int, length: int, packed: bool) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _rival(model: ModelConfig, batch: dict[str, np.ndarray]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """(a function that makes one step and gives its figures, or None; what runs, or what is missing)."""
+    """(a function that makes so many steps and gives their figures, or None; what runs, or what is missing)."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         yield None, {"missing": f"{' and '.join(missing)}: pip install torch transformers"}
