@@ -23,8 +23,8 @@ from cometjax import attention, parameterization
 from cometjax.attention_shards import RESIDUAL_NAME
 from cometjax.elementwise import add_bias, rms_norm, swiglu
 from cometjax.packed import Heads
-from cometjax.products import product
-from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, path_name, weights_are_split
+from cometjax.products import are_few, contract, product, transposed, turned_product
+from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, path_name, traced_platform, weights_are_split
 from data_pipeline.errors import UserError
 
 # As transformers' Qwen2Config.initializer_range: all matrices and the embedding alike (under "mup" the layers' matrices
@@ -233,7 +233,9 @@ class Decoder(nnx.Module):
         return rms_norm(x_BxLxD, self.final_norm[...], self.config.norm_eps), caches
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """float32 logits [..., V] of hidden states [..., D]."""
+        """float32 logits [..., V] of hidden states [..., D]; [R, D] are those of a decoding step."""
+        if x.ndim == 2:
+            return turned_product(x, self.head())
         logits = jnp.einsum("...d,vd->...v", x, self.head(), preferred_element_type=jnp.float32)
         return constrain(logits, "BLV") if logits.ndim == 3 else logits
 
@@ -292,15 +294,14 @@ def _layer(
     x_BxLxD = constrain(x_BxLxD + _project(out_BxLxHxC, weights["attention_out"], inputs=2), "BLD")
 
     h_BxLxD = rms_norm(x_BxLxD, weights["mlp_norm"], config.norm_eps)
-    gate_BxLxF, up_BxLxF = _gate_and_up(weights, h_BxLxD)
-    hidden_BxLxF = constrain(swiglu(gate_BxLxF, up_BxLxF), "BLF")
-    return constrain(x_BxLxD + _project(hidden_BxLxF, weights["mlp_down"]), "BLD"), cache
+    return constrain(x_BxLxD + _mlp(weights, h_BxLxD), "BLD"), cache
 
 
 def side_by_side(weights: LayerWeights) -> LayerWeights:
     """A layer's weights with those that multiply the same input side by side: two products in place of five.
 
-    For decoding, whose products are small: each reads its weights once for a few rows.
+    For decoding, whose products are small: each reads its weights once for a few rows. On CPU the MLP's
+    are outputs x inputs (`products.turned_product`).
     """
     weights = dict(weights)
     inputs = [weights.pop(name) for name in ("query", "key", "value")]
@@ -309,6 +310,9 @@ def side_by_side(weights: LayerWeights) -> LayerWeights:
         biases = [weights.pop(f"{name}_bias") for name in ("query", "key", "value")]
         weights["attention_in_bias"] = jnp.concatenate(biases, axis=0)
     weights["mlp_in"] = jnp.stack([weights.pop("mlp_gate"), weights.pop("mlp_up")], axis=1)
+    if traced_platform() == "cpu":
+        weights["turned_mlp_in"] = weights.pop("mlp_in").transpose(1, 2, 0)
+        weights["turned_mlp_down"] = weights.pop("mlp_down").T
     return weights
 
 
@@ -327,11 +331,28 @@ def _queries_keys_values(
     return _rotate(q_BxLxHxC, rotation_BxLxC), _rotate(k_BxLxKxC, rotation_BxLxC), v_BxLxKxC
 
 
-def _gate_and_up(weights: LayerWeights, h_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _mlp(weights: LayerWeights, h_BxLxD: jax.Array) -> jax.Array:
+    if "turned_mlp_in" in weights:
+        return _turned_mlp(weights["turned_mlp_in"], weights["turned_mlp_down"], h_BxLxD)
     if "mlp_in" in weights:
         both_BxLx2xF = _project(h_BxLxD, weights["mlp_in"])
-        return both_BxLx2xF[:, :, 0], both_BxLx2xF[:, :, 1]
-    return _project(h_BxLxD, weights["mlp_gate"]), _project(h_BxLxD, weights["mlp_up"])
+        gate_BxLxF, up_BxLxF = both_BxLx2xF[:, :, 0], both_BxLx2xF[:, :, 1]
+    else:
+        gate_BxLxF, up_BxLxF = _project(h_BxLxD, weights["mlp_gate"]), _project(h_BxLxD, weights["mlp_up"])
+    hidden_BxLxF = constrain(swiglu(gate_BxLxF, up_BxLxF), "BLF")
+    return _project(hidden_BxLxF, weights["mlp_down"])
+
+
+def _turned_mlp(in_2xFxD: jax.Array, down_DxF: jax.Array, h_BxLxD: jax.Array) -> jax.Array:
+    h_RxD = h_BxLxD.reshape(-1, h_BxLxD.shape[-1])
+    in_2FxD = in_2xFxD.reshape(-1, in_2xFxD.shape[-1])
+    if are_few(len(h_RxD)):  # they stay columns between the two products
+        gate_FxR, up_FxR = jnp.split(contract(in_2FxD, transposed(h_RxD), 0).astype(h_RxD.dtype), 2)
+        out_RxD = transposed(contract(down_DxF, swiglu(gate_FxR, up_FxR), 0))
+    else:
+        gate_RxF, up_RxF = jnp.split(contract(h_RxD, in_2FxD, 1).astype(h_RxD.dtype), 2, axis=1)
+        out_RxD = contract(swiglu(gate_RxF, up_RxF), down_DxF, 1)
+    return out_RxD.astype(h_RxD.dtype).reshape(h_BxLxD.shape)
 
 
 def _project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, inputs: int = 1) -> jax.Array:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cometjax import products
 from cometjax.attention import attend_masked
-from cometjax.model import Attend, Decoder, ModelConfig, in_compute_dtype, num_parameters
+from cometjax.model import Attend, Decoder, ModelConfig, in_compute_dtype, num_parameters, side_by_side
 from cometjax.sharding import path_name
 from data_pipeline.errors import UserError
 from experiments.configs import comet_l, comet_m, comet_s, demo
@@ -161,13 +162,16 @@ def write_and_attend(start: jax.Array) -> Attend:
     return attend
 
 
-@pytest.mark.parametrize("form", ["scanned", "unrolled", "a cache per layer"])
-def test_prefill_and_decode_with_a_cache_give_what_a_full_pass_gives(state: nnx.State, form: str) -> None:
+@pytest.mark.parametrize("form", ["scanned", "unrolled", "a cache per layer", "side by side"])
+def test_prefill_and_decode_with_a_cache_give_what_a_full_pass_gives(
+    state: nnx.State, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = dataclasses.replace(CONFIG, scan_layers=form == "scanned")
     length, prompt = 12, 7
     tokens_BxL = jnp.asarray(TOKENS_BxL[:, :length])
     empty = jnp.zeros((2, length, config.kv_heads, config.head_dim))
-    if form == "a cache per layer":
+    monkeypatch.setattr(products, "_FEW_ROWS", 2)  # so that the prompt's are many, and a step's few
+    if form in ("a cache per layer", "side by side"):
         caches: Any = [{"k": empty, "v": empty} for _ in range(config.layers)]
     else:
         caches = jax.tree.map(lambda leaf: jnp.stack([leaf] * config.layers), {"k": empty, "v": empty})
@@ -176,7 +180,8 @@ def test_prefill_and_decode_with_a_cache_give_what_a_full_pass_gives(state: nnx.
     def step(state: nnx.State, tokens_BxL: jax.Array, start: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
         model = decoder(config, state)
         positions_BxL = jnp.broadcast_to(start + jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape)
-        x_BxLxD, caches = model.hidden(tokens_BxL, positions_BxL, write_and_attend(start), caches)
+        layers = [side_by_side(weights) for weights in model.layer_weights()] if form == "side by side" else None
+        x_BxLxD, caches = model.hidden(tokens_BxL, positions_BxL, write_and_attend(start), caches, layers)
         return model.logits(x_BxLxD), caches
 
     logits, caches = step(state, tokens_BxL[:, :prompt], jnp.int32(0), caches)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cometjax.products import product
+from cometjax.products import product, turned_product
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -40,3 +40,24 @@ def test_bfloat16_products_have_the_form_of_the_cpus_kernel() -> None:
     for line in products:
         assert re.search(r"contracting_dims = \[1\] x \[[01]\]", line)
         assert re.search(r"\(tensor<\w+xbf16>, tensor<\w+xbf16>\) -> tensor<\w+xf32>", line)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 24, 32, 128, 129, 256])
+def test_product_with_turned_weights(rows: int, dtype: type) -> None:
+    rng = np.random.default_rng(rows)
+    x_RxI, w_OxI = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((rows, 40), (24, 40)))
+    out_RxO = jax.jit(turned_product)(x_RxI, w_OxI)
+    x, w = (np.asarray(array, np.float64) for array in (x_RxI, w_OxI))
+    assert out_RxO.dtype == jnp.float32
+    np.testing.assert_allclose(out_RxO, x @ w.T, rtol=1e-5, atol=1e-4)
+
+
+def test_few_rows_are_the_right_operand_on_cpu() -> None:
+    def shapes(rows: int) -> str:
+        arrays = (jnp.ones((rows, 16)), jnp.ones((48, 16)))
+        (line,) = [line for line in jax.jit(turned_product).lower(*arrays).as_text().splitlines() if "dot_gen" in line]
+        return line[line.rindex("(") :]
+
+    assert shapes(32).startswith("(tensor<48x16xf32>, tensor<16x32xf32>)")
+    assert shapes(129).startswith("(tensor<129x16xf32>, tensor<48x16xf32>)")
