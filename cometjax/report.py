@@ -188,4 +188,6 @@ def percent(value: float | None) -> str:
 
 def days(value: float) -> str:
     """Days, or years where they are many."""
-    return f"{value:g} days" if value < 365 else f"{value / 365:.3g} year{'s' if value >= 730 else ''}"
+    if value < 365:
+        return f"{value:g} day{'' if value == 1 else 's'}"
+    return f"{value / 365:.3g} year{'' if value == 365 else 's'}"

@@ -380,6 +380,9 @@ def test_what_the_world_knows_is_shown_and_of_other_data_not_mentioned(page: str
     ):
         assert words in told, words
     assert "0.3930 above it" in report.text_table(results)
+    for task in results["tasks"].values():
+        task["best"]["shortfall"] = -0.0042
+    assert "about 0.004 lower" in report.render(results, records, None)
     for words in ("ntropy floor", "Best possible", "rue risks"):
         assert words not in page and words not in report.text_table(made_up_results())
 
@@ -389,3 +392,11 @@ def test_strata_recalibration_and_the_count_of_claims_are_shown(page: str) -> No
     assert "not shown: fewer than 20 subjects" in page and "0.72 (0.60-0.83)" in page
     assert "slope 0.81 (0.55 to 1.12), intercept -0.20 <small>" in page
     assert "against logistic regression: better on 1 of 2" in report.text_table(made_up_results())
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [(0.5, "0.5 days"), (1, "1 day"), (3, "3 days"), (365, "1 year"), (547.5, "1.5 years"), (730, "2 years")],
+)
+def test_a_horizon_is_told_in_days_or_years(days: float, told: str) -> None:
+    assert report.days(days) == told
