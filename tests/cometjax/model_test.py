@@ -194,6 +194,12 @@ def test_prefill_and_decode_with_a_cache_give_what_a_full_pass_gives(
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
 
 
+def test_on_cpu_weights_side_by_side_have_the_mlps_as_outputs_by_inputs(state: nnx.State) -> None:
+    weights = side_by_side(decoder(CONFIG, state).layer_weights()[0])
+    shapes = {name: weight.shape for name, weight in weights.items() if "mlp" in name and "norm" not in name}
+    assert shapes == {"turned_mlp_in": (2, 48, 24), "turned_mlp_down": (24, 48)}
+
+
 @pytest.mark.parametrize(
     ("config_file", "vocabulary", "expected"),
     [
