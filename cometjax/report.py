@@ -190,4 +190,5 @@ def days(value: float) -> str:
     """Days, or years where they are many."""
     if value < 365:
         return f"{value:g} day{'' if value == 1 else 's'}"
-    return f"{value / 365:.3g} year{'' if value == 365 else 's'}"
+    years = f"{value / 365:.3g}"
+    return f"{years} year{'' if years == '1' else 's'}"

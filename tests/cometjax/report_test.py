@@ -396,7 +396,15 @@ def test_strata_recalibration_and_the_count_of_claims_are_shown(page: str) -> No
 
 @pytest.mark.parametrize(
     ("days", "told"),
-    [(0.5, "0.5 days"), (1, "1 day"), (3, "3 days"), (365, "1 year"), (547.5, "1.5 years"), (730, "2 years")],
+    [
+        (0.5, "0.5 days"),
+        (1, "1 day"),
+        (3, "3 days"),
+        (365, "1 year"),
+        (365.25, "1 year"),
+        (547.5, "1.5 years"),
+        (730, "2 years"),
+    ],
 )
 def test_a_horizon_is_told_in_days_or_years(days: float, told: str) -> None:
     assert report.days(days) == told
