@@ -233,11 +233,10 @@ class Decoder(nnx.Module):
         return rms_norm(x_BxLxD, self.final_norm[...], self.config.norm_eps), caches
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """float32 logits [..., V] of hidden states [..., D]; [R, D] are those of a decoding step."""
+        """float32 logits [..., V] of hidden states [B, L, D], or [R, D]: those of a decoding step."""
         if x.ndim == 2:
             return turned_product(x, self.head())
-        logits = jnp.einsum("...d,vd->...v", x, self.head(), preferred_element_type=jnp.float32)
-        return constrain(logits, "BLV") if logits.ndim == 3 else logits
+        return constrain(jnp.einsum("bld,vd->blv", x, self.head(), preferred_element_type=jnp.float32), "BLV")
 
     def head(self) -> jax.Array:
         """The matrix [V, D] that scores hidden states, in the compute dtype."""
