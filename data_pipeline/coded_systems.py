@@ -2,7 +2,8 @@
 
 The maps for OMOP, Synthea and unseen data share these. A system's name may be that of OMOP's vocabulary table
 (`RxNorm Extension`), of FHIR (`http://loinc.org`) or plain; a table's name may stand before it
-(`CONDITION//SNOMED//44054006`); the separators are `//`, `/`, `:`, `|` and `_`.
+(`CONDITION//SNOMED//44054006`); the separators are `//`, `/`, `:`, `|` and `_`. What tells of the patient is read
+narrowly, since `LAB//SEX_HORMONE_BINDING_GLOBULIN` is nobody's sex: there `_` only joins words.
 """
 
 from collections.abc import Iterable
@@ -19,8 +20,12 @@ ATC = r"(?P<p1>[A-Z]\d{2})(?P<p2>[A-Z]{1,2})?(?P<p3>\d*)"
 WHOLE = r"(?P<p1>.+)"
 
 SEPARATOR = r"(?:/{1,2}|[:|_])"
+# A separator that never stands within a name.
+BREAK = r"(?:/{1,2}|[:|])"
 # A table's name before that of the vocabulary: CONDITION//, drug_exposure/. In any case, and mostly not there.
 _TABLE = rf"(?i:(?:[A-Z]+(?:_[A-Z]+)*{SEPARATOR})??)"
+# Tables that tell of the patient.
+_PATIENT = rf"(?:PERSON|PATIENT|DEMOGRAPHIC|OBSERVATION|ADMISSION|ENCOUNTER|VISIT)S?{SEPARATOR}"
 _FHIR = r"https?://hl7\.org/fhir/sid/"
 SNOMED = r"SNOMED(?:[-_ ]?CT)?(?:[-_ ]?(?:US|INT))?|https?://snomed\.info/sct|SCT"
 _SNOMED_UNDER = {
@@ -44,6 +49,14 @@ def vocabulary(names: str, parts: str = WHOLE, tables: str = _TABLE) -> str:
     return rf"{tables}(?i:{names}){SEPARATOR}{parts}"
 
 
+def _of_patient(names: str, parts: str = WHOLE, end: str = BREAK) -> str:
+    """Pattern of codes that tell of the patient: `NAME//...`, maybe with a table that does so before it.
+
+    A vocabulary of a site's own has the site's name before it, and one slash after it (meds_etl's `STANFORD_RACE/...`).
+    """
+    return rf"(?i:(?:{_PATIENT})?(?:{names}){end}|(?:[A-Z0-9]+_)+(?:{names})/(?!/)){parts}"
+
+
 def encounters(pattern: str, role: str, rest: str = rf"(?:{SEPARATOR}(?P<p2>.+))?") -> Iterable[Rule]:
     """Rules for codes that begin with `pattern` and go on with an encounter's type, which may be spelt in many ways.
 
@@ -63,14 +76,14 @@ BIRTH_AND_DEATH = (
     Rule(r"MEDS_DEATH(?://.*)?|SNOMED/419620001", "DEATH", "DEATH", "death"),
 )
 DEMOGRAPHICS = (
-    # 8507 and 8532 are OMOP's concepts for male and female.
-    Rule(vocabulary("GENDER|SEX", r"(?i:F|FEMALE|8532)"), "DEMOGRAPHIC", "SEX", "sex", first="F"),
-    Rule(vocabulary("GENDER|SEX", r"(?i:M|MALE|8507)"), "DEMOGRAPHIC", "SEX", "sex", first="M"),
-    Rule(vocabulary("GENDER|SEX"), "DEMOGRAPHIC", "SEX", "sex"),
-    Rule(vocabulary("RACE"), "DEMOGRAPHIC", "RACE", "race"),
+    # 8507 and 8532 are OMOP's concepts for male and female. Here the whole value is known, whatever stands before it.
+    Rule(_of_patient("GENDER|SEX", r"(?i:F|FEMALE|8532)", SEPARATOR), "DEMOGRAPHIC", "SEX", "sex", first="F"),
+    Rule(_of_patient("GENDER|SEX", r"(?i:M|MALE|8507)", SEPARATOR), "DEMOGRAPHIC", "SEX", "sex", first="M"),
+    Rule(_of_patient("GENDER|SEX"), "DEMOGRAPHIC", "SEX", "sex"),
+    Rule(_of_patient("RACE"), "DEMOGRAPHIC", "RACE", "race"),
     # An event of its own: as a second race it would hide the first.
-    Rule(vocabulary("ETHNICITY"), "OTHER", "ETHNICITY"),
-    Rule(vocabulary("MARITAL(?:_STATUS)?|INSURANCE|PAYER|LANGUAGE", WHOLE), "OTHER", "SOCIAL"),
+    Rule(_of_patient("ETHNICITY"), "OTHER", "ETHNICITY"),
+    Rule(_of_patient("MARITAL(?:_STATUS)?|INSURANCE|PAYER|LANGUAGE"), "OTHER", "SOCIAL"),
 )
 SYSTEMS = (
     # Procedures first: their codes may look like diagnoses where the vocabulary is only called ICD.

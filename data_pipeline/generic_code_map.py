@@ -7,6 +7,7 @@ own (docs/code_maps.md) may add rules for them and leave the rest to this one.
 from data_pipeline.code_maps import CodeMap, Rule
 from data_pipeline.coded_systems import (
     BIRTH_AND_DEATH,
+    BREAK,
     DEMOGRAPHICS,
     SEPARATOR,
     SYSTEMS,
@@ -40,7 +41,12 @@ GENERIC = CodeMap(
     (
         *BIRTH_AND_DEATH,
         Rule(r"(?i:BIRTH|DATE_OF_BIRTH|DOB)", "DEMOGRAPHIC", "BIRTH", "birth"),
-        Rule(rf"(?i:DEATH|DIED|DECEASED|DATE_OF_DEATH|DOD)(?:{SEPARATOR}.+)?", "DEATH", "DEATH", "death"),
+        Rule(
+            rf"(?i:(?:DEATH|DECEASED)(?:_DATE|_TIME|_DATETIME)?|DIED|DATE_OF_DEATH|DOD)(?:{BREAK}.+)?",
+            "DEATH",
+            "DEATH",
+            "death",
+        ),
         *DEMOGRAPHICS,
         *encounters(rf"(?i:{_STAY}_?{_END}|{_STAY}{SEPARATOR}{_END}){SEPARATOR}", "end"),
         *encounters(rf"(?i:{_STAY}_?{_START}|{_STAY}{SEPARATOR}{_START}){SEPARATOR}", "start"),

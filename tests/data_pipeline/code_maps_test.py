@@ -183,7 +183,20 @@ def test_every_code_of_the_mimic_demo_is_taken_by_a_rule(mimic_demo) -> None:
         ("ETHNICITY//HISPANIC", "OTHER", ("ETHNICITY//HISPANIC",)),
         ("Death", "DEATH", ("DEATH",)),
         ("LAB//Glucose//mg/dL", "LAB", ("LOCAL_LAB//Glucose//mg/dL",)),
+        ("DEATH_DATE", "DEATH", ("DEATH",)),
         ("MEDS_DEATH", "DEATH", ("DEATH",)),
+        # What is only named after a sex, a language or a death is what its table says.
+        ("SEX_F", "DEMOGRAPHIC", ("SEX//F",)),
+        ("PATIENT//SEX//intersex", "DEMOGRAPHIC", ("SEX//intersex",)),
+        ("DIAGNOSIS//GENDER_DYSPHORIA", "DIAGNOSIS", ("LOCAL_DIAGNOSIS//GENDER_DYSPHORIA",)),
+        ("LAB//SEX_HORMONE_BINDING_GLOBULIN", "LAB", ("LOCAL_LAB//SEX_HORMONE_BINDING_GLOBULIN",)),
+        ("SEX_HORMONE_BINDING_GLOBULIN", "OTHER", ("OTHER//SEX_HORMONE_BINDING_GLOBULIN",)),
+        ("PROCEDURE//SEX_REASSIGNMENT", "PROCEDURE", ("LOCAL_PROCEDURE//SEX_REASSIGNMENT",)),
+        ("LAB//RACE/scale", "LAB", ("LOCAL_LAB//RACE/scale",)),
+        ("DIAGNOSIS//LANGUAGE_DISORDER", "DIAGNOSIS", ("LOCAL_DIAGNOSIS//LANGUAGE_DISORDER",)),
+        ("DONOR_SEX//F", "OTHER", ("OTHER//DONOR_SEX//F",)),
+        ("DECEASED_DONOR_KIDNEY_TRANSPLANT", "OTHER", ("OTHER//DECEASED_DONOR_KIDNEY_TRANSPLANT",)),
+        ("DEATH_ANXIETY", "OTHER", ("OTHER//DEATH_ANXIETY",)),
     ],
 )
 def test_the_generic_map_knows_common_vocabularies(code: str, kind: str, parts: tuple[str, ...]) -> None:
@@ -199,6 +212,7 @@ def test_the_generic_map_knows_common_vocabularies(code: str, kind: str, parts: 
         ("SNOMED/419620001", "DEATH", "death", ("DEATH",)),
         ("Gender/F", "DEMOGRAPHIC", "sex", ("SEX//F",)),
         ("Race/5", "DEMOGRAPHIC", "race", ("RACE//5",)),
+        ("STANFORD_RACE/Black or African American", "DEMOGRAPHIC", "race", ("RACE//Black or African American",)),
         ("Ethnicity/Not Hispanic", "OTHER", "", ("ETHNICITY//Not Hispanic",)),
         ("SNOMED/44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
         ("LOINC/2345-7", "LAB", "", ("LOINC//2345-7",)),
@@ -250,6 +264,7 @@ def test_codes_of_omop(code: str, kind: str, role: str, parts: tuple[str, ...]) 
         # From the CSV tables.
         ("GENDER//M", "DEMOGRAPHIC", "sex", ("SEX//M",)),
         ("RACE//white", "DEMOGRAPHIC", "race", ("RACE//white",)),
+        ("CONDITION//GENDER_DYSPHORIA", "OTHER", "", ("OTHER//CONDITION//GENDER_DYSPHORIA",)),
         ("CONDITION//SNOMED//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
         ("CONDITIONS//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
         ("CONDITION//START//44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
