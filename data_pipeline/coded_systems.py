@@ -26,6 +26,12 @@ BREAK = r"(?:/{1,2}|[:|])"
 _TABLE = rf"(?i:(?:[A-Z]+(?:_[A-Z]+)*{SEPARATOR})??)"
 # Tables that tell of the patient.
 _PATIENT = rf"(?:PERSON|PATIENT|DEMOGRAPHIC|OBSERVATION|ADMISSION|ENCOUNTER|VISIT)S?{SEPARATOR}"
+# What, next after a stay's word, makes a row of another table of it: ENCOUNTER_DIAGNOSIS, DISCHARGE//MEDICATION//...
+NO_STAY = (
+    rf"(?!{SEPARATOR}(?i:DIAGNOS[IE]S|DX|PROBLEMS?|REASONS?|COMPLAINTS?|NOTES?|ORDERS?|RX|MEDICATIONS?|MEDS?|DRUGS?|"
+    rf"PRESCRIPTIONS?|LABS?|VITALS?|WEIGHT|HEIGHT|PROCEDURES?|INSTRUCTIONS?|SUMMAR(?:Y|IES)|PROVIDERS?)"
+    rf"(?:{SEPARATOR}|\Z))"
+)
 _FHIR = r"https?://hl7\.org/fhir/sid/"
 SNOMED = r"SNOMED(?:[-_ ]?CT)?(?:[-_ ]?(?:US|INT))?|https?://snomed\.info/sct|SCT"
 _SNOMED_UNDER = {
@@ -118,7 +124,9 @@ SYSTEMS = (
     Rule(vocabulary(r"HCPCS|urn:oid:2\.16\.840\.1\.113883\.6\.285"), "PROCEDURE", "HCPCS"),
     Rule(vocabulary("OPCS-?4"), "PROCEDURE", "OPCS4"),
     Rule(vocabulary("(?:MS-|APR-)?DRG"), "OTHER", "DRG"),
-    # SNOMED CT covers everything; without a table's name, most of what is coded with it are conditions.
+)
+# SNOMED CT covers everything; without a table's name, most of what is coded with it are conditions.
+SNOMED_CT = (
     *(
         Rule(vocabulary(SNOMED, tables=rf"(?i:{tables}){SEPARATOR}"), kind, f"SNOMED_{kind}")
         for kind, tables in _SNOMED_UNDER.items()

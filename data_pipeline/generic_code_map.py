@@ -9,7 +9,9 @@ from data_pipeline.coded_systems import (
     BIRTH_AND_DEATH,
     BREAK,
     DEMOGRAPHICS,
+    NO_STAY,
     SEPARATOR,
+    SNOMED_CT,
     SYSTEMS,
     WHOLE,
     encounters,
@@ -18,7 +20,7 @@ from data_pipeline.coded_systems import (
 _STAY = r"(?:ENCOUNTER|VISIT|ADMISSION|STAY|EPISODE)S?"
 _START = r"(?:START|BEGIN|ADMIT|ADMISSION)"
 _END = r"(?:END|STOP|DISCHARGE|FINISH)"
-_MORE = rf"(?:{SEPARATOR}(?P<p2>.+))?"
+_MORE = rf"{NO_STAY}(?:{SEPARATOR}(?P<p2>.+))?"
 _DRUG = r"MEDICATIONS?|MEDS?|DRUGS?|PRESCRIPTIONS?|PHARMACY|IMMUNI[SZ]ATIONS?|VACCINES?|INFUSIONS?"
 _LAB = r"(?:LAB|VITAL|MEASUREMENT|OBSERVATION|TEST|CHART|FLOWSHEET)S?(?:_?(?:SIGNS?|RESULTS?|EVENTS?))?"
 
@@ -48,15 +50,18 @@ GENERIC = CodeMap(
             "death",
         ),
         *DEMOGRAPHICS,
-        *encounters(rf"(?i:{_STAY}_?{_END}|{_STAY}{SEPARATOR}{_END}){SEPARATOR}", "end"),
-        *encounters(rf"(?i:{_STAY}_?{_START}|{_STAY}{SEPARATOR}{_START}){SEPARATOR}", "start"),
+        *encounters(rf"(?i:{_STAY}_?{_END}|{_STAY}{SEPARATOR}{_END}){NO_STAY}{SEPARATOR}", "end"),
+        *encounters(rf"(?i:{_STAY}_?{_START}|{_STAY}{SEPARATOR}{_START}){NO_STAY}{SEPARATOR}", "start"),
         *_stay("UNSPECIFIED", rf"{_STAY}_?{_START}", rf"{_STAY}_?{_END}"),
+        # Before what is less sure to be an encounter: VISIT//CPT//99213 is what was done in one. Not SNOMED CT, which
+        # has codes for encounters too.
+        *SYSTEMS,
         *_stay("ICU", rf"ICU_?{_START}|ICU_?INTIME", rf"ICU_?{_END}|ICU_?OUTTIME"),
         *_stay("EMERGENCY", rf"(?:ED|ER)_?(?:{_START}|REGISTRATION|IN)", rf"(?:ED|ER)_?(?:{_END}|OUT)"),
         *_stay("INPATIENT", r"(?:(?:HOSPITAL|INPATIENT)_)?ADMISSION", r"(?:(?:HOSPITAL|INPATIENT)_)?DISCHARGE"),
         # A visit without a word on its end (OMOP's Visit/IP) is its start.
-        *encounters(rf"(?i:VISIT|ENCOUNTER){SEPARATOR}", "start"),
-        *SYSTEMS,
+        *encounters(rf"(?i:VISIT|ENCOUNTER){NO_STAY}{SEPARATOR}", "start"),
+        *SNOMED_CT,
         Rule(
             _under(r"DEPARTMENT|DEPT|CARE_?SITE|CARE_?UNIT|SPECIALTY|WARD|UNIT|SERVICE|TRANSFER(?:_TO)?"),
             "DEPARTMENT",

@@ -6,7 +6,7 @@ VOCABULARY//CODE for measurements and observations, and TABLE//VOCABULARY//CONCE
 """
 
 from data_pipeline.code_maps import CodeMap, Rule
-from data_pipeline.coded_systems import BIRTH_AND_DEATH, DEMOGRAPHICS, SYSTEMS, encounters, vocabulary
+from data_pipeline.coded_systems import BIRTH_AND_DEATH, DEMOGRAPHICS, SNOMED_CT, SYSTEMS, encounters, vocabulary
 
 # TABLE//VOCABULARY//CONCEPT_ID, or TABLE//CONCEPT_ID.
 _ID = r"/{1,2}(?:[^/]+/{1,2})?(?P<p1>\d+)"
@@ -38,6 +38,7 @@ OMOP = CodeMap(
         Rule(r"(?i:specimen)" + _ID, "OTHER", "OMOP_SPECIMEN"),
         Rule(r"(?i:note(?: type|_class|_nlp)?)/{1,2}.+", "OTHER", "NOTE", "drop"),
         *SYSTEMS,
+        *SNOMED_CT,
         Rule(r"Read/(?P<p1>.+)", "DIAGNOSIS", "READ"),
         Rule(vocabulary("Nebraska Lexicon"), "DIAGNOSIS", "NEBRASKA_LEXICON"),
         Rule(vocabulary("Cancer Modifier|NAACCR|OMOP Genomic"), "LAB", "CANCER_MODIFIER"),

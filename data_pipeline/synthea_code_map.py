@@ -5,7 +5,16 @@ Each table has one coding system, so a code may come without it (`CONDITIONS//44
 """
 
 from data_pipeline.code_maps import CodeMap, Rule
-from data_pipeline.coded_systems import BIRTH_AND_DEATH, DEMOGRAPHICS, SEPARATOR, SNOMED, SYSTEMS, encounters
+from data_pipeline.coded_systems import (
+    BIRTH_AND_DEATH,
+    DEMOGRAPHICS,
+    NO_STAY,
+    SEPARATOR,
+    SNOMED,
+    SNOMED_CT,
+    SYSTEMS,
+    encounters,
+)
 
 _CONDITION = r"CONDITIONS?|DIAGNOS[IE]S|PROBLEMS?"
 _MEDICATION = r"MEDICATIONS?(?:_?(?:REQUEST|ADMINISTRATION|DISPENSE|STATEMENT))?|DRUGS?|PRESCRIPTIONS?"
@@ -41,9 +50,10 @@ SYNTHEA = CodeMap(
             "CLAIM",
             "drop",
         ),
-        *encounters(rf"(?i:ENCOUNTERS?|VISITS?)(?i:{SEPARATOR}{_END}){SEPARATOR}", "end"),
+        *encounters(rf"(?i:ENCOUNTERS?|VISITS?)(?i:{SEPARATOR}{_END}){NO_STAY}{SEPARATOR}", "end"),
         *encounters(
-            rf"(?i:ENCOUNTERS?|VISITS?)(?i:{SEPARATOR}{_START})?{SEPARATOR}(?:(?i:{SNOMED}){SEPARATOR})?", "start"
+            rf"(?i:ENCOUNTERS?|VISITS?)(?i:{SEPARATOR}{_START})?{NO_STAY}{SEPARATOR}(?:(?i:{SNOMED}){SEPARATOR})?",
+            "start",
         ),
         # Ends before starts, whose patterns would take them.
         Rule(_under(_CONDITION, SNOMED, _SCTID, _END), "OTHER", "CONDITION_END"),
@@ -61,5 +71,6 @@ SYNTHEA = CodeMap(
         Rule(_under(r"DEVICES?|SUPPL(?:Y|IES)", SNOMED, _SCTID), "PROCEDURE", "DEVICE"),
         Rule(rf"(?i:IMAGING(?:_?STUD(?:Y|IES))?){SEPARATOR}(?P<p1>.+)", "PROCEDURE", "IMAGING"),
         *SYSTEMS,
+        *SNOMED_CT,
     ),
 )

@@ -204,6 +204,45 @@ def test_the_generic_map_knows_common_vocabularies(code: str, kind: str, parts: 
     assert (concept.kind, concept.parts) == (kind, parts)
 
 
+# A row of another table whose name begins with a stay's word, and where it belongs.
+ROWS_OF_A_STAY = [
+    ("ENCOUNTER_DIAGNOSIS//ICD10CM//E11.9", "DIAGNOSIS//ICD10CM//E119"),
+    ("ADMISSION_DIAGNOSIS//ICD10CM//I50.9", "DIAGNOSIS//ICD10CM//I509"),
+    ("DISCHARGE_DIAGNOSIS//SNOMED//44054006", "DIAGNOSIS//SNOMED//44054006"),
+    ("DISCHARGE_MEDICATION//RXNORM//123", "MEDICATION//RXNORM//123"),
+    ("ADMISSION_WEIGHT", "OTHER//OTHER//ADMISSION_WEIGHT"),
+    ("VISIT_REASON//CHEST_PAIN", "OTHER//OTHER//VISIT_REASON//CHEST_PAIN"),
+    ("VISIT//NOTE", "OTHER//OTHER//VISIT//NOTE"),
+]
+
+
+@pytest.mark.parametrize(
+    ("map_name", "code", "name"),
+    [
+        *(("generic", *row) for row in ROWS_OF_A_STAY),
+        *(("synthea", *row) for row in ROWS_OF_A_STAY),
+        ("generic", "VISIT//CPT//99213", "PROCEDURE//CPT//99213"),
+        ("generic", "DISCHARGE//ICD10CM//I50.9", "DIAGNOSIS//ICD10CM//I509"),
+    ],
+)
+def test_what_happens_in_a_stay_does_not_start_or_end_one(map_name: str, code: str, name: str) -> None:
+    concept = named(map_name).map(code)
+    assert (concept.name, concept.role) == (name, "")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "HOSPITAL_ADMISSION//PROCEDURE SITE",
+        "ENCOUNTER//SNOMED//185345009",
+        "HOSPITAL_ADMISSION//SNOMED//32485007",
+        "ENCOUNTER_START//CPT//99213",
+    ],
+)
+def test_a_stay_may_be_coded_or_begin_where_a_procedure_is_made(code: str) -> None:
+    assert named("generic").map(code).role == "start"
+
+
 @pytest.mark.parametrize(
     ("code", "kind", "role", "parts"),
     [
