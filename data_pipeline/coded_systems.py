@@ -87,8 +87,9 @@ DEMOGRAPHICS = (
     Rule(_of_patient("GENDER|SEX", r"(?i:M|MALE|8507)", SEPARATOR), "DEMOGRAPHIC", "SEX", "sex", first="M"),
     Rule(_of_patient("GENDER|SEX"), "DEMOGRAPHIC", "SEX", "sex"),
     Rule(_of_patient("RACE"), "DEMOGRAPHIC", "RACE", "race"),
-    # An event of its own: as a second race it would hide the first.
-    Rule(_of_patient("ETHNICITY"), "OTHER", "ETHNICITY"),
+    # Neither an event (meds_etl dates it at birth, where the timeline would then begin) nor a second race, which would
+    # hide the first.
+    Rule(_of_patient("ETHNICITY"), "OTHER", "ETHNICITY", "drop"),
     Rule(_of_patient("MARITAL(?:_STATUS)?|INSURANCE|PAYER|LANGUAGE"), "OTHER", "SOCIAL"),
 )
 SYSTEMS = (

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import datetime
 import json
 import pathlib
 import re
@@ -11,10 +12,13 @@ import polars as pl
 import pytest
 from hypothesis import strategies as st
 
-from data_pipeline import code_maps, vocabulary
+from data_pipeline import code_maps, statistics, vocabulary
 from data_pipeline.builtin_code_maps import CODE_MAPS
 from data_pipeline.code_maps import NO_RULE, CodeMap, Rule, named
+from data_pipeline.columns import to_columns
 from data_pipeline.errors import UserError
+from data_pipeline.tokenizer import tokenize
+from data_pipeline.vocabulary_builder import VocabularyPolicy, build_vocabulary
 
 
 def spelled(map_name: str, code: str) -> tuple[str, str, tuple[str, ...]]:
@@ -252,7 +256,7 @@ def test_a_stay_may_be_coded_or_begin_where_a_procedure_is_made(code: str) -> No
         ("Gender/F", "DEMOGRAPHIC", "sex", ("SEX//F",)),
         ("Race/5", "DEMOGRAPHIC", "race", ("RACE//5",)),
         ("STANFORD_RACE/Black or African American", "DEMOGRAPHIC", "race", ("RACE//Black or African American",)),
-        ("Ethnicity/Not Hispanic", "OTHER", "", ("ETHNICITY//Not Hispanic",)),
+        ("Ethnicity/Not Hispanic", "OTHER", "drop", ("ETHNICITY//Not Hispanic",)),
         ("SNOMED/44054006", "DIAGNOSIS", "", ("SNOMED//44054006",)),
         ("LOINC/2345-7", "LAB", "", ("LOINC//2345-7",)),
         ("RxNorm/314076", "MEDICATION", "", ("RXNORM//314076",)),
@@ -295,6 +299,21 @@ def test_a_stay_may_be_coded_or_begin_where_a_procedure_is_made(code: str) -> No
 def test_codes_of_omop(code: str, kind: str, role: str, parts: tuple[str, ...]) -> None:
     concept = named("omop").map(code)
     assert (concept.kind, concept.role, concept.parts) == (kind, role, parts)
+
+
+def test_a_timeline_of_meds_etl_begins_at_the_first_visit() -> None:
+    birth, visit = datetime.datetime(1950, 3, 1), datetime.datetime(2020, 2, 1)
+    rows = [(1, birth, code) for code in ("MEDS_BIRTH", "Gender/F", "Race/5", "Ethnicity/Not Hispanic")]
+    rows += [(1, visit, "Visit/IP"), (1, visit + datetime.timedelta(days=200), "Visit/OP")]
+    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String}
+    events = pl.DataFrame(rows, schema, orient="row").with_columns(numeric_value=pl.lit(None, pl.Float32))
+    columns = to_columns(events, named("omop"))
+    own = build_vocabulary(statistics.count(columns), named("omop"), {}, VocabularyPolicy())
+    tokenized = tokenize(events, own)
+    texts = [own.tokens[token].text for token in tokenized.tokens_T]
+    assert texts[:4] == ["SEX//F", "RACE//5", "AGE//65-69", "PERIOD//2020-2024"]
+    assert texts[4:] == ["ENCOUNTER_START//INPATIENT", "INTERVAL//6mt+", "ENCOUNTER_START//OUTPATIENT", "TIMELINE_END"]
+    assert tokenized.row_counts["dropped_by_rule"] == 1
 
 
 @pytest.mark.parametrize(
