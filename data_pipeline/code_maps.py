@@ -56,6 +56,10 @@ _ROLE_NEEDS = {
     "birth": ("DEMOGRAPHIC", None),
     "death": ("DEATH", None),
 }
+# Rows of these roles stand in no timeline.
+ROLES_WITHOUT_EVENT = ("sex", "race", "birth", "drop")
+# The first words of tokens that no code-map rule makes an event of.
+_RESERVED_SYSTEMS = ("SEX", "RACE", "AGE", "PERIOD", "INTERVAL", "VALUE", "TEXT", "UNKNOWN")
 _GROUPS = ("p1", "p2", "p3")
 NO_RULE = -1
 
@@ -68,7 +72,8 @@ class Rule:
         pattern: regular expression. Its named groups p1, p2, p3 give the parts (p2 and p3 may be missing or empty); a
             pattern without them makes the whole code the one part.
         kind: one of EVENT_KINDS.
-        system: the coding system, as it stands in tokens and concept names; no "//" and no white space.
+        system: the coding system, as it stands in tokens and concept names; no "//", no white space, and none of the
+            words that begin the program's own tokens (AGE, VALUE, ...).
         role: one of ROLES.
         first: constant text that stands as first part, in place of p1 (an encounter's type, say, where the code only
             implies it).
@@ -104,6 +109,11 @@ class Rule:
             raise UserError(f"role {self.role!r} goes with {needs}, not {self.kind} and {self.system}")
         if (self.kind == "DEATH") != (self.role == "death"):
             raise UserError("kind DEATH goes with role 'death', and with no other")
+        if self.role not in ROLES_WITHOUT_EVENT:
+            if self.kind == "DEMOGRAPHIC":
+                raise UserError("kind DEMOGRAPHIC goes with role birth, sex, race or drop", fix="use kind OTHER")
+            if self.system in _RESERVED_SYSTEMS:
+                raise UserError(f"system {self.system!r} is the program's own", fix="name the system otherwise")
         self._check_groups()
 
     def _check_groups(self) -> None:

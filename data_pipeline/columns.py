@@ -7,13 +7,12 @@ import numpy as np
 import polars as pl
 
 from data_pipeline import text_values
-from data_pipeline.code_maps import ROLES, CodeMap, Concept
+from data_pipeline.code_maps import ROLES, ROLES_WITHOUT_EVENT, CodeMap, Concept
 
 NO_TIME = np.iinfo(np.int64).min
 # Roles of codes that say who the subject is, rather than what happened.
 SEX, RACE, BIRTH, DROP = "sex", "race", "birth", "drop"
 _ROLE_NUMBERS = {role: number for number, role in enumerate(ROLES)}
-ROLES_WITHOUT_EVENT = (SEX, RACE, BIRTH, DROP)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Any
 import polars as pl
 
 from data_pipeline import tokenizer
-from data_pipeline.code_maps import NO_RULE, Concept
-from data_pipeline.columns import ROLES_WITHOUT_EVENT
+from data_pipeline.code_maps import NO_RULE, ROLES_WITHOUT_EVENT, Concept
 from data_pipeline.statistics import Statistics
 from data_pipeline.vocabulary import Vocabulary
 

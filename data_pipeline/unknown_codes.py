@@ -6,7 +6,7 @@ The manifest names only codes that enough training subjects have; this reads the
 import polars as pl
 
 from data_pipeline import meds
-from data_pipeline.columns import ROLES_WITHOUT_EVENT
+from data_pipeline.code_maps import ROLES_WITHOUT_EVENT
 from data_pipeline.coverage import is_unknown
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary

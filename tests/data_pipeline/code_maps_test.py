@@ -409,9 +409,10 @@ def test_white_space_in_codes_is_made_single() -> None:
     assert code_map.map("A// two\n words ").parts == ("MINE//two words",)
 
 
-def test_dropped_codes_need_no_kind_of_their_own() -> None:
+def test_dropped_codes_need_no_kind_or_system_of_their_own() -> None:
     rules = (Rule("A", "LAB", "MINE"), Rule("B", "OTHER", "MINE", "drop"))
     assert CodeMap("mine", rules).map("B").role == "drop"
+    assert Rule("SEX//.*", "DEMOGRAPHIC", "SEX", "drop").parts("SEX//unsaid")
 
 
 def test_a_map_of_ones_own_is_a_json_file(tmp_path) -> None:
@@ -524,6 +525,8 @@ GOOD = {"pattern": "A", "kind": "LAB", "system": "MINE"}
         (GOOD | {"role": "begin"}, "unknown role 'begin'"),
         (GOOD | {"role": "death"}, "goes with kind DEATH"),
         (GOOD | {"kind": "DEATH"}, "goes with role 'death'"),
+        (GOOD | {"kind": "DEMOGRAPHIC"}, "kind DEMOGRAPHIC goes with role birth, sex, race or drop; use kind OTHER"),
+        *((GOOD | {"system": own}, f"system '{own}' is the program's own") for own in ("SEX", "AGE", "UNKNOWN")),
         (GOOD | {"pattern": "(?P<p1>A)(?P<p3>B)"}, "p3 needs p2"),
         (GOOD | {"role": "sex"}, "goes with kind DEMOGRAPHIC and system SEX"),
         (GOOD | {"system": "A//B"}, "one word"),
