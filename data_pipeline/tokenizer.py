@@ -116,8 +116,8 @@ def find_event(concept: Concept, vocabulary: Vocabulary) -> int:
     if concept.role in (SEX, RACE, BIRTH, DROP):
         return -1
     for form in concept.forms:
-        if form.name in vocabulary.event_of_concept:
-            return vocabulary.event_of_concept[form.name]
+        if form.parts in vocabulary.event_of_parts:
+            return vocabulary.event_of_parts[form.parts]
     return vocabulary.unknown_event(concept.kind)
 
 
@@ -139,11 +139,11 @@ class CodeTable:
     def build(cls, concepts: Sequence[Concept], vocabulary: Vocabulary) -> "CodeTable":
         """The table of a shard's codes, whose concepts these are."""
         spelling = vocabulary.spelling
-        keys = [(instant_rank(concept), concept.name) for concept in concepts]
+        keys = [(instant_rank(concept), concept.name, concept.parts) for concept in concepts]
         order = {key: place for place, key in enumerate(sorted(set(keys)))}
         place_C = per_code([order[key] for key in keys], np.int64)
         event_C = per_code([find_event(concept, vocabulary) for concept in concepts], np.int64)
-        whole_C = per_code([concept.name in vocabulary.event_of_concept for concept in concepts], bool)
+        whole_C = per_code([concept.parts in vocabulary.event_of_parts for concept in concepts], bool)
         # Codes of one concept agree on all of this, so whichever writes last is right; those without event have no row.
         made_C = event_C >= 0
         event_P, whole_P = np.full(len(order), -1), np.zeros(len(order), bool)

@@ -147,6 +147,11 @@ class Vocabulary:
         return {event.concept: index for index, event in enumerate(self.events)}
 
     @functools.cached_property
+    def event_of_parts(self) -> Mapping[tuple[str, ...], int]:
+        """A concept's parts → index into `events`. Its name is no spelling, for the parts run together there."""
+        return {tuple(self.tokens[token].text for token in event.tokens): i for i, event in enumerate(self.events)}
+
+    @functools.cached_property
     def texts(self) -> tuple[str, ...]:
         """Every result in words that some event takes, in order."""
         return tuple(sorted({text for event in self.events for text in event.texts}))

@@ -55,7 +55,11 @@ def build_vocabulary(
     A code that is seen in too few training subjects, or is one too many of its kind, is kept in its longest shorter
     form that is not, and is UNKNOWN//<kind> where there is none. Values of a code with too few of them in training, or
     with only one distinct value, are not used.
+
+    Raises:
+        UserError: codes of different parts have one concept.
     """
+    _check_spellings(statistics.concepts)
     kept = _keep_codes(statistics.concepts, policy)
     descriptions = _describe(code_map, descriptions)
     values = _choose_values(statistics, policy)
@@ -81,6 +85,21 @@ def build_vocabulary(
         )
     means = _preset_means(policy.preset)
     return Vocabulary(tuple(tokens), tuple(events), policy.preset, means, code_map, policy.value_encoding)
+
+
+def _check_spellings(concepts: pl.DataFrame) -> None:
+    """Raise UserError if two codes have one concept, though they are told apart by where their parts begin.
+
+    They would share a description, values and tasks, and only one of the two would have tokens.
+    """
+    spellings = concepts.group_by("concept").agg(pl.col("parts").unique().sort())
+    for concept, parts in spellings.filter(pl.col("parts").list.len() > 1).sort("concept").head(1).iter_rows():
+        one, other = (spelling.replace("\n", " ") for spelling in parts[:2])
+        raise UserError(
+            f"system {concept.split('//')[1]!r} reads two codes as one: {one} and {other}",
+            where="code map",
+            fix="take what stands between the parts into one of them, or give the codes two systems",
+        )
 
 
 def _keep_codes(concepts: pl.DataFrame, policy: VocabularyPolicy) -> pl.DataFrame:

@@ -63,6 +63,24 @@ def test_a_cap_never_keeps_a_code_without_its_shorter_forms() -> None:
     assert kept == {"DIAGNOSIS", "E11", "E116", "E1165"}
 
 
+def test_two_codes_whose_parts_run_together_alike_are_never_one() -> None:
+    own = code_maps.CodeMap("mine", (code_maps.Rule(r"DX\|(?P<p1>\d+)\|(?P<p2>\d+)", "DIAGNOSIS", "LOCAL"),))
+    rows = [(0, "DX|1|23", None, None), (0, "DX|12|3", None, None)]
+
+    def built(events: pl.DataFrame) -> Vocabulary:
+        return build_vocabulary(statistics.count(to_columns(events, own)), own, {}, VocabularyPolicy())
+
+    with pytest.raises(
+        UserError, match=r"'LOCAL' reads two codes as one: LOCAL//1 LOCAL//2//23 and LOCAL//12 LOCAL//2//3"
+    ):
+        built(frame(rows))
+    # Nor where training saw only one of them.
+    vocabulary = built(frame(rows[1:]))
+    assert tokens_of(frame(rows), vocabulary) == ["UNKNOWN//DIAGNOSIS", "LOCAL//12", "LOCAL//2//3"]
+    counts = tokenize(frame(rows), vocabulary).row_counts
+    assert (counts["kept"], counts["unknown_code"]) == (1, 1)
+
+
 values = st.none() | st.sampled_from([1.0, 2.0, 3.0, 50.0, -7.5])
 codes = st.sampled_from(["LOINC//A", "LOINC//B", "ATC//A10BA02", "ICD10CM//E11.65"])
 words = st.none() | st.sampled_from(["neg", " POS ", "trace", "a  note of someone's own"])

@@ -196,12 +196,12 @@ def test_recorded_windows_are_what_the_data_have_after_the_prediction_time(world
 
 def test_codes_of_one_sex_and_their_ages_are_told_by_training_alone(vocabulary) -> None:
     diagnoses = [index for index, event in enumerate(vocabulary.events) if event.kind == "DIAGNOSIS"][:2]
-    names = [vocabulary.events[index].concept for index in diagnoses]
+    parts = {index: parts for parts, index in vocabulary.event_of_parts.items()}
     concepts = (
         Concept("SEX//F", "DEMOGRAPHIC", "sex", ("SEX", "F"), 0),
         Concept("SEX//M", "DEMOGRAPHIC", "sex", ("SEX", "M"), 0),
         Concept("BIRTH", "DEMOGRAPHIC", "birth", ("BIRTH",), 0),
-        *(Concept(name, "DIAGNOSIS", "", (name,), 0) for name in names),
+        *(Concept(vocabulary.events[index].concept, "DIAGNOSIS", "", parts[index], 0) for index in diagnoses),
     )
     day_us = 86_400_000_000
     rows = []
