@@ -56,9 +56,10 @@ def get_config() -> ml_collections.ConfigDict:
                 "min_encounters": 0,
                 "within_days": 730,
                 # Concepts of encounters' starts that count: here, all but those at a distance and moves within a stay.
+                # Nobody is admitted at a distance, and a ward's name may look like it: TELEMETRY, VIDEO EEG.
                 "face_to_face": (
-                    r"ENCOUNTER//ENCOUNTER_START//(?!ICU)"
-                    r"(?!(?i:.*(tele|phone|virtual|video|e-?visit|online|message|remote|refill))).*"
+                    r"ENCOUNTER//ENCOUNTER_START//(?!ICU)(?:INPATIENT|"
+                    r"(?!(?i:.*(tele(?!metry)|phone|virtual|video|e-?visit|online|message|remote|refill)))).*"
                 ),
             },
         }
