@@ -46,7 +46,7 @@ class SubjectRecord:
     Attributes:
         subject_id: the MEDS subject id.
         tokens_T: uint16 token ids; the first PREFIX_LENGTH are the static prefix.
-        prefix_starts: uint32 token indices, rising from 0: where the static prefix changes (age, calendar period).
+        prefix_starts: uint32 token indices, rising from 0: where the static prefix changes.
         prefixes: uint16 [len(prefix_starts), PREFIX_LENGTH]: a window that starts at token s begins with the last row
             whose prefix_starts is at most s.
     """

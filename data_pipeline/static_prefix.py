@@ -1,4 +1,8 @@
-"""The static prefix: sex, race, age bucket and calendar-period bucket, and where in a timeline the last two change."""
+"""The static prefix: sex, race, age bucket and calendar-period bucket, and where in a timeline they change.
+
+A prefix says what is known at its instant, and nothing that is told later. Sex and race are UNKNOWN up to the first row
+that tells them, and stay what that row says; a row without time tells them from the beginning.
+"""
 
 import dataclasses
 
@@ -20,7 +24,7 @@ AGE_TOKENS = (
 
 @dataclasses.dataclass(frozen=True)
 class Prefixes:
-    """Prefix rows of S subjects, G in all: a subject's first row, and one more at each change of age or period.
+    """Prefix rows of S subjects, G in all: a subject's first row, and one more at each change.
 
     Attributes:
         offsets_S1: subject s owns rows [offsets[s], offsets[s + 1]).
@@ -40,7 +44,9 @@ def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabu
     num_subjects = len(columns.subject_ids_S)
     age_n = age_bucket(time_n, first_time(columns, BIRTH)[subject_n])
     period_n = period_start(time_n)
-    event = np.flatnonzero(changes(subject_n) | changes(age_n) | changes(period_n))
+    told = [_first_told(columns, role, vocabulary) for role in (SEX, RACE)]
+    known_n = [time_n >= time_S[subject_n] for _, time_S in told]
+    event = np.flatnonzero(np.logical_or.reduce([changes(x) for x in (subject_n, age_n, period_n, *known_n)]))
     subject = subject_n[event]
     empty = np.setdiff1d(np.arange(num_subjects), subject)
     order = np.argsort(np.concatenate((subject, empty)), kind="stable")
@@ -48,10 +54,10 @@ def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabu
     event = np.concatenate((event, np.full(len(empty), -1)))[order]
 
     tokens = np.empty((len(subject), PREFIX_LENGTH), np.uint16)
-    tokens[:, 0] = _static_tokens(columns, SEX, vocabulary)[subject]
-    tokens[:, 1] = _static_tokens(columns, RACE, vocabulary)[subject]
     unknown = [vocabulary.ids[f"{system}//UNKNOWN"] for system in PREFIX_SYSTEMS]
-    # Index -1 is the last entry of each table: what is not known.
+    # Index -1 is the last entry of each table: what holds for a subject without events.
+    for place, ((token_S, _), is_known_n) in enumerate(zip(told, known_n, strict=True)):
+        tokens[:, place] = np.where(np.append(is_known_n, True)[event], token_S[subject], unknown[place])
     age_ids = np.array([*(vocabulary.ids[text] for text in AGE_TOKENS), unknown[2]])
     tokens[:, 2] = age_ids[np.where(event >= 0, np.append(age_n, -1)[event], -1)]
     starts, inverse = np.unique(np.append(period_n, 0)[event], return_inverse=True)
@@ -98,14 +104,20 @@ def first_time(columns: Columns, role: str) -> np.ndarray:
     return times_S
 
 
-def _static_tokens(columns: Columns, role: str, vocabulary: Vocabulary) -> np.ndarray:
-    """[S] sex or race token: of several different ones the first by code, so that row order does not matter."""
+def _first_told(columns: Columns, role: str, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """[S] sex or race token of each subject's first row that tells it, and that row's time (NO_TIME: it has none).
+
+    Of several at one time the first by code, so that the order of rows does not matter.
+    """
     unknown = vocabulary.ids[f"{role.upper()}//UNKNOWN"]
     rows = np.flatnonzero(columns.has_role(role))
-    rows = rows[np.argsort(-columns.code_E[rows].astype(np.int64), kind="stable")]
+    # Of several writes to one place the last one stays: with the rows reversed, the first.
+    rows = rows[np.lexsort((columns.code_E[rows], columns.time_E[rows]))[::-1]]
     # Few codes say who a subject is: only theirs are looked up.
     codes, code_r = np.unique(columns.code_E[rows], return_inverse=True)
     tokens = [vocabulary.ids.get(columns.concepts[code].parts[0], unknown) for code in codes.tolist()]
-    tokens_S = np.full(len(columns.subject_ids_S), unknown, np.int64)
-    tokens_S[columns.subject_E[rows]] = np.array(tokens, np.int64)[code_r]
-    return tokens_S
+    token_S = np.full(len(columns.subject_ids_S), unknown, np.int64)
+    time_S = np.full(len(columns.subject_ids_S), NO_TIME, np.int64)
+    token_S[columns.subject_E[rows]] = np.array(tokens, np.int64)[code_r]
+    time_S[columns.subject_E[rows]] = columns.time_E[rows]
+    return token_S, time_S

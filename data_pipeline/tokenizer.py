@@ -1,9 +1,9 @@
 """Tokenizer: validated MEDS events in, token sequences out, by columns and never event by event.
 
-A subject's timeline is: static prefix (sex, race, age and calendar period at the first event), then for each event the
-interval token that leads to it (where the gap is long enough), its code's one to three tokens, and its decile token if
-it has a value; then TIMELINE_END. Events of one instant stand in order of kind, then concept, then value, so that the
-tokens are a function of the data alone and not of the order of its rows.
+A subject's timeline is: static prefix (sex, race, age and calendar period, as known at the first event), then for each
+event the interval token that leads to it (where the gap is long enough), its code's one to three tokens, and its decile
+token if it has a value; then TIMELINE_END. Events of one instant stand in order of kind, then concept, then value, so
+that the tokens are a function of the data alone and not of the order of its rows.
 """
 
 import dataclasses

@@ -10,6 +10,7 @@ from data_pipeline import meds
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.prompts import build_prompts
+from data_pipeline.tokenizer import tokenize
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,36 @@ def test_a_prediction_time_before_all_data_is_refused(dataset, vocabulary, write
     labels = pl.DataFrame({"subject_id": [7], "prediction_time": [day - datetime.timedelta(days=1)]})
     with pytest.raises(UserError, match="row 0"):
         build_prompts(meds.open_dataset(root), labels, vocabulary)
+
+
+def test_a_prefix_tells_only_what_was_told_by_then(vocabulary, write_meds) -> None:
+    """Race is often written at each admission: told before the first, it would tell that an admission comes."""
+    day = {number: datetime.datetime(2020, 1, 1) + datetime.timedelta(days=number) for number in (0, 10, 20, 300, 400)}
+    rows = [(7, None, "SEX//F", None), (7, day[0], "CPT//99213", None)]
+    rows += [(7, day[10], code, None) for code in ("RACE//WHITE", "RACE//OTHER", "RACE//BLACK")]
+    rows += [(7, day[20], "CPT//99213", None), (7, day[300], "RACE//ASIAN", None), (7, day[400], "CPT//99213", None)]
+    dataset = meds.open_dataset(write_meds({"train/0": rows}, {7: "train"}))
+    whole = tokenize(meds.read_subjects(dataset, [7]), vocabulary).record(0)
+
+    def race(record, start: int) -> str:
+        return vocabulary.tokens[record.prefix_at(start)[1]].text
+
+    # A window knows what was told by its first instant: the first row counts, of one time the first by code.
+    assert [race(whole, start) for start in whole.prefix_starts] == ["RACE//UNKNOWN", "RACE//BLACK"]
+    assert vocabulary.tokens[whole.tokens_T[whole.prefix_starts[1]]].grammar == "interval"
+    labels = pl.DataFrame({"subject_id": [7] * 5, "prediction_time": list(day.values())})
+    prompts = build_prompts(dataset, labels, vocabulary)
+    for prompt, (latest, tokens) in zip(prompts, [(0, 5), (0, 5), (20, 7), (20, 7), (400, 10)], strict=True):
+        record = prompt.record
+        assert prompt.last_time_us == int((day[latest] - datetime.datetime(1970, 1, 1)).total_seconds() * 1e6)
+        np.testing.assert_array_equal(record.tokens_T, whole.tokens_T[:tokens])
+        assert [race(record, start) for start in range(tokens)] == [race(whole, start) for start in range(tokens)]
+
+
+def test_a_subject_without_events_has_the_prefix_that_its_rows_tell(vocabulary, write_meds) -> None:
+    rows = [(7, datetime.datetime(2020, 1, 1), "RACE//WHITE", None), (7, datetime.datetime(2020, 1, 2), "SEX//F", None)]
+    dataset = meds.open_dataset(write_meds({"train/0": rows}, {7: "train"}))
+    labels = pl.DataFrame({"subject_id": [7, 7], "prediction_time": [row[1] for row in rows]})
+    for prompt, sex in zip(build_prompts(dataset, labels, vocabulary), ("SEX//UNKNOWN", "SEX//F"), strict=True):
+        said = [vocabulary.tokens[token].text for token in prompt.tokens(100)]
+        assert said == [sex, "RACE//WHITE", "AGE//UNKNOWN", "PERIOD//UNKNOWN"]
