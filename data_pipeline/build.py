@@ -70,10 +70,10 @@ def build_corpus(
     Raises UserError for data that cannot be used, for an `out` that already holds something or cannot be written, and
     for one that another build is writing; nothing is at `out` then.
     """
+    build_config.check(config)
     frozen = FrozenVocabulary.of(corpus.Corpus.open(vocabulary)) if vocabulary else None
     if frozen:
         config = frozen.adopt(config, explicit)
-    build_config.check(config)
     lenient = on_error == "quarantine"
     dataset = meds.open_dataset(meds_root, lenient=lenient)
     for note in dataset.notes:

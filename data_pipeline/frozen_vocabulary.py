@@ -4,7 +4,7 @@ The vocabulary decides all of the configuration but the cohort: what the model w
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -37,9 +37,9 @@ class FrozenVocabulary:
         Raises UserError when a key asks for something else: one of `explicit` (KEY or KEY.KEY), which the user named,
         or one that is not as the default configuration has it.
         """
-        default = dict(_flat(build_config.get_config().to_dict()))
-        fixed = dict(_flat(self.config))
-        for key, value in _flat(config.to_dict()):
+        default = dict(build_config.flat(build_config.get_config().to_dict()))
+        fixed = dict(build_config.flat(self.config))
+        for key, value in build_config.flat(config.to_dict()):
             if key.partition(".")[0] == _FREE or value == fixed.get(key):
                 continue
             is_asked_for = key in explicit or value != default.get(key)
@@ -52,11 +52,3 @@ class FrozenVocabulary:
         adopted = config.copy_and_resolve_references()
         adopted.update({key: value for key, value in self.config.items() if key != _FREE})
         return adopted
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

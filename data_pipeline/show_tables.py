@@ -1,7 +1,7 @@
 """The tables that data_pipeline.show prints: what is in a corpus, and what its code map made of the data."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,20 +40,12 @@ def overview(corpus: Corpus, splits: Sequence[str]) -> list[str]:
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A build's settings by flag (cohort.min_age): those that differ from the defaults, and the main ones."""
-    default = dict(_flat(build_config.get_config().to_dict()))
+    default = dict(build_config.flat(build_config.get_config().to_dict()))
     return {
         key: value
-        for key, value in _flat(config)
+        for key, value in build_config.flat(config)
         if key in ("code_map", "min_subjects_per_code") or value != default.get(key)
     }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _splits_table(corpus: Corpus, splits: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import datetime
 
+import ml_collections
 import numpy as np
 import polars as pl
 import pytest
@@ -206,3 +207,43 @@ def test_a_value_that_makes_no_sense_is_refused_by_its_key(changes, key) -> None
     config.update(changes)
     with pytest.raises(UserError, match=rf"config\.{key}"):
         build_config.check(config)
+
+
+def _a_typo(config) -> None:
+    config.min_subject_per_code = 1
+
+
+def _a_typo_in_the_cohort(config) -> None:
+    config.cohort.min_ages = 18
+
+
+def _a_key_left_out(config) -> None:
+    del config["max_texts_per_code"]
+
+
+def _a_number_as_text(config) -> None:
+    config.min_values_per_code = "50"
+
+
+def _an_optional_number_as_text(config) -> None:
+    config.cohort = {**config.cohort.to_dict(), "max_age": "80"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_a_typo, "config.min_subject_per_code: unknown key"),
+        (_a_typo_in_the_cohort, "config.cohort.min_ages: unknown key"),
+        (_a_key_left_out, "config.max_texts_per_code: missing key"),
+        (_a_number_as_text, "config.min_values_per_code: '50' is a str; use int"),
+        (_an_optional_number_as_text, "config.cohort.max_age: '80' is a str; use int"),
+    ],
+)
+def test_a_configuration_of_ones_own_has_the_defaults_keys_and_types(change, says) -> None:
+    config = ml_collections.ConfigDict(build_config.get_config().to_dict())
+    build_config.check(config)
+    with config.ignore_type():
+        change(config)
+    with pytest.raises(UserError) as error:
+        build_config.check(config)
+    assert str(error.value).startswith(says)
