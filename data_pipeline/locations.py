@@ -1,6 +1,8 @@
-"""Which paths are folders of this machine, and which are URLs of object stores."""
+"""Which paths are folders of this machine, and which are URLs of object stores; what lies below a folder."""
 
+import os
 import pathlib
+from collections.abc import Iterator
 
 from data_pipeline.errors import UserError
 
@@ -21,3 +23,25 @@ def require_local(path: str | pathlib.Path, name: str) -> None:
             where=f"{name} {path}",
             fix="mount the bucket (gcsfuse, mountpoint-s3) or copy it to a folder, and give that",
         )
+
+
+def files_below(folder: pathlib.Path, above: tuple[str, ...] = ()) -> Iterator[pathlib.Path]:
+    """Everything below a folder that is no folder itself, with what links to folders lead to, in no special order.
+
+    A link to nowhere is one of them. A link back to a folder that it lies in (`above`: where the walk has come through)
+    leads to nothing new.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=str(folder)) from error
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            yield from files_below(path, (*above, here))
+        else:
+            yield path

@@ -6,7 +6,8 @@
     root/metadata/subject_splits.parquet   subject_id, split
 
 Every mistake in the data is a UserError of one line: the file, the row (counted from 0 within the file) and the column,
-and never what stands there. Files and folders whose names begin with a dot are not part of the data.
+and never what stands there. Files and folders whose names begin with a dot are not part of the data;
+links are what they stand for.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import polars as pl
 
 from data_pipeline import event_faults, parquet_tables
 from data_pipeline.errors import UserError
-from data_pipeline.locations import require_local
+from data_pipeline.locations import files_below, require_local
 from data_pipeline.parquet_tables import BOOLEAN, FLOAT32, FLOAT64, INTEGER, TEXT, TIMESTAMP, Column
 
 SPLITS = ("train", "tuning", "held_out")
@@ -343,6 +344,7 @@ def _as_ids(subject_ids: Iterable[int] | pl.Series) -> pl.Series:
 
 def _parquet_files(folder: pathlib.Path) -> list[pathlib.Path]:
     # A link to nowhere stands for a file that is missed: it is kept, and found unreadable.
-    found = (path for path in folder.rglob("*.parquet") if path.is_file() or (path.is_symlink() and not path.exists()))
-    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    named = (path for path in files_below(folder) if path.suffix == ".parquet")
+    files = (path for path in named if path.is_file() or not path.exists())
+    visible = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return sorted(visible, key=lambda path: path.relative_to(folder).as_posix())

@@ -5,11 +5,11 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
 
 from tqdm import tqdm
 
 from data_pipeline.corpus import MANIFEST, Corpus, manifest_checksums
+from data_pipeline.locations import files_below
 from data_pipeline.progress_bar import progress_bar
 
 _CHUNK_BYTES = 8 << 20
@@ -30,7 +30,8 @@ def verify(corpus: Corpus, *, threads: int | None = None) -> list[Fault]:
     hashing leaves the interpreter free), with a progress bar.
     """
     expected = checksums(corpus)
-    there = {path.relative_to(corpus.root).as_posix() for path in _files(corpus.root)}
+    # Links are looked at as what they stand for; one to nowhere is no file of a corpus, and is named as a stranger.
+    there = {path.relative_to(corpus.root).as_posix() for path in files_below(corpus.root)}
     faults = [Fault(file, "not a file of this corpus") for file in there - expected.keys() - {MANIFEST}]
     # A link to nowhere is not there.
     present = sorted(file for file in expected.keys() & there if (corpus.root / file).exists())
@@ -50,11 +51,6 @@ def verify(corpus: Corpus, *, threads: int | None = None) -> list[Fault]:
 def checksums(corpus: Corpus) -> dict[str, str]:
     """Path within the corpus → SHA-256, of every file but the manifest."""
     return manifest_checksums(corpus.manifest)
-
-
-def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    # A link is looked at as what it stands for; one to nowhere is no file of a corpus, and is named as a stranger.
-    return (path for path in root.rglob("*") if not path.is_dir())
 
 
 def _check(path: pathlib.Path, sha256: str, bar: tqdm) -> str:

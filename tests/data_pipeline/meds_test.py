@@ -337,6 +337,20 @@ def test_missing_metadata_is_told_and_not_hidden(root) -> None:
     ]
 
 
+def test_a_folder_that_is_a_link_is_read_like_any_other(root, tmp_path) -> None:
+    (root / "metadata/subject_splits.parquet").unlink()
+    whole = meds.open_dataset(root)
+    (root / "data/tuning").rename(tmp_path / "elsewhere")
+    (root / "data/tuning").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(root / "data")
+    linked = meds.open_dataset(root)
+    assert linked.shards == whole.shards and linked.splits.equals(whole.splits)
+    assert [path.relative_to(root).as_posix() for path in linked.shards] == [
+        "data/train/0.parquet",
+        "data/tuning/0.parquet",
+    ]
+
+
 def test_an_unknown_version_is_told(root) -> None:
     (root / "metadata/dataset.json").write_text('{"meds_version": "0.9.1"}')
     (note,) = meds.open_dataset(root).notes

@@ -108,6 +108,15 @@ def test_a_file_replaced_by_a_link_to_nowhere_is_missing(copy) -> None:
     assert verify(Corpus.open(copy)) == [Fault("train/lengths.npy", "missing")]
 
 
+def test_a_corpus_may_lie_in_several_places_by_links(copy, tmp_path) -> None:
+    (copy / "train").rename(tmp_path / "elsewhere")
+    (copy / "train").symlink_to(tmp_path / "elsewhere")
+    assert verify(Corpus.open(copy)) == []
+    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    (tmp_path / "elsewhere" / "back").symlink_to(copy)
+    assert verify(Corpus.open(copy)) == [Fault("train/notes.txt", "not a file of this corpus")]
+
+
 def test_changed_lengths_are_found_when_they_are_read(copy) -> None:
     lengths_R = np.load(copy / "train" / "lengths.npy")
     lengths_R[len(lengths_R) // 2] += 1
