@@ -29,7 +29,7 @@ class Columns:
         concepts: what each of them means.
         role_C: their roles, as indices into code_maps.ROLES.
         text_E: index into texts, -1 where the row has a number or no text; None if texts were not read.
-        texts: the distinct short texts, normalised and sorted.
+        texts: the distinct texts, normalised and sorted; those too long to be a result are one.
     """
 
     subject_ids_S: np.ndarray

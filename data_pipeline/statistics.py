@@ -22,7 +22,7 @@ class Statistics:
         concepts: [concept, kind, role, parts, subjects, events]: a code and each of its shorter forms, with how many
             subjects have it and how many events fall to it.
         values: [concept, value, events]: exact histogram of numeric values.
-        texts: [concept, text, subjects, events]: short texts in place of numbers (see text_values); no row unless read.
+        texts: [concept, text, subjects, events]: texts in place of numbers (see text_values); no row unless read.
         static: [token, subjects]: sex, race and calendar-period tokens.
         rules: [rule, code, events]: what each code-map rule took; rule -1 is none.
     """

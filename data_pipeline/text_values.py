@@ -15,16 +15,18 @@ LONGEST_TEXT = 32
 MOST_DISTINCT_TEXTS = 1000
 # The row that says so in the counts of texts.
 FREE_TEXT = ""
+# What every text that is too long to be a result counts as; no text is normalised to it.
+LONG_TEXT = "\n"
 _LEAST_COVERAGE = 0.5
 
 SCHEMA = {"concept": pl.String, "text": pl.String, "subjects": pl.Int64, "events": pl.Int64}
 
 
 def normalise(texts: Sequence[str]) -> list[str]:
-    """Texts as they are compared; "" for those that are empty or too long to be a result."""
+    """Texts as they are compared; "" for those that are empty, LONG_TEXT for those that are too long to be a result."""
     # A note of a megabyte need not be read to the end.
-    words = [" ".join(text.split()).upper() if len(text) <= 4 * LONGEST_TEXT else "" for text in texts]
-    return [word if len(word) <= LONGEST_TEXT else "" for word in words]
+    words = [" ".join(text.split()).upper() if len(text) <= 4 * LONGEST_TEXT else LONG_TEXT for text in texts]
+    return [word if len(word) <= LONGEST_TEXT else LONG_TEXT for word in words]
 
 
 def merge(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -45,7 +47,7 @@ def merge(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 def choose(texts: pl.DataFrame, min_subjects: int, most_per_code: int) -> dict[str, tuple[tuple[str, ...], int]]:
     """Concept → (the texts that become values, in order; how many events have one)."""
-    common = texts.filter((pl.col("subjects") >= min_subjects) & (pl.col("text") != FREE_TEXT))
+    common = texts.filter((pl.col("subjects") >= min_subjects) & ~pl.col("text").is_in([FREE_TEXT, LONG_TEXT]))
     total = dict(texts.group_by("concept").agg(pl.col("events").sum()).iter_rows())
     chosen = {}
     for (concept,), rows in common.sort("concept", "text").group_by("concept", maintain_order=True):
@@ -56,7 +58,7 @@ def choose(texts: pl.DataFrame, min_subjects: int, most_per_code: int) -> dict[s
 
 
 def number_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """(the distinct normalised texts, sorted; the number of each text among them, -1 for what is no result)."""
+    """(the distinct normalised texts, sorted; the number of each text among them, -1 for what is empty)."""
     words = normalise(texts)
     distinct = sorted(set(words) - {""})
     number = {text: index for index, text in enumerate(distinct)} | {"": -1}

@@ -138,9 +138,18 @@ def test_common_results_in_words_become_values_and_rare_ones_do_not() -> None:
         (["A", "A", "B", "B", "C", "C"], {"max_texts_per_code": 2}),
         (["A", "A", "b", "c", "d"], {"max_texts_per_code": 5}),
         (["x" * 33] * 5, {"max_texts_per_code": 5}),
+        (["A", "A", *(str(n) * 33 for n in range(10, 13))], {"max_texts_per_code": 5}),
+        (["A", "A", *(" " * 200 + str(n) for n in range(10, 13))], {"max_texts_per_code": 5}),
         (["A", "A"], {"max_texts_per_code": 5, "min_subjects_per_code": 3}),
     ],
-    ids=["too many common ones", "most are rare", "too long", "too few subjects"],
+    ids=[
+        "too many common ones",
+        "most are rare",
+        "too long",
+        "most are too long",
+        "most are far too long",
+        "too few subjects",
+    ],
 )
 def test_free_text_never_becomes_a_value(texts, policy) -> None:
     rows = results(texts) + [(99, "LOINC//A", None, None)] * 3
