@@ -2,7 +2,7 @@ import os
 import pathlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cometjax import checkpoint_files
@@ -18,6 +18,7 @@ def write_checkpoint(folder: pathlib.Path, step: int) -> pathlib.Path:
     return folder / str(step)
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.integers(1, 60)),
     st.dictionaries(st.integers(1, 60), st.floats(0, 9)),

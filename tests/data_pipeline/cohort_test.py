@@ -5,7 +5,7 @@ import datetime
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import build_config, code_maps
@@ -110,6 +110,7 @@ ages = st.none() | st.integers(0, 50)
 dates = st.none() | st.dates(datetime.date(1970, 1, 1), datetime.date(2030, 1, 1)).map(str)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(event, max_size=6), min_size=1, max_size=5), ages, dates, st.integers(0, 3))
 def test_every_row_and_subject_is_in_or_counted_and_shards_do_not_matter(subjects, min_age, first, least) -> None:
     cohort = Cohort(min_age=min_age, first_date=first, min_encounters=least, face_to_face=FACE_TO_FACE)

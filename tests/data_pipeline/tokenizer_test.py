@@ -235,6 +235,7 @@ def test_codes_of_one_concept_stand_together_by_value() -> None:
     assert deciles == sorted(deciles) and len(set(deciles)) == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_values_are_counted_in_order_and_exactly(values) -> None:
     events = subject(1, [(at(0), "LOINC//2345-7", value) for value in values])

@@ -172,6 +172,7 @@ def test_a_number_stands_before_a_text() -> None:
 texts_strategy = st.lists(st.sampled_from([f"T{i}" for i in range(8)]), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(texts_strategy, st.data())
 def test_counts_of_texts_merge_to_the_same_however_subjects_are_parted(texts, data) -> None:
     old, text_values.MOST_DISTINCT_TEXTS = text_values.MOST_DISTINCT_TEXTS, 4
