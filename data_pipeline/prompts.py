@@ -1,19 +1,21 @@
 """Prompts: a subject's tokens as of a prediction time, cut from MEDS so that nothing later can leak in."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 
 from data_pipeline import meds
+from data_pipeline.columns import changes
 from data_pipeline.corpus import SubjectRecord
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import tokenize
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 
-# Rows tokenized at once: bounds the memory when one subject has many prediction times.
-_CHUNK = 512
+# Events tokenized at once: each label row has a copy of its subject's, which bounds the memory.
+EVENTS_AT_ONCE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +55,21 @@ def build_prompts(dataset: meds.MedsDataset, labels: pl.DataFrame, vocabulary: V
     Raises UserError for a row whose subject has no data at or before its prediction time.
     """
     events = meds.read_subjects(dataset, labels["subject_id"].unique(), text_values=bool(vocabulary.texts))
+    starts = _chunk_starts(events, labels)
     return [
         prompt
-        for start in range(0, len(labels), _CHUNK)
-        for prompt in _prompts(events, labels[start : start + _CHUNK], start, vocabulary)
+        for start, stop in itertools.pairwise([*starts, len(labels)])
+        for prompt in _prompts(events, labels[start:stop], start, vocabulary)
     ]
+
+
+def _chunk_starts(events: pl.DataFrame, labels: pl.DataFrame) -> list[int]:
+    """The label rows at which a chunk begins: each has EVENTS_AT_ONCE events, and what its last row has beyond them."""
+    of_subject = events.group_by("subject_id").len()
+    sizes = labels.select("subject_id").join(of_subject, on="subject_id", how="left", maintain_order="left")
+    events_n = sizes["len"].fill_null(0).to_numpy()
+    before_n = np.cumsum(events_n, dtype=np.int64) - events_n
+    return np.flatnonzero(changes(before_n // EVENTS_AT_ONCE)).tolist()
 
 
 def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabulary: Vocabulary) -> Iterator[Prompt]:

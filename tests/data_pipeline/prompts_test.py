@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipeline import meds
+from data_pipeline import meds, prompts
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.prompts import build_prompts
@@ -96,6 +96,24 @@ def test_a_prediction_time_before_all_data_is_refused(dataset, vocabulary, write
     labels = pl.DataFrame({"subject_id": [7], "prediction_time": [day - datetime.timedelta(days=1)]})
     with pytest.raises(UserError, match="row 0"):
         build_prompts(meds.open_dataset(root), labels, vocabulary)
+
+
+def test_few_events_are_tokenized_at_once_however_long_a_history_is(dataset, labels, vocabulary, monkeypatch) -> None:
+    whole = build_prompts(dataset, labels, vocabulary)
+    longest = meds.read_subjects(dataset, labels["subject_id"]).group_by("subject_id").len()["len"].max()
+    sizes = []
+
+    def counted(events: pl.DataFrame, *args, **kwargs):
+        sizes.append(len(events))
+        return tokenize(events, *args, **kwargs)
+
+    monkeypatch.setattr(prompts, "EVENTS_AT_ONCE", 500)
+    monkeypatch.setattr(prompts, "tokenize", counted)
+    for prompt, expected in zip(build_prompts(dataset, labels, vocabulary), whole, strict=True):
+        np.testing.assert_array_equal(prompt.record.tokens_T, expected.record.tokens_T)
+        np.testing.assert_array_equal(prompt.event_starts, expected.event_starts)
+        assert (prompt.subject_id, prompt.last_time_us) == (expected.subject_id, expected.last_time_us)
+    assert 2 < len(sizes) < len(labels) and max(sizes) <= 500 + longest
 
 
 def test_a_prefix_tells_only_what_was_told_by_then(vocabulary, write_meds) -> None:
