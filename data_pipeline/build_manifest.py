@@ -1,5 +1,6 @@
 """A corpus's manifest, and the arrays beside its shards: made from the pieces, once all are written."""
 
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -63,7 +64,7 @@ def write_manifest(
     }
     files = [corpus.VOCABULARY, *(f"{name}/{array}.npy" for name in names for array in _ARRAYS)]
     quarantine = _write_quarantine(folder, counted)
-    files += [corpus.QUARANTINE] if (folder.corpus / corpus.QUARANTINE).exists() else []
+    files += [corpus.QUARANTINE] if quarantine["files"] or quarantine["rows"] else []
     manifest = {
         "format_version": corpus.FORMAT_VERSION,
         "fingerprint": corpus.fingerprint(vocabulary.fingerprint, splits),
@@ -95,10 +96,14 @@ def write_manifest(
 
 
 def remove_strays(folder: BuildFolder, manifest: Mapping[str, Any]) -> None:
-    """Remove shards that an earlier run wrote of files that are no longer there."""
-    named = {shard["file"] for split in manifest["splits"].values() for shard in split["shards"]}
-    for path in folder.corpus.rglob("*.array_record"):
-        if path.relative_to(folder.corpus).as_posix() not in named:
+    """Remove what an earlier run wrote of input that is no longer there, or is in order now."""
+    named = {corpus.MANIFEST, *corpus.manifest_checksums(manifest)}
+    # What lies in a folder comes before it.
+    for path in sorted(folder.corpus.rglob("*"), reverse=True):
+        if path.is_dir():
+            with contextlib.suppress(OSError):  # it holds files of the corpus
+                path.rmdir()
+        elif path.relative_to(folder.corpus).as_posix() not in named:
             path.unlink()
 
 

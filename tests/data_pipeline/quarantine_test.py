@@ -1,6 +1,8 @@
 """--on_error=quarantine: what cannot be used is set aside and counted, and the rest is built as if it were alone."""
 
 import datetime
+import errno
+import os
 import pathlib
 
 import numpy as np
@@ -8,6 +10,7 @@ import polars as pl
 import pytest
 
 from data_pipeline import build_config
+from data_pipeline import corpus as corpus_module
 from data_pipeline.build import build_corpus
 from data_pipeline.errors import UserError
 
@@ -102,6 +105,23 @@ def test_what_is_left_is_built_as_if_it_were_alone(write_meds, tmp_path) -> None
     corpus = build(write_meds(shards(s0=bad), SPLITS), tmp_path / "corpus")
     assert corpus.fingerprint == alone.fingerprint
     assert alone.manifest["quarantine"]["rows"] == 0 and not (alone.root / "quarantine.parquet").exists()
+
+
+def test_nothing_of_input_that_was_repaired_or_removed_is_left(write_meds, tmp_path, monkeypatch) -> None:
+    def on_a_full_disk(_) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = write_meds(shards(s0=[*rows_of(1), *rows_of(2), (2, DAY, "CPT//1", None)]), SPLITS)
+    with monkeypatch.context() as full, pytest.raises(UserError, match="No space left"):
+        full.setattr(corpus_module, "encode_manifest", on_a_full_disk)
+        build(root, tmp_path / "corpus")
+    write_meds(shards(), SPLITS)
+    (root / "data" / "2.parquet").unlink()
+    taken_up, anew = build(root, tmp_path / "corpus"), build(root, tmp_path / "anew")
+    assert sorted(path.relative_to(anew.root) for path in anew.root.rglob("*")) == sorted(
+        path.relative_to(taken_up.root) for path in taken_up.root.rglob("*")
+    )
+    assert taken_up.manifest == anew.manifest and not (anew.root / "tuning").exists()
 
 
 def test_a_subject_in_two_files_is_set_aside_in_both(write_meds, tmp_path) -> None:
