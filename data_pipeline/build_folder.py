@@ -76,8 +76,10 @@ def opened(out: pathlib.Path, job: BuildJob) -> Iterator[BuildFolder | None]:
 
     None where an earlier run had finished `out`, and was killed while it cleared up.
 
-    Raises UserError when `out` holds something, cannot be written, or is being built already.
+    Raises UserError when `out` is no name, holds something, cannot be written, or is being built already.
     """
+    if out.name in ("", ".."):
+        raise UserError("not the name of a new folder", where=str(out), fix="choose another --out")
     folder = BuildFolder(out.with_name(out.name + ".partial"))
     if _is_taken(out) and not folder.root.exists():
         raise UserError("already exists", where=str(out), fix="remove it or choose another --out")

@@ -70,6 +70,8 @@ def _unknown(corpus: Corpus, root: str, most: int) -> list[str]:
 
 def _written(corpus: Corpus, splits: Sequence[str], path: pathlib.Path, timelines: int) -> list[str]:
     """Write the HTML page; one line that says so."""
+    if path.is_dir():
+        raise UserError("a folder", where=str(path), fix="give the name of a file")
     page = show_html.render(corpus, splits, timelines)
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -117,6 +117,14 @@ def test_a_place_that_holds_something_is_refused(small, tmp_path) -> None:
     assert (tmp_path / "c" / "mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize("place", [".", "/", ".."])
+def test_a_place_that_is_no_name_is_refused(small, tmp_path, monkeypatch, place) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="not the name of a new folder"):
+        build_corpus(small, pathlib.Path(place), config(), workers=1)
+
+
 def _no_split(root: pathlib.Path) -> None:
     path = root / "metadata/subject_splits.parquet"
     pl.read_parquet(path).filter(pl.col("subject_id") != 2).write_parquet(path)

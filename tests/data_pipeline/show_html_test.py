@@ -1,6 +1,7 @@
 """The page about a corpus: works offline, tells what the corpus holds, and not whose timelines it shows or when."""
 
 import html.parser
+import pathlib
 import re
 import subprocess
 import sys
@@ -8,8 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipeline import corpus_sample, show_html, show_timeline
+from data_pipeline import corpus_sample, show, show_html, show_timeline
 from data_pipeline.corpus import Corpus, SubjectRecord
+from data_pipeline.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,12 @@ def test_the_command_writes_the_page_or_says_why_not(corpus, tmp_path) -> None:
     assert done.returncode == 0 and (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
     refused = run(tmp_path / "nowhere" / "page.html")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "page.html" in refused.stderr
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_page_cannot_take_a_folders_place(corpus, place) -> None:
+    with pytest.raises(UserError, match="a folder; give the name of a file"):
+        show._written(corpus, ["train"], pathlib.Path(place), 0)
 
 
 def test_long_lines_lose_their_description_and_keep_their_value(corpus) -> None:
