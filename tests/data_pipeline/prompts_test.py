@@ -98,6 +98,18 @@ def test_a_prediction_time_before_all_data_is_refused(dataset, vocabulary, write
         build_prompts(meds.open_dataset(root), labels, vocabulary)
 
 
+def test_an_entry_is_an_event_with_the_intervals_that_lead_to_it(vocabulary, write_meds) -> None:
+    days = [datetime.datetime(2020, 1, 1) + datetime.timedelta(days=number) for number in (0, 0, 20, 400)]
+    dataset = meds.open_dataset(write_meds({"train/0": [(7, day, "CPT//99213", None) for day in days]}, {7: "train"}))
+    labels = pl.DataFrame({"subject_id": [7], "prediction_time": [days[-1]]})
+    (prompt,) = build_prompts(dataset, labels, vocabulary)
+    spelt = [vocabulary.tokens[token].grammar for token in prompt.record.tokens_T[4:]]
+    assert spelt == ["first", "first", "interval", "first", "interval", "interval", "first"]
+    assert prompt.event_starts.tolist() == [4, 5, 6, 8]
+    # Without room for both intervals of the last event there is no entry.
+    assert [len(prompt.tokens(most)) for most in (11, 10, 9, 8, 7, 6)] == [11, 10, 9, 7, 7, 4]
+
+
 def test_few_events_are_tokenized_at_once_however_long_a_history_is(dataset, labels, vocabulary, monkeypatch) -> None:
     whole = build_prompts(dataset, labels, vocabulary)
     longest = meds.read_subjects(dataset, labels["subject_id"]).group_by("subject_id").len()["len"].max()

@@ -107,10 +107,29 @@ def test_what_is_left_is_built_as_if_it_were_alone(write_meds, tmp_path) -> None
     assert alone.manifest["quarantine"]["rows"] == 0 and not (alone.root / "quarantine.parquet").exists()
 
 
-def test_nothing_of_input_that_was_repaired_or_removed_is_left(write_meds, tmp_path, monkeypatch) -> None:
-    def on_a_full_disk(_) -> bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def on_a_full_disk(_) -> bytes:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+
+def test_what_a_lenient_run_has_set_aside_is_refused_when_it_is_taken_up_strictly(
+    write_meds, tmp_path, monkeypatch
+) -> None:
+    root = write_meds(shards(s0=[*rows_of(1), *rows_of(2), (2, DAY, "CPT//1", None)]), SPLITS)
+    with monkeypatch.context() as full, pytest.raises(UserError, match="No space left"):
+        full.setattr(corpus_module, "encode_manifest", on_a_full_disk)
+        build(root, tmp_path / "corpus")
+    with pytest.raises(UserError, match="row 8, column time"):
+        build_corpus(root, tmp_path / "corpus", config(), workers=1)
+
+
+def test_a_subject_in_two_files_and_in_no_split_is_counted_once(write_meds, tmp_path) -> None:
+    root = write_meds(shards(s0=[*rows_of(1), *rows_of(9)], s1=[*rows_of(3), *rows_of(9, 5)]), SPLITS)
+    corpus = build(root, tmp_path / "corpus")
+    assert [(subject, rows) for _, subject, _, _, _, rows in set_aside(corpus)] == [(9, 4), (9, 6)]
+    check_accounts(corpus, root)
+
+
+def test_nothing_of_input_that_was_repaired_or_removed_is_left(write_meds, tmp_path, monkeypatch) -> None:
     root = write_meds(shards(s0=[*rows_of(1), *rows_of(2), (2, DAY, "CPT//1", None)]), SPLITS)
     with monkeypatch.context() as full, pytest.raises(UserError, match="No space left"):
         full.setattr(corpus_module, "encode_manifest", on_a_full_disk)

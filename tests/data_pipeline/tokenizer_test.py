@@ -160,12 +160,56 @@ def test_a_subject_without_events_has_an_unknown_age_and_period() -> None:
     assert last == ["SEX//F", "RACE//WHITE", "AGE//UNKNOWN", "PERIOD//UNKNOWN", "TIMELINE_END"]
 
 
-def test_deciles_are_cut_exactly_and_merge_exactly() -> None:
-    values = np.arange(1, 11, dtype=float)
-    edges, means = vocabulary_builder.deciles(values, np.full(10, 7))
-    assert edges == tuple(values[:9]) and means == tuple(values)
-    edges, _ = vocabulary_builder.deciles(np.array([1.0, 2.0]), np.array([95, 5]))
-    assert edges == (1.0,) * 9
+def test_age_is_unknown_before_birth_and_one_group_from_a_hundred_on() -> None:
+    years = {1960: "AGE//UNKNOWN", 1971: "AGE//0-4", 2071: "AGE//100+", 2080: "AGE//100+"}
+    # Of several births the earliest counts.
+    later_birth = (datetime.datetime(1978, 1, 1), "MEDS_BIRTH", None)
+    rows = sorted([later_birth, *((datetime.datetime(year, 1, 1), "ICD10CM//I10", None) for year in years)])
+    head = [(1, None, "SEX//F", None), (1, BIRTH, "MEDS_BIRTH", None)]
+    events = frame(head + [(1, *row) for row in rows]).sort("time", maintain_order=True)
+    vocabulary = make_vocabulary(events)
+    record = tokenize(events, vocabulary).record(0)
+    starts = np.flatnonzero(record.tokens_T == vocabulary.ids["ICD10CM//I10"])
+    assert [vocabulary.tokens[record.prefix_at(start)[2]].text for start in starts] == list(years.values())
+
+
+def test_who_a_subject_is_has_a_token_only_if_enough_subjects_are_it() -> None:
+    """A race that one person has, or the decade in which one person was seen, would single that person out."""
+    common = [subject(number, [(at(0), "CPT//99213", None)]) for number in (1, 2)]
+    # Told at each of three admissions, and still one person.
+    told = [(at(minutes), code, None) for minutes in (0, 1, 2) for code in ("SEX//M", "RACE//RARE")]
+    early = [(datetime.datetime(2012, month, 1), "CPT//99213", None) for month in (1, 2, 3)]
+    events = pl.concat([*common, subject(3, early + told, static=())])
+    static = statistics.count(to_columns(events, code_maps.named("world"))).static
+    assert dict(static.iter_rows()) == {
+        "SEX//F": 2,
+        "SEX//M": 1,
+        "RACE//WHITE": 2,
+        "RACE//RARE": 1,
+        "PERIOD//2010-2014": 1,
+        "PERIOD//2020-2024": 2,
+    }
+    vocabulary = make_vocabulary(events, min_subjects=2)
+    said = {token.text for token in vocabulary.tokens if token.grammar == "static" and not token.text.startswith("AGE")}
+    unknown = {"SEX//UNKNOWN", "RACE//UNKNOWN", "PERIOD//UNKNOWN"}
+    assert said == {"SEX//F", "RACE//WHITE", "PERIOD//2020-2024", *unknown}
+    prefix = tokenize(events, vocabulary).record(2).prefixes[-1]
+    assert {vocabulary.tokens[token].text for token in prefix} == {*unknown, "AGE//40-44"}
+
+
+def test_rows_without_a_time_are_counted_and_no_events() -> None:
+    events = subject(1, [(at(0), "CPT//99213", None)], static=(("SEX//F",), ("CPT//99213",), ("ICD10CM//I10",)))
+    tokenized = tokenize(events, make_vocabulary(events))
+    assert tokenized.row_counts["undated"] == 2 and tokenized.row_counts["kept"] == 1
+    assert len(tokenized.tokens_T) == 6
+
+
+def test_deciles_are_cut_exactly() -> None:
+    edges, means = vocabulary_builder.deciles(np.arange(20.0), np.full(20, 7))
+    assert edges == tuple(np.arange(1.0, 19.0, 2.0)) and means == tuple(np.arange(0.5, 20.0, 2.0))
+    # A decile that ties leave empty has its cut for a mean.
+    edges, means = vocabulary_builder.deciles(np.array([1.0, 2.0]), np.array([95, 5]))
+    assert edges == (1.0,) * 9 and means == (1.0,) * 9 + (2.0,)
 
 
 rows_strategy = st.lists(
