@@ -50,7 +50,7 @@ def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
             index += 1
         event, value = vocabulary.readings.get(tuple(int(token) for token in tokens[start:index]), (INVALID, no_value))
         decile = value + 1 if value < DECILES else 0
-        text = vocabulary.texts[value - DECILES] if DECILES <= value < no_value else ""
+        text = vocabulary.events[event].texts[value - DECILES] if DECILES <= value < no_value else ""
         parsed.append(ParsedEvent(event, decile, start, index, text))
     return parsed
 

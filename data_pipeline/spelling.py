@@ -1,6 +1,6 @@
 """How events and their values are spelt in tokens, as numpy tables that a whole column looks up at once.
 
-V events   W values: the ten deciles, the text values of the vocabulary, and none   R spellings, of 1 to 4 tokens
+V events   W values: the ten deciles, the text values that one event can have, and none   R spellings, of 1 to 4 tokens
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ class SpellingTable:
 
     Attributes:
         num_values: W. Values are numbered in the order in which events of one code stand at an instant: decile d is
-            d - 1, text values follow, and the last, W - 1, is none.
+            d - 1, the event's text values follow, and the last, W - 1, is none.
         row_VxW: the spelling of an event with a value; -1 where it has none, as the event never or always has a value.
         length_R: tokens of a spelling.
         tokens_4xR: uint16, the first, second, ... token of each spelling; 0 beyond its length.
@@ -63,7 +63,7 @@ def build_table(
 ) -> SpellingTable:
     """Make the table from each event's spellings (value number → tokens) and deciles' edges (() where it has none)."""
     rows: list[tuple[int, ...]] = []
-    row_VxW = np.full((len(spellings_V), num_values), -1)
+    row_VxW = np.full((len(spellings_V), num_values), -1, np.int32)
     none = num_values - 1
     for event, spellings in enumerate(spellings_V):
         if none in spellings:

@@ -156,10 +156,10 @@ class Vocabulary:
         """Every result in words that some event takes, in order."""
         return tuple(sorted({text for event in self.events for text in event.texts}))
 
-    @property
+    @functools.cached_property
     def no_value(self) -> int:
-        """The number of the value of an event that has none. Decile d is numbered d - 1, text i of `texts` 10 + i."""
-        return DECILES + len(self.texts)
+        """The number of the value of an event that has none. Decile d is d - 1, an event's i-th text 10 + i."""
+        return DECILES + max((len(event.texts) for event in self.events), default=0)
 
     def spellings(self, index: int) -> dict[int, tuple[int, ...]]:
         """How an event is spelt: number of the value → token ids."""
@@ -177,12 +177,8 @@ class Vocabulary:
         """(number of the value, value token's text) of all values that an event can have."""
         for decile in range(1, DECILES + 1) if event.edges else ():
             yield decile - 1, f"VALUE//{decile}"
-        for text in event.texts:
-            yield DECILES + self._number_of_text[text], f"TEXT//{text}"
-
-    @functools.cached_property
-    def _number_of_text(self) -> Mapping[str, int]:
-        return {text: index for index, text in enumerate(self.texts)}
+        for number, text in enumerate(event.texts, DECILES):
+            yield number, f"TEXT//{text}"
 
     @functools.cached_property
     def readings(self) -> Mapping[tuple[int, ...], tuple[int, int]]:
@@ -196,11 +192,11 @@ class Vocabulary:
     @functools.cached_property
     def spelling(self) -> spelling.SpellingTable:
         """`spellings` of all events as tables."""
-        numbers = self._number_of_text
+        texts = ((index, *pair) for index, event in enumerate(self.events) for pair in enumerate(event.texts, DECILES))
         return spelling.build_table(
             [self.spellings(index) for index in range(len(self.events))],
             [event.edges for event in self.events],
-            {(i, text): DECILES + numbers[text] for i, event in enumerate(self.events) for text in event.texts},
+            {(index, text): number for index, number, text in texts},
             self.no_value + 1,
         )
 

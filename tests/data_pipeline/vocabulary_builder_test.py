@@ -157,6 +157,17 @@ def test_free_text_never_becomes_a_value(texts, policy) -> None:
     assert not any(event.texts for event in vocabulary.events) and not vocabulary.texts
 
 
+def test_spelling_tables_are_as_wide_as_one_codes_texts_however_many_codes_there_are() -> None:
+    rows = [row for n in range(40) for row in results([f"R{n}", f"S{n}", f"R{n % 2}", None], f"LOINC//{n}")]
+    vocabulary = build(frame(rows), max_texts_per_code=3)
+    assert len(vocabulary.texts) == 80 and vocabulary.spelling.num_values == 10 + 3 + 1
+    events = frame([(0, "LOINC//7", None, text) for text in ("S7", "R7", "R1", "R8", "R0")])
+    said = tokens_of(events, vocabulary)
+    assert said == ["LOINC//7", "TEXT//S7", "LOINC//7", "TEXT//R7", "LOINC//7", "TEXT//R1", "LOINC//7", "LOINC//7"]
+    parsed = grammar.parse(tokenize(events, vocabulary).record(0).tokens_T.tolist(), vocabulary)
+    assert [event.text for event in parsed] == ["S7", "R7", "R1", "", ""]
+
+
 def test_subjects_are_counted_not_events() -> None:
     rows = [(0, "LOINC//A", None, "NEG")] * 9 + [(1, "LOINC//A", None, "NEG")]
     assert not build(frame(rows), min_subjects_per_code=3, max_texts_per_code=5).texts
