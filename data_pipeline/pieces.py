@@ -1,28 +1,49 @@
 """Pieces: files of tables, arrays and plain values that one part of a build leaves for the next, checksummed.
 
 A piece is a zip archive whose members are NAME.arrow (a table), NAME.npy (an array) or NAME.json (anything else). Zip
-keeps a CRC-32 of each member, which is checked on reading. A piece is whole or absent: it is written under a temporary
-name, and renamed once its bytes are on the disk.
+keeps a CRC-32 of each member, which is checked on reading; the archive's comment is the number of members, as a damaged
+directory may lack some. A piece is whole or absent: it is written under a temporary name, and renamed once its bytes
+are on the disk.
 """
 
 import contextlib
 import io
 import json
+import lzma
 import os
 import pathlib
+import struct
 import zipfile
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from data_pipeline.errors import UserError
+
 # A fixed date: the bytes of a piece are a function of its content.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
-class DamagedPieceError(Exception):
-    """A file that is no whole piece; the file's name is its message."""
+# What zipfile and the decompressors that a damaged directory names raise.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    OverflowError,
+)
+
+
+class DamagedPieceError(UserError):
+    """A file that is no whole piece."""
 
 
 def write(path: pathlib.Path, content: Mapping[str, Any], temporary: pathlib.Path) -> None:
@@ -31,26 +52,24 @@ def write(path: pathlib.Path, content: Mapping[str, Any], temporary: pathlib.Pat
         for name, value in content.items():
             suffix, encoded = _encode(value)
             archive.writestr(zipfile.ZipInfo(name + suffix, _DATE), encoded)
+        archive.comment = b"%d" % len(content)
     install(temporary, path)
 
 
 def read(path: pathlib.Path, names: Collection[str] | None = None) -> dict[str, Any]:
     """What `write` was given, or the `names` of it; raises DamagedPieceError when the bytes are others."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {member.rpartition(".")[0]: member for member in archive.namelist()}
-            wanted = members if names is None else {name: members[name] for name in names}
-            return {name: _decode(member, archive.read(member)) for name, member in wanted.items()}
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError, EOFError, NotImplementedError) as error:
-        raise DamagedPieceError(str(path)) from error
+    with _opened(path) as archive:
+        members = {member.rpartition(".")[0]: member for member in archive.namelist()}
+        wanted = members if names is None else {name: members[name] for name in names}
+        return {name: _decode(member, archive.read(member)) for name, member in wanted.items()}
 
 
 def is_whole(path: pathlib.Path) -> bool:
-    """Is there a piece, with every checksum right?"""
+    """Is there a piece, with every member there and every checksum right?"""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+    except DamagedPieceError:
         return False
 
 
@@ -72,6 +91,19 @@ def sync(path: pathlib.Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    """A piece's archive; what goes wrong with it meanwhile is a DamagedPieceError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.comment != b"%d" % len(archive.namelist()):
+                raise zipfile.BadZipFile("members are missing")
+            yield archive
+    except _DAMAGE as error:
+        fix = "start the build again: what is damaged is made anew"
+        raise DamagedPieceError("damaged", where=str(path), fix=fix) from error
 
 
 def _encode(value: Any) -> tuple[str, bytes]:

@@ -211,6 +211,24 @@ def test_a_damaged_piece_is_made_again(meds_root, expected, tmp_path, capsys) ->
     assert content_of(out) == expected
 
 
+def test_a_piece_with_any_bit_of_its_directory_flipped_is_damaged_or_reads_as_it_was(tmp_path) -> None:
+    """A flip there can hide a member, or have one unpacked that was never packed."""
+    content = {"rows": 7, "aside": []}
+    path = tmp_path / "piece.zip"
+    pieces.write(path, content, tmp_path / "temporary")
+    whole = path.read_bytes()
+    for position in range(whole.index(b"PK\x01\x02"), len(whole)):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            if pieces.is_whole(path):  # a flip in a date, say
+                assert pieces.read(path) == content, (position, bit)
+            else:
+                with pytest.raises(pieces.DamagedPieceError):
+                    pieces.read(path)
+
+
 def test_a_second_build_of_one_corpus_is_refused(meds_root, tmp_path) -> None:
     out = tmp_path / "corpus"
     first = start(meds_root, out, "--workers=1")
