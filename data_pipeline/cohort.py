@@ -24,7 +24,7 @@ US_PER_DAY = 86_400_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """What events and subjects must be like; None or 0 asks for nothing.
+    """What events and subjects must be like; None asks for nothing, and neither does a min_encounters of 0.
 
     Attributes:
         min_age, max_age: whole years of age at an event, both included; events at an unknown age are left out.

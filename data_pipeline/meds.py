@@ -153,8 +153,8 @@ def read_subjects(
     columns = _event_columns(text_values)
     frames: dict[pathlib.Path, pl.DataFrame] = {}
     for shard in dataset.shards:
-        events = parquet_tables.read(shard, columns, only=("subject_id", wanted))
-        if any(event_faults.find_faults(events)):
+        events, lost = parquet_tables.read_with_losses(shard, columns, only=("subject_id", wanted))
+        if lost or any(event_faults.find_faults(events)):
             read_shard(shard)  # The whole file has the fault as well, and knows its row.
         if len(events):
             frames[shard] = events

@@ -71,7 +71,6 @@ def read(
     path: pathlib.Path,
     columns: Sequence[Column],
     *,
-    only: tuple[str, pl.Series] | None = None,
     fill_missing: bool = True,
     categories: bool = False,
 ) -> pl.DataFrame:
@@ -80,14 +79,13 @@ def read(
     Args:
         path: the file.
         columns: what it should hold; its other columns are not read.
-        only: (column, values): read the rows in which the column has one of the values, and no row group without.
         fill_missing: whether a column that is not required and missing is returned as nulls, or left out.
         categories: whether text columns are Categorical: a table whose texts recur is read in two thirds of the time.
 
     Raises:
         UserError: no readable parquet file; a column missing or of another type; a number that does not fit.
     """
-    table, lost = read_with_losses(path, columns, only=only, fill_missing=fill_missing, categories=categories)
+    table, lost = read_with_losses(path, columns, fill_missing=fill_missing, categories=categories)
     for cells in lost:
         raise UserError(cells.what, where=place(path, int(cells.mask.arg_max() or 0), cells.column))
     return table
@@ -101,7 +99,10 @@ def read_with_losses(
     fill_missing: bool = True,
     categories: bool = False,
 ) -> tuple[pl.DataFrame, list[Lost]]:
-    """`read`, but cells that do not fit are told and not refused."""
+    """`read`, but cells that do not fit are told and not refused.
+
+    With `only`, a (column, values), the rows in which the column has one of the values, and no row group without.
+    """
     table, types = _guard(path, lambda: _read_arrow(path, columns, only))
     frame, lost = {}, []
     for column in columns:
@@ -116,10 +117,7 @@ def read_with_losses(
                 lost.append(Lost(column.name, mask, f"does not fit in a {column.type.name}"))
         elif fill_missing:
             frame[column.name] = pl.Series(column.name, [None] * len(table), column.type.dtype)
-    result = pl.DataFrame(frame)
-    if only:
-        result = result.filter(pl.col(only[0]).is_in(only[1].implode()))
-    return result, lost
+    return pl.DataFrame(frame), lost
 
 
 def count_rows(path: pathlib.Path) -> int:
@@ -149,7 +147,8 @@ def _read_arrow(
         )
         groups = list(range(metadata.num_row_groups))
         if only and only[0] in fields:
-            groups = [group for group in groups if _holds(file, group, *only)]
+            # Statistics would tell as much without reading, but pyarrow aborts the process on damaged ones.
+            groups = [group for group in groups if _is_wanted(file.read_row_group(group, only[:1]), *only).any()]
         names = [column.name for column in columns if column.name in fields]
         # Worker processes are one per core, and are told so by OMP_NUM_THREADS.
         table = file.read_row_groups(groups, names, use_threads=pa.cpu_count() > 1)
@@ -158,17 +157,17 @@ def _read_arrow(
     rows = sum(metadata.row_group(group).num_rows for group in groups)
     if len(table) != (metadata.num_rows if len(groups) == metadata.num_row_groups else rows):
         raise ValueError("other rows than the footer says: damage to a length can look like an end")
-    return table, {name: _polars_type(kind) for name, kind in fields.items()}
+    if only and only[0] in fields:
+        table = table.filter(_is_wanted(table, *only).to_arrow())
+    # Of what is not read the type is not asked either: polars panics at some.
+    return table, {name: _polars_type(kind) if name in names else str(kind) for name, kind in fields.items()}
 
 
-def _holds(file: pq.ParquetFile, group: int, name: str, values: pl.Series) -> bool:
-    """Does a row group have a row in which the column has one of the values?
-
-    The file's statistics would tell as much without reading, but pyarrow aborts the process on damaged ones.
-    """
-    column = pl.from_arrow(file.read_row_group(group, [name]))
-    assert isinstance(column, pl.DataFrame)
-    return bool(column[name].is_in(values.implode()).any())
+def _is_wanted(table: pa.Table, name: str, values: pl.Series) -> pl.Series:
+    """Mask of the rows in which a column has one of the values."""
+    column = pl.from_arrow(table[name])
+    assert isinstance(column, pl.Series)
+    return column.is_in(values.implode())
 
 
 def _polars_type(kind: pa.DataType) -> pl.DataType | str:

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -403,6 +404,24 @@ def test_a_fault_among_the_wanted_subjects_is_named_by_its_row_in_the_file(root)
     dataset = meds.open_dataset(root)
     assert message(meds.read_subjects, dataset, [7]).startswith(f"{path}, row 4, column numeric_value")
     assert len(meds.read_subjects(dataset, [1])) == 3
+
+
+def test_a_cell_that_does_not_fit_is_the_business_of_its_own_subject(root) -> None:
+    path = root / "data/train/0.parquet"
+    late = pl.Series([None, 1, 2**62, None, 1], dtype=pl.Int64).cast(pl.Datetime("ms"))
+    events(time=late).write_parquet(path, row_group_size=1)
+    dataset = meds.open_dataset(root)
+    assert message(meds.read_subjects, dataset, [1]).startswith(f"{path}, row 2, column time: does not fit")
+    events(time=late).write_parquet(path)
+    assert len(meds.read_subjects(dataset, [7])) == 2
+
+
+def test_the_type_of_a_column_that_is_not_read_does_not_matter(shard, capfd) -> None:
+    path = shard(events())
+    prices = pa.array([None] * 5, pa.decimal256(50, 2))  # polars has no such type, and panics
+    pq.write_table(pq.read_table(path).append_column("price", prices), path)
+    assert len(meds.read_shard(path)) == 5
+    assert not capfd.readouterr().err
 
 
 def test_a_wanted_subject_in_two_files_is_refused(root) -> None:
