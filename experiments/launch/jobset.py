@@ -4,12 +4,12 @@ API: jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io) and GKE's node labels
 (https://cloud.google.com/kubernetes-engine/docs/how-to/tpus).
 """
 
-import math
 from typing import Any
 
 import ml_collections
 import yaml
 
+from cometjax import chips
 from data_pipeline.errors import UserError
 from experiments.launch.job import Job, Trial
 
@@ -51,7 +51,7 @@ def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
 
 def devices(config: ml_collections.ConfigDict) -> int:
     """TPU chips or GPUs of the whole job."""
-    return _chips(config) * config.slices if config.topology else config.nodes * config.gpus_per_node
+    return _slice(config).chips * config.slices if config.topology else config.nodes * config.gpus_per_node
 
 
 def manifest(job: Job, config: ml_collections.ConfigDict, trial: Trial | None = None) -> dict[str, Any]:
@@ -113,12 +113,13 @@ def manifest(job: Job, config: ml_collections.ConfigDict, trial: Trial | None = 
 
 def _pod(job: Job, config: ml_collections.ConfigDict, trial: Trial | None, name: str, hosts: int) -> dict[str, Any]:
     if config.topology:
-        accelerator, chips = _TPUS[_generation(config)]
+        topology = _slice(config)
+        accelerator, chips_per_host = _TPUS[topology.chip.name]
         selector = {
             "cloud.google.com/gke-tpu-accelerator": accelerator,
-            "cloud.google.com/gke-tpu-topology": config.topology.partition(":")[2],
+            "cloud.google.com/gke-tpu-topology": "x".join(map(str, topology.shape)),
         }
-        resources = {"google.com/tpu": str(chips)}
+        resources = {"google.com/tpu": str(chips_per_host)}
         arguments = []  # libtpu and GKE's environment tell jax.distributed where the others are
     else:
         selector = {"cloud.google.com/gke-accelerator": config.gpu}
@@ -158,15 +159,23 @@ def _shape(config: ml_collections.ConfigDict) -> tuple[int, int]:
     """(hosts of a slice or GPU nodes, slices)."""
     if not config.topology:
         return config.nodes, 1
-    return _chips(config) // _TPUS[_generation(config)][1], config.slices
+    topology = _slice(config)
+    return topology.chips // _TPUS[topology.chip.name][1], config.slices
 
 
-def _generation(config: ml_collections.ConfigDict) -> str:
-    return str(config.topology).partition(":")[0]
-
-
-def _chips(config: ml_collections.ConfigDict) -> int:
-    return math.prod(int(size) for size in config.topology.partition(":")[2].split("x"))
+def _slice(config: ml_collections.ConfigDict) -> chips.Topology:
+    """One slice. Raises UserError for what is none, or does not fill its hosts."""
+    where, fix = "--gke.topology", f"name a slice of {', '.join(_TPUS)}, as v5p:4x4x4; several by --gke.slices"
+    try:
+        topology = chips.parse_topology(config.topology)
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=fix) from error
+    if topology.chip.name not in _TPUS or topology.slices > 1:
+        raise UserError(f"{config.topology!r} is not one TPU slice", where=where, fix=fix)
+    chips_per_host = _TPUS[topology.chip.name][1]
+    if topology.chips % chips_per_host:
+        raise UserError(f"{topology.chips} chips do not make whole hosts of {chips_per_host}", where=where)
+    return topology
 
 
 def _check(job: Job, config: ml_collections.ConfigDict) -> None:
@@ -188,21 +197,7 @@ def _check(job: Job, config: ml_collections.ConfigDict) -> None:
         if "=" not in pair:
             raise UserError(f"{pair!r} is not NAME=VALUE", where="--gke.environment")
     if config.topology:
-        _check_topology(config)
-
-
-def _check_topology(config: ml_collections.ConfigDict) -> None:
-    generation, _, sizes = config.topology.partition(":")
-    if generation not in _TPUS or not all(size.isdigit() and int(size) for size in sizes.split("x")):
-        raise UserError(
-            f"{config.topology!r} is not a TPU slice",
-            where="--gke.topology",
-            fix=f"as v5p:4x4x4; known are {', '.join(_TPUS)}",
-        )
-    if _chips(config) % _TPUS[generation][1]:
-        raise UserError(
-            f"{_chips(config)} chips do not make whole hosts of {_TPUS[generation][1]}", where="--gke.topology"
-        )
+        _slice(config)
 
 
 def _text(content: dict[str, Any]) -> str:

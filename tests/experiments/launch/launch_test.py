@@ -168,8 +168,11 @@ def test_manifests_fit_the_published_schema(changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"image": ""}, "--gke.image"), ({"claim": ""}, "--gke.claim"), ({"topology": "v9:2x2"}, "v5p"),
-     ({"topology": "v5p:3x1x1"}, "hosts"), ({"topology": "v5p:axb"}, "v5p:axb"), ({"gpu": "nvidia-l4"}, "--gke.gpu"),
-     ({"environment": ("A",)}, "NAME=VALUE"), ({"mount_path": "/other"}, "/other")],
+     ({"topology": "v5p:3x1x1"}, "hosts"), ({"topology": "v5p:axb"}, "v5p:axb"), ({"topology": "v5p:8x8"}, "v5p:8x8"),
+     ({"topology": "v5e:4x4x4"}, "v5e:4x4x4"), ({"topology": "v5p:64x64x64"}, "v5p:64x64x64"),
+     ({"topology": "2xv5e:4x4"}, "--gke.slices"), ({"topology": "h100:8"}, "one TPU"),
+     ({"gpu": "nvidia-l4"}, "--gke.gpu"), ({"environment": ("A",)}, "NAME=VALUE"),
+     ({"mount_path": "/other"}, "/other")],
 )  # fmt: skip
 def test_an_impossible_cluster_is_refused(changes, says) -> None:
     with pytest.raises(UserError, match=says):
