@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import ml_collections
 from jax.sharding import AbstractMesh, AxisType
@@ -43,7 +42,7 @@ class PodRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PlannedDevice:
+class PlannedDevice:
     """What the checks of a mesh read of a device."""
 
     platform: str
@@ -68,7 +67,7 @@ def pod_run(config: ml_collections.ConfigDict, topology: chips.Topology) -> PodR
     config.model.attention = attention.resolve(model.attention, model.attention_heads, device)
     model = dataclasses.replace(model, attention=config.model.attention)
     sizes = sharding.axis_sizes(config.mesh, topology.chips)
-    sharding.check_slices(config.mesh.slices, sizes[0], _devices(topology))
+    sharding.check_slices(config.mesh.slices, sizes[0], planned_devices(topology))
     run = PodRun(config, model, topology, dict(zip(sharding.AXES, sizes, strict=True)), vocabulary)
     sharding.check_batch_rows(abstract_mesh(run.sizes), config.train.batch_rows, config.train.microbatches)
     return run
@@ -87,9 +86,10 @@ def _vocabulary(config: ml_collections.ConfigDict) -> tuple[int, str]:
     return PAPER_VOCABULARY, "assumed: CoMET's; set config.corpus or config.model.vocab_size for yours"
 
 
-def _devices(topology: chips.Topology) -> list[Any]:
+def planned_devices(topology: chips.Topology) -> list[PlannedDevice]:
+    """All chips of a topology, slice after slice (GPU: host after host)."""
     platform, per_slice = topology.chip.platform, topology.chips // topology.slices
     return [
-        _PlannedDevice(platform, index // per_slice if platform == "tpu" else 0, index // per_slice)
+        PlannedDevice(platform, index // per_slice if platform == "tpu" else 0, index // per_slice)
         for index in range(topology.chips)
     ]

@@ -45,7 +45,7 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
     # config_flags reports an unknown configuration key as a bare KeyError or AttributeError, a bad value as
     # ValueError or TypeError, and a broken configuration file as whatever it raised: all are what the user typed.
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
-        _exit(f"command line: {_one_line(error)}; see --help")
+        _exit(f"command line: {one_line(error)}; see --help")
     if len(rest) > 1:
         _exit(f"command line: unexpected argument {rest[1]!r}; flags start with --, see --help")
     return rest
@@ -75,7 +75,8 @@ def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:
     return guarded
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error of absl or ml_collections says, without the breaks and quotes that these put into it."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.replace("\\n", " ").split()).strip("'\"")
 

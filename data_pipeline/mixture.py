@@ -203,7 +203,7 @@ class Mixture:
 
 def is_there(names: str) -> bool:
     """Whether every folder that `open_corpus(names)` would open still holds a corpus; URLs are taken to."""
-    return all(is_remote(name) or (pathlib.Path(name) / MANIFEST).is_file() for name, _ in _parse(names))
+    return all(is_remote(name) or (pathlib.Path(name) / MANIFEST).is_file() for name, _ in parse(names))
 
 
 def open_corpus(names: str) -> Corpus | Mixture:
@@ -215,7 +215,7 @@ def open_corpus(names: str) -> Corpus | Mixture:
     Raises:
         UserError: as `Corpus.open` does; a part without a weight, a corpus named twice, vocabularies that differ.
     """
-    parts = _parse(names)
+    parts = parse(names)
     if len(parts) == 1:
         return _open(parts[0][0])
     # Sorted by what they are, so that a mixture does not depend on the order in which it was written.
@@ -238,7 +238,8 @@ def _open(name: str) -> Corpus:
     return Corpus.open(remote.local_copy(name) if is_remote(name) else name)
 
 
-def _parse(names: str) -> list[tuple[str, fractions.Fraction]]:
+def parse(names: str) -> list[tuple[str, fractions.Fraction]]:
+    """Folder or URL of each part, and its weight; raises UserError for a part of several that has none."""
     if "," not in names or pathlib.Path(names).is_dir():
         return [(names, fractions.Fraction(1))]
     parts = []

@@ -11,20 +11,16 @@ limit or loses a node is started again and goes on from its last checkpoint; one
 is not. Every key of --config, --slurm and --gke can be given as a flag.
 """
 
-import math
 import pathlib
 import re
-from collections.abc import Sequence
 
-import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cometjax import config as configs
 from data_pipeline import command_line
 from data_pipeline.errors import UserError
-from experiments.launch import jobset, slurm
-from experiments.launch.job import Job, Trial, sweep
+from experiments.launch import checks, jobset, slurm
+from experiments.launch.job import Job, sweep
 
 CLUSTERS = ("slurm", "gke")
 
@@ -39,32 +35,6 @@ def write(out: pathlib.Path, files: dict[str, str]) -> None:
             (out / name).write_text(text)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=str(out)) from error
-
-
-def check(config: ml_collections.ConfigDict, devices: int | None, trials: Sequence[Trial]) -> None:
-    """Refuse now what every node would refuse after hours in the queue; `devices` None = not known."""
-    configs.validate(config)
-    known = config.to_dict()
-    for key in {
-        override.removeprefix("--config.").partition("=")[0] for trial in trials for override in trial.overrides
-    }:
-        inside = known
-        for part in key.split("."):
-            if not isinstance(inside, dict) or part not in inside:
-                raise UserError("unknown key", where=f"--sweep {key}", fix="see cometjax/config.py for the keys")
-            inside = inside[part]
-    if not config.corpus:
-        raise UserError(
-            "is not set", where="config.corpus", fix="give it with --config.corpus=DIR, as the nodes see it"
-        )
-    sizes = [config.mesh[axis] for axis in ("data", "fsdp", "tensor")]
-    given = math.prod(size for size in sizes if size != -1)
-    if devices is not None and (devices % given or (-1 not in sizes and given != devices)):
-        raise UserError(
-            f"takes {given} devices, and the job has {devices}",
-            where="config.mesh",
-            fix="set one axis to -1 to take what remains",
-        )
 
 
 def _define_flags() -> None:
@@ -95,7 +65,7 @@ def main() -> None:
     out = pathlib.Path(values.out)
     renderer = slurm if values.cluster == "slurm" else jobset
     files = renderer.render(job, cluster)
-    check(values.config, renderer.devices(cluster), job.trials)
+    checks.check(values.config, job.trials, renderer.devices(cluster), cluster.get("mount_path", ""))
     write(out, files)
     runs = f"{len(job.trials)} trials" if job.trials else "1 run"
     print(f"{out}: {runs} of {file}, {len(files)} file(s)")

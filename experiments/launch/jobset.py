@@ -4,12 +4,14 @@ API: jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io) and GKE's node labels
 (https://cloud.google.com/kubernetes-engine/docs/how-to/tpus).
 """
 
+import dataclasses
 from typing import Any
 
 import ml_collections
 import yaml
 
 from cometjax import chips
+from cometjax.pod_run import PlannedDevice, planned_devices
 from data_pipeline.errors import UserError
 from experiments.launch.job import Job, Trial
 
@@ -49,9 +51,11 @@ def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
     return {f"{trial.name}.yaml": _text(manifest(job, config, trial)) for trial in job.trials}
 
 
-def devices(config: ml_collections.ConfigDict) -> int:
+def devices(config: ml_collections.ConfigDict) -> list[PlannedDevice]:
     """TPU chips or GPUs of the whole job."""
-    return _slice(config).chips * config.slices if config.topology else config.nodes * config.gpus_per_node
+    if config.topology:
+        return planned_devices(dataclasses.replace(_slice(config), slices=config.slices))
+    return [PlannedDevice("gpu", 0, node) for node in range(config.nodes) for _ in range(config.gpus_per_node)]
 
 
 def manifest(job: Job, config: ml_collections.ConfigDict, trial: Trial | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
+from cometjax.pod_run import PlannedDevice
 from data_pipeline.errors import UserError
 from experiments.launch.job import Job
 
@@ -87,9 +88,10 @@ def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
     }
 
 
-def devices(config: ml_collections.ConfigDict) -> int | None:
-    """GPUs of the whole job; None where none are asked for."""
-    return config.nodes * config.gpus_per_node or None
+def devices(config: ml_collections.ConfigDict) -> list[PlannedDevice]:
+    """GPUs of the whole job; none where none are asked for."""
+    gpus, processes = config.nodes * config.gpus_per_node, config.nodes * config.tasks_per_node
+    return [PlannedDevice("gpu", 0, index * processes // gpus) for index in range(gpus)]
 
 
 def _directives(job: Job, config: ml_collections.ConfigDict, log: str) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 import ml_collections
 
 from cometjax import workdir as workdirs
-from experiments.launch import jobset, slurm
+from experiments.configs import from_json
+from experiments.launch import checks, jobset, slurm
 from experiments.launch.job import Job, Trial
 from experiments.scaling import trials
 from experiments.scaling.plan import PlannedTrial
@@ -21,7 +22,7 @@ LAUNCH = "launch"
 
 def devices(launcher: str, cluster: ml_collections.ConfigDict) -> float:
     """Accelerators that each trial has; 1 where the cluster's files do not say."""
-    return float((slurm if launcher == "slurm" else jobset).devices(cluster) or 1)
+    return float(len((slurm if launcher == "slurm" else jobset).devices(cluster)) or 1)
 
 
 def write(
@@ -31,7 +32,7 @@ def write(
     """Write the files that start the chosen trials; returns the line that submits them.
 
     Files of an earlier call are replaced: the same trials give the same files.
-    Raises UserError for a cluster configuration that cannot be.
+    Raises UserError for a cluster configuration that cannot be, or trials that it cannot train.
     """
     job = Job(
         name=f"{name}-{stage}",
@@ -40,7 +41,10 @@ def write(
         workdir=str((workdir / trials.TRIALS).absolute()),
         trials=tuple(Trial(trial.name, trials.flags(_anywhere(trial.overrides))) for trial in chosen),
     )
-    files = (slurm if launcher == "slurm" else jobset).render(job, cluster)
+    renderer = slurm if launcher == "slurm" else jobset
+    files = renderer.render(job, cluster)
+    base = from_json.get_config(str(workdir / trials.BASE))
+    checks.check(base, job.trials, renderer.devices(cluster), cluster.get("mount_path", ""))
     out = workdir / LAUNCH / stage
     out.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():

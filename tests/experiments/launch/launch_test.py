@@ -12,7 +12,8 @@ import yaml
 from data_pipeline.errors import UserError
 from experiments.configs import demo
 from experiments.launch import jobset, slurm
-from experiments.launch.__main__ import check, write
+from experiments.launch.__main__ import write
+from experiments.launch.checks import check
 from experiments.launch.job import Job, Trial, sweep
 
 DEMO = "experiments/configs/demo.py"
@@ -108,9 +109,9 @@ def test_a_task_of_an_array_asks_for_itself_alone() -> None:
 def test_the_script_asks_slurm_for_what_the_flags_say(tmp_path) -> None:
     out = tmp_path / "launch"
     done = launch(
-        "--cluster=slurm", f"--out={out}", "--config.corpus=/data/corpus", "--slurm.nodes=4",
-        "--slurm.gpus_per_node=8", "--slurm.partition=gpu", "--slurm.grace_seconds=90", "--name=big-run",
-        "--slurm.setup=('module load cuda',)",
+        "--cluster=slurm", f"--out={out}", "--config.corpus=/data/corpus", "--config.train.batch_rows=64",
+        "--slurm.nodes=4", "--slurm.gpus_per_node=8", "--slurm.partition=gpu", "--slurm.grace_seconds=90",
+        "--name=big-run", "--slurm.setup=('module load cuda',)",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     script = (out / "train.sbatch").read_text()
@@ -130,7 +131,7 @@ def test_a_slice_is_asked_for_by_hosts_and_topology() -> None:
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": "4"}
     assert pod["containers"][0]["args"] == job().arguments()
-    assert jobset.devices(gke(slices=2)) == 128
+    assert len(jobset.devices(gke(slices=2))) == 128
 
 
 def test_gpu_nodes_find_each_other_by_name() -> None:
@@ -180,18 +181,42 @@ def test_an_impossible_cluster_is_refused(changes, says) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "devices", "axes", "says"),
-    [({}, None, [], "config.corpus"),
-     ({"corpus": "/c"}, None, ["optimizer.learnin_rate=1,2"], "optimizer.learnin_rate"),
-     ({"corpus": "/c", "mesh.tensor": 3}, 8, [], "takes 3 devices, and the job has 8"),
-     ({"corpus": "/c", "mesh.fsdp": 4}, 8, [], "takes 4 devices, and the job has 8"),
-     ({"corpus": "/c", "train.steps": 0}, 8, [], "train.steps")],
+    ("changes", "cluster", "axes", "says"),
+    [({"corpus": ""}, {}, [], "config.corpus: is not set"),
+     ({"corpus": "/home/corpus"}, {}, [], "config.corpus: /home/corpus is not on the volume"),
+     ({"corpus": "/data/a=0.5,b=0.5"}, {}, [], "config.corpus: b is not on the volume"),
+     ({"mesh.tensor": 3}, {"topology": "v5e:2x4"}, [], "tensor 3 is 6 devices, and there are 8"),
+     ({"mesh.fsdp": 4}, {"topology": "v5e:2x4"}, [], "fsdp 4 x tensor 1 is 4 devices, and there are 8"),
+     ({"train.batch_rows": 64}, {"slices": 2, "topology": "v5p:4x4x4"}, [], "the devices form 2; set it to 2"),
+     ({"mesh.slices": 2, "mesh.data": 1}, {"slices": 2}, [], "2 slices cannot split data 1"),
+     ({"train.batch_rows": 64}, {"topology": "v5p:4x4x8"}, [], "64 rows cannot be split over 128 devices"),
+     ({"mesh.slices": 3}, {"topology": "", "gpu": "nvidia-l4", "nodes": 2}, [], "3, and the devices form 2"),
+     ({"train.steps": 0}, {}, [], "train.steps"),
+     ({}, {}, ["optimizer.learnin_rate=1,2"], "trial-0: .*learnin_rate"),
+     ({}, {}, ["optimizer.learning_rate=1e-3,abc"], "trial-1: .*optimizer.learning_rate=abc"),
+     ({}, {}, ["train.steps=100,0"], "trial-1: config.train.steps: 0 cannot be used"),
+     ({}, {}, ["model.kv_heads=5"], "trial-0: config.model.kv_heads: 5 cannot be used"),
+     ({}, {}, ["corpus=/data/a,/b"], "trial-1: config.corpus: /b is not on the volume"),
+     ({}, {"topology": "v5e:2x4"}, ["train.batch_rows=16,12"], "trial-1: .*12 rows cannot be split over 8 devices")],
 )  # fmt: skip
-def test_what_every_node_would_refuse_is_refused_now(changes, devices, axes, says) -> None:
+def test_what_every_node_would_refuse_is_refused_now(changes, cluster, axes, says) -> None:
     config = demo.get_config()
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict({"corpus": "/data/corpus", "train.batch_rows": 256} | changes)
     with pytest.raises(UserError, match=says):
-        check(config, devices, sweep(axes))
+        check(config, sweep(axes), jobset.devices(gke(**cluster)), "/data")
+
+
+def test_what_training_takes_is_not_refused() -> None:
+    config = demo.get_config()
+    config.update_from_flattened_dict({"train.batch_rows": 64, "mesh.slices": 2, "mesh.data": 2})
+    trials = sweep(["corpus=/data/corpus,gs://bucket/corpus", "optimizer.learning_rate=1,2e-3"])
+    check(config, trials, jobset.devices(gke(slices=2, topology="v5e:4x4")), "/data")
+    nodes = slurm.default_config()
+    check(config, trials, slurm.devices(nodes), "")  # nobody knows how many devices
+    nodes.update({"nodes": 4, "gpus_per_node": 8})
+    config.mesh.slices = 1
+    check(config, trials, slurm.devices(nodes), "")
+    assert config.corpus == "" and config.optimizer.learning_rate == demo.get_config().optimizer.learning_rate
 
 
 @pytest.mark.parametrize(
