@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from data_pipeline.errors import UserError
 
-# What the name becomes: a Slurm job, Kubernetes objects (RFC 1123 labels) and folders. 40 leaves room for the suffixes
-# that JobSet adds to make a pod's name, which is a host name of at most 63 characters.
+# What the name becomes: a Slurm job, folders, part of Kubernetes objects (whose whole names jobset.py checks).
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 

@@ -5,6 +5,7 @@ API: jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io) and GKE's node labels
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import ml_collections
@@ -18,6 +19,7 @@ from experiments.launch.job import Job, Trial
 # Accelerator label of a TPU generation's multi-host slices, and chips of each of their hosts.
 _TPUS = {"v5e": ("tpu-v5-lite-podslice", 4), "v5p": ("tpu-v5p-slice", 4), "v6e": ("tpu-v6e-slice", 4)}
 _COORDINATOR_PORT = 8476
+_LABEL, _LONGEST_LABEL = re.compile(r"[a-z][-a-z0-9]*"), 63  # RFC 1035
 _USER_ERROR = 2  # what every command exits with when it was called wrongly: starting it again would not help
 
 
@@ -43,7 +45,7 @@ def default_config() -> ml_collections.ConfigDict:
 def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
     """File name → YAML text: one manifest, or one for each trial.
 
-    Raises UserError for a missing or impossible value.
+    Raises UserError for a missing or impossible value, and for names that JobSet refuses.
     """
     _check(job, config)
     if not job.trials:
@@ -60,7 +62,9 @@ def devices(config: ml_collections.ConfigDict) -> list[PlannedDevice]:
 
 def manifest(job: Job, config: ml_collections.ConfigDict, trial: Trial | None = None) -> dict[str, Any]:
     """The JobSet of a run as nested dictionaries."""
+    hosts, replicas = _shape(config)
     name = job.name if trial is None else f"{job.name}-{trial.name}"
+    _check_name(name, hosts, replicas)
     metadata: dict[str, Any] = {"name": name, "namespace": config.namespace}
     if config.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": config.queue}
@@ -69,7 +73,6 @@ def manifest(job: Job, config: ml_collections.ConfigDict, trial: Trial | None = 
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
         }
-    hosts, replicas = _shape(config)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -157,6 +160,18 @@ def _pod(job: Job, config: ml_collections.ConfigDict, trial: Trial | None, name:
         ],
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": config.claim}}],
     }
+
+
+def _check_name(name: str, hosts: int, replicas: int) -> None:
+    # JobSet's admission webhook asks this of the last pod; each pod's name ends in five letters or digits of its own.
+    pod = f"{name}-train-{replicas - 1}-{hosts - 1}-abcde"
+    if len(pod) > _LONGEST_LABEL or not _LABEL.fullmatch(pod):
+        longest = len(name) + _LONGEST_LABEL - len(pod)
+        raise UserError(
+            f"would have pods like {pod} ({len(pod)} characters)",
+            where=f"JobSet {name}",
+            fix=f"name the job so that this begins with a letter and has at most {longest} characters",
+        )
 
 
 def _shape(config: ml_collections.ConfigDict) -> tuple[int, int]:

@@ -181,6 +181,21 @@ def test_an_impossible_cluster_is_refused(changes, says) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "trials", "says"),
+    [("7b-run", (), "7b-run-train-1-15-abcde"),
+     ("a" * 39, sweep(["seed=0,1"]), "a-trial-0-train-1-15-abcde .64 characters.* at most 46")],
+)  # fmt: skip
+def test_a_job_whose_pods_jobset_cannot_name_is_refused(name, trials, says) -> None:
+    # Its webhook asks for DNS labels (RFC 1035), of at most 63 characters; here there are 2 x 16 hosts.
+    with pytest.raises(UserError, match=says):
+        jobset.render(job(name=name, trials=trials), gke(slices=2))
+
+
+def test_the_longest_names_that_jobset_takes_are_taken() -> None:
+    assert len(jobset.render(job(name="a" * 38, trials=sweep(["seed=0,1"])), gke(slices=2))) == 2
+
+
+@pytest.mark.parametrize(
     ("changes", "cluster", "axes", "says"),
     [({"corpus": ""}, {}, [], "config.corpus: is not set"),
      ({"corpus": "/home/corpus"}, {}, [], "config.corpus: /home/corpus is not on the volume"),
