@@ -31,7 +31,7 @@ def write(
 ) -> str:  # fmt: skip
     """Write the files that start the chosen trials; returns the line that submits them.
 
-    Files of an earlier call are replaced: the same trials give the same files.
+    The stage's folder holds nothing else: a manifest of an earlier call would start a finished trial again.
     Raises UserError for a cluster configuration that cannot be, or trials that it cannot train.
     """
     job = Job(
@@ -47,6 +47,9 @@ def write(
     checks.check(base, job.trials, renderer.devices(cluster), cluster.get("mount_path", ""))
     out = workdir / LAUNCH / stage
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.iterdir():
+        if old.name not in files:
+            old.unlink()
     for file, text in files.items():
         workdirs.write_text(out / file, text)
     if launcher == "slurm":

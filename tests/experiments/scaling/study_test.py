@@ -221,6 +221,21 @@ def test_a_jobset_study_writes_a_manifest_for_each_trial(folder, tmp_path) -> No
         run(folder, tmp_path / "run", study.Launch("jobset", cluster))
     manifests = sorted((tmp_path / "run" / "launch" / "grid").glob("*.yaml"))
     assert len(manifests) == 15 and "--config.train.steps=" in manifests[0].read_text()
+    # The folder is applied as a whole: it holds no trial that is finished.
+    planned = Plan.load(tmp_path / "run" / "plan.json").trials
+    made_up_study.pretend(tmp_path / "run", planned[:12])
+    with pytest.raises(study.Waiting, match="12 of 15"):
+        run(folder, tmp_path / "run", study.Launch("jobset", cluster), changes={"fit__bootstrap": 0})
+    left = {path.stem for path in (tmp_path / "run" / "launch" / "grid").iterdir()}
+    assert left == {trial.name for trial in planned[12:]}
+
+
+def test_a_cluster_that_cannot_train_the_planned_trials_is_refused(folder, tmp_path) -> None:
+    cluster = slurm.default_config()
+    cluster.gpus_per_node = 16
+    with pytest.raises(UserError, match="8 rows cannot be split over 16 devices"):
+        run(folder, tmp_path / "run", study.Launch("slurm", cluster))
+    assert not (tmp_path / "run" / "launch").exists()
 
 
 def test_an_entropy_floor_stands_beside_e(folder, tmp_path, pretended) -> None:
