@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from cometjax import workdir as workdirs
+from data_pipeline.locations import is_remote
 from experiments.configs import from_json
 from experiments.launch import checks, jobset, slurm
 from experiments.launch.job import Job, Trial
@@ -59,4 +60,5 @@ def write(
 
 def _anywhere(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A job does not start in the study's folder."""
-    return {**overrides, "corpus": str(pathlib.Path(overrides["corpus"]).absolute())}
+    corpus = overrides["corpus"]
+    return {**overrides, "corpus": corpus if is_remote(corpus) else str(pathlib.Path(corpus).absolute())}

@@ -1,5 +1,6 @@
 """A study from plan to report, on results from a known surface: what it finds, refuses, keeps and hands over."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -12,7 +13,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.world import scoring
 from experiments.launch import jobset, slurm
-from experiments.scaling import report_figures, study, trials
+from experiments.scaling import cluster, report_figures, study, trials
 from experiments.scaling.plan import Plan
 from tests.experiments.scaling import made_up_study
 from tests.experiments.scaling.made_up_study import TRUE
@@ -215,26 +216,36 @@ def test_a_slurm_study_writes_an_array_and_takes_up_what_came_of_it(folder, tmp_
 
 
 def test_a_jobset_study_writes_a_manifest_for_each_trial(folder, tmp_path) -> None:
-    cluster = jobset.default_config()
-    cluster.image, cluster.claim, cluster.mount_path, cluster.topology = "image", "claim", str(tmp_path), "v5e:2x2"
+    gke = jobset.default_config()
+    gke.image, gke.claim, gke.mount_path, gke.topology = "image", "claim", str(tmp_path), "v5e:2x2"
     with pytest.raises(study.Waiting, match="kubectl apply"):
-        run(folder, tmp_path / "run", study.Launch("jobset", cluster))
+        run(folder, tmp_path / "run", study.Launch("jobset", gke))
     manifests = sorted((tmp_path / "run" / "launch" / "grid").glob("*.yaml"))
     assert len(manifests) == 15 and "--config.train.steps=" in manifests[0].read_text()
     # The folder is applied as a whole: it holds no trial that is finished.
     planned = Plan.load(tmp_path / "run" / "plan.json").trials
     made_up_study.pretend(tmp_path / "run", planned[:12])
     with pytest.raises(study.Waiting, match="12 of 15"):
-        run(folder, tmp_path / "run", study.Launch("jobset", cluster), changes={"fit__bootstrap": 0})
+        run(folder, tmp_path / "run", study.Launch("jobset", gke), changes={"fit__bootstrap": 0})
     left = {path.stem for path in (tmp_path / "run" / "launch" / "grid").iterdir()}
     assert left == {trial.name for trial in planned[12:]}
 
 
+def test_a_corpus_that_is_a_url_stays_one_on_a_cluster(folder, tmp_path) -> None:
+    launch = study.Launch("slurm", slurm.default_config())
+    with pytest.raises(study.Waiting):
+        run(folder, tmp_path / "run", launch)
+    (one, *_) = Plan.load(tmp_path / "run" / "plan.json").trials
+    distant = dataclasses.replace(one, overrides={**one.overrides, "corpus": "gs://bucket/corpus"})
+    cluster.write([distant], "grid", tmp_path / "run", launcher="slurm", cluster=launch.cluster, name="tiny")
+    assert "--config.corpus=gs://bucket/corpus\n" in (tmp_path / "run/launch/grid/train.sbatch").read_text()
+
+
 def test_a_cluster_that_cannot_train_the_planned_trials_is_refused(folder, tmp_path) -> None:
-    cluster = slurm.default_config()
-    cluster.gpus_per_node = 16
+    nodes = slurm.default_config()
+    nodes.gpus_per_node = 16
     with pytest.raises(UserError, match="8 rows cannot be split over 16 devices"):
-        run(folder, tmp_path / "run", study.Launch("slurm", cluster))
+        run(folder, tmp_path / "run", study.Launch("slurm", nodes))
     assert not (tmp_path / "run" / "launch").exists()
 
 
