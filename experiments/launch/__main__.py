@@ -14,6 +14,7 @@ is not. Every key of --config, --slurm and --gke can be given as a flag.
 import pathlib
 import re
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -61,7 +62,7 @@ def main() -> None:
         workdir=values.workdir,
         trials=sweep(values.sweep),
     )
-    cluster = values[values.cluster].value
+    cluster: ml_collections.ConfigDict = values[values.cluster].value
     out = pathlib.Path(values.out)
     renderer = slurm if values.cluster == "slurm" else jobset
     files = renderer.render(job, cluster)
@@ -69,11 +70,7 @@ def main() -> None:
     write(out, files)
     runs = f"{len(job.trials)} trials" if job.trials else "1 run"
     print(f"{out}: {runs} of {file}, {len(files)} file(s)")
-    if values.cluster == "slurm":
-        # Slurm opens its log before the script runs, and does not make the folder.
-        print(f"submit: mkdir -p {job.workdir} && sbatch {out / 'train.sbatch'}")
-    else:
-        print(f"submit: kubectl apply -f {out}")
+    print(f"submit: {renderer.submit(job, out)}")
 
 
 if __name__ == "__main__":

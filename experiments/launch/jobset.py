@@ -5,7 +5,9 @@ API: jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io) and GKE's node labels
 """
 
 import dataclasses
+import pathlib
 import re
+import shlex
 from typing import Any
 
 import ml_collections
@@ -51,6 +53,11 @@ def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
     if not job.trials:
         return {"train.yaml": _text(manifest(job, config))}
     return {f"{trial.name}.yaml": _text(manifest(job, config, trial)) for trial in job.trials}
+
+
+def submit(_: Job, out: pathlib.Path) -> str:
+    """The command that submits what was written to `out`."""
+    return f"kubectl apply -f {shlex.quote(str(out))}"
 
 
 def devices(config: ml_collections.ConfigDict) -> list[PlannedDevice]:

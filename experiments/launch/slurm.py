@@ -1,5 +1,6 @@
 """Slurm batch scripts: one job, or an array with a task for each trial, that goes on after preemption."""
 
+import pathlib
 import shlex
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ from cometjax.pod_run import PlannedDevice
 from data_pipeline.errors import UserError
 from experiments.launch.job import Job
 
+SCRIPT = "train.sbatch"
 # The batch shell goes on while its tasks save: srun passes SIGTERM on, and what srun returns decides.
-_SCRIPT = """\
+_TEMPLATE = """\
 #!/bin/bash
 # {title}
 # Submit: sbatch {file}     Watch: squeue --me; tail -f {log}     Stop for good: scancel JOB
@@ -74,10 +76,10 @@ def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
             raise UserError(f"{config[key]} cannot be used", where=f"--slurm.{key}", fix=f"use {low} or more")
     log = f"{job.workdir}/{'%x-%A_%a' if job.trials else '%x-%j'}.log"
     return {
-        "train.sbatch": _SCRIPT.format(
+        SCRIPT: _TEMPLATE.format(
             title=f"{job.name}: {len(job.trials) or 1} run(s) of {job.config} on {config.nodes} node(s)",
-            file="train.sbatch",
-            log=f"{job.workdir}/{job.name}-*.log",
+            file=SCRIPT,
+            log=f"{shlex.quote(job.workdir)}/{job.name}-*.log",
             directives="\n".join(f"#SBATCH --{line}" for line in _directives(job, config, log)),
             setup="".join(f"{line}\n" for line in config.setup),
             arguments=_arguments(job),
@@ -86,6 +88,12 @@ def render(job: Job, config: ml_collections.ConfigDict) -> dict[str, str]:
             max_restarts=config.max_restarts,
         )
     }
+
+
+def submit(job: Job, out: pathlib.Path) -> str:
+    """The command that submits what was written to `out`."""
+    # Slurm opens its log before the script runs, and does not make the folder.
+    return f"mkdir -p {shlex.quote(job.workdir)} && sbatch {shlex.quote(str(out / SCRIPT))}"
 
 
 def devices(config: ml_collections.ConfigDict) -> list[PlannedDevice]:
@@ -103,11 +111,11 @@ def _directives(job: Job, config: ml_collections.ConfigDict, log: str) -> list[s
         "partition": config.partition,
         "account": config.account,
         "qos": config.qos,
-        "chdir": config.directory,
+        "chdir": config.directory and f'"{config.directory}"',  # quoted: a path may have spaces
     }
     lines += [f"{name}={value}" for name, value in optional.items() if value]
     lines += [f"time={config.time}", f"signal=TERM@{config.grace_seconds}", "requeue", "open-mode=append"]
-    lines.append(f"output={log}")
+    lines.append(f'output="{log}"')
     if job.trials:
         limit = f"%{config.parallel_trials}" if config.parallel_trials else ""
         lines.append(f"array=0-{len(job.trials) - 1}{limit}")

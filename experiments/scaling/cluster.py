@@ -53,9 +53,7 @@ def write(
             old.unlink()
     for file, text in files.items():
         workdirs.write_text(out / file, text)
-    if launcher == "slurm":
-        return f"mkdir -p {job.workdir} && sbatch {out / 'train.sbatch'}"
-    return f"kubectl apply -f {out}"
+    return renderer.submit(job, out)
 
 
 def _anywhere(overrides: Mapping[str, Any]) -> dict[str, Any]:

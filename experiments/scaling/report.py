@@ -132,12 +132,13 @@ def _figures(contents: Contents, check: Outcome | None) -> dict[str, markupsafe.
 
 def _commands(contents: Contents) -> dict[str, str]:
     """Exact commands: of the study, and of its first trial by hand."""
-    commands = {"study": f"python -m experiments.scaling_sweep --config FILE --workdir {contents.workdir}"}
+    study = ["python", "-m", "experiments.scaling_sweep", "--config", "FILE", "--workdir", contents.workdir]
+    commands = {"study": shlex.join(study)}
     if contents.outcomes:
         one = next(iter(contents.of("grid")), contents.outcomes[0])
         commands["trial"] = shlex.join(trials.command(f"{contents.workdir}/{trials.BASE}", one.trial, contents.workdir))
     columns = "--n n --d tokens --c budget --loss loss --isoflop_digits 3"
-    points = f"{contents.workdir}/{POINTS}"
+    points = shlex.quote(f"{contents.workdir}/{POINTS}")
     commands["fit"] = f"python -m experiments.scaling.fit --points {points} {columns} --out fit.json"
     return commands
 

@@ -3,6 +3,8 @@
 import copy
 import os
 import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -62,6 +64,25 @@ def test_the_batch_script_runs_the_command_whatever_its_values_hold() -> None:
     asked = job(overrides=("--config.corpus=/data/it's here $HOME",))
     script = slurm.render(asked, slurm.default_config())["train.sbatch"]
     assert arguments_of(script) == asked.arguments()
+
+
+def test_paths_may_have_spaces(tmp_path) -> None:
+    config = slurm.default_config()
+    config.directory = "/home/my code"
+    asked = job(workdir=f"{tmp_path}/my runs")
+    script = slurm.render(asked, config)["train.sbatch"]
+    # sbatch takes quotes in a directive as a shell does.
+    directives = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert ["--chdir=/home/my code"] in directives and [f"--output={tmp_path}/my runs/%x-%j.log"] in directives
+    out = tmp_path / "my launch"
+    stand_ins = 'sbatch() { ls -d "$1" && wc -l < "$1"; }; kubectl() { ls "$3"; }\n'
+    for renderer, said in ((slurm, f"{out}/train.sbatch\n1\n"), (jobset, "train.sbatch\n")):
+        write(out, {"train.sbatch": "#!/bin/bash\n"})
+        command = ["bash", "-ec", stand_ins + renderer.submit(asked, out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == said
+        shutil.rmtree(out)
+    assert (tmp_path / "my runs").is_dir()
 
 
 def test_each_task_of_the_array_runs_its_own_trial_in_its_own_folder() -> None:

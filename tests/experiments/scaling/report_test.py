@@ -1,5 +1,6 @@
 """The report works offline, escapes what it is given, and runs in a browser without a word of complaint."""
 
+import html
 import http.server
 import json
 import pathlib
@@ -35,8 +36,8 @@ def page(tmp_path_factory) -> pathlib.Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study.local, "run_all", run_all)
-        study.run(config, folder / "run", study.Launch(), yes=True, say=lambda _: None)
-    return folder / "run" / "report.html"
+        study.run(config, folder / "my run", study.Launch(), yes=True, say=lambda _: None)
+    return folder / "my run" / "report.html"
 
 
 def test_the_page_needs_nothing_from_outside_itself(page) -> None:
@@ -61,9 +62,10 @@ def test_every_finished_trial_of_the_grid_can_be_pointed_at(page) -> None:
 
 
 def test_exact_commands_stand_on_the_page(page) -> None:
-    text = page.read_text()
-    assert "python -m cometjax.train --config=experiments/configs/from_json.py:" in text
-    assert "python -m experiments.scaling.fit --points" in text
+    text = html.unescape(page.read_text())
+    assert f"--config FILE --workdir '{page.parent}'\n" in text
+    assert f"--points '{page.parent}/points.csv' " in text
+    assert "python -m cometjax.train '--config=experiments/configs/from_json.py:" in text
     assert (page.parent / "points.csv").read_text().count("\n") == 16
 
 
