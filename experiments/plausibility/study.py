@@ -183,7 +183,7 @@ def text_table(results: dict[str, Any]) -> str:
     lines = [f"{'distance, half against half':<34}{'generated':>10}{'floor':>10}{'97.5%':>10}"]
     entries = dict(results["distances"])
     if "closer" in results["privacy"]:
-        entries |= {f"privacy_{name}": results["privacy"][name] for name in ("closer", "copy_p99")}
+        entries |= {f"privacy_{name}": results["privacy"][name] for name in ("closer", "longer")}
     for name, entry in entries.items():
         figures = "".join(
             f"{'-' if entry[key] is None else format(entry[key], '.4f'):>10}" for key in ("half", "floor", "high")
