@@ -61,9 +61,9 @@ def rates(generated: Tables, held_out: Tables, parts: Halves) -> dict[str, dict[
 
 
 def privacy(generated: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], parts: Halves) -> dict[str, Any]:
-    """What `distance` to the nearest training timeline (NaN: window too short) and longest verbatim `copy` tell.
+    """What `distance` to the nearest training timeline and longest verbatim `copy` tell.
 
-    Both mappings have these two arrays, over the rows of the generated and the held-out windows.
+    Both mappings have these two arrays, over the rows of the generated and the held-out windows; NaN: window too short.
     """
     near, far = generated["distance"], held_out["distance"]
     told: dict[str, Any] = {

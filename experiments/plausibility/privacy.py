@@ -1,9 +1,10 @@
 """Do generated windows lie nearer to training timelines than held-out windows do, and do they copy longer?
 
-All windows are cut to their first `WINDOW_TOKENS` tokens, and shorter ones are left out (they are counted). The
-distance of a window to a training timeline is the share of the window's distinct runs of `RUN` tokens that the timeline
-does not have anywhere: 0 says that each is there. (Jaccard's distance over the same sets would hang on the timeline's
-length.) A generator that learned and did not memorize is as far from its training timelines as held-out subjects are.
+All windows are cut to their first `WINDOW_TOKENS` tokens, and shorter ones are left out (they are counted): more is
+found in a longer one. The distance of a window to a training timeline is the share of the window's distinct runs of
+`RUN` tokens that the timeline does not have anywhere: 0 says that each is there. (Jaccard's distance over the same sets
+would hang on the timeline's length.) A generator that learned and did not memorize is as far from its training
+timelines as held-out subjects are.
 
 A verbatim copy is a run of tokens that stands in some training timeline; its length is told to the grid of LENGTHS,
 rounded down. Tokens are hashed: 64-bit polynomials over random token values, whose chance collisions among 10^7 x 10^5
@@ -21,7 +22,7 @@ import scipy.sparse
 
 WINDOW_TOKENS = 64
 RUN = 6
-LENGTHS = (*range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8), *range(144, 257, 16), 384, 512)
+LENGTHS = (*range(1, 17), *range(18, 33, 2), *range(36, WINDOW_TOKENS + 1, 4))
 # Training subjects whose sets are in memory at once.
 _BLOCK = 1000
 _BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -65,11 +66,10 @@ class Timelines:
 
 def nearest_distances(windows: Sequence[np.ndarray], training: Timelines) -> np.ndarray:
     """float64 [N]: the distance of each window to the training timeline nearest to it; NaN where it is too short."""
-    long_enough = [index for index, tokens_T in enumerate(windows) if len(tokens_T) >= WINDOW_TOKENS]
+    long_enough, queries = _cut(windows)
     result = np.full(len(windows), np.nan)
     if not long_enough or len(training.offsets) < 2:
         return result
-    queries = Timelines.of([windows[index][:WINDOW_TOKENS] for index in long_enough])
     query_hash, query_of = queries.runs(RUN)
     known, inverse = np.unique(query_hash, return_inverse=True)
     query_NxF = _sets(query_of, inverse, (len(long_enough), len(known)))
@@ -86,10 +86,10 @@ def nearest_distances(windows: Sequence[np.ndarray], training: Timelines) -> np.
 
 
 def longest_copies(windows: Sequence[np.ndarray], training: Timelines) -> np.ndarray:
-    """int [N]: the length of the longest run of each window that a training timeline has verbatim (LENGTHS)."""
-    queries = Timelines.of(list(windows))
-    longest_N = np.zeros(len(windows), np.int64)
-    going_on = np.ones(len(windows), bool)  # a run of one length holds those of every shorter one
+    """float64 [N]: the length of each window's longest run that a training timeline has verbatim; NaN: too short."""
+    long_enough, queries = _cut(windows)
+    longest_N = np.zeros(len(long_enough), np.int64)
+    going_on = np.ones(len(long_enough), bool)  # a run of one length holds those of every shorter one
     for length in LENGTHS:
         query_hash, query_of = queries.runs(length)
         query_hash, query_of = query_hash[going_on[query_of]], query_of[going_on[query_of]]
@@ -100,10 +100,18 @@ def longest_copies(windows: Sequence[np.ndarray], training: Timelines) -> np.nda
         place = np.minimum(np.searchsorted(known, train_hash), len(known) - 1)
         is_found = np.zeros(len(known), bool)
         is_found[place[known[place] == train_hash]] = True
-        going_on = np.zeros(len(windows), bool)
+        going_on = np.zeros(len(long_enough), bool)
         going_on[query_of[is_found[inverse]]] = True
         longest_N[going_on] = length
-    return longest_N
+    result = np.full(len(windows), np.nan)
+    result[long_enough] = longest_N
+    return result
+
+
+def _cut(windows: Sequence[np.ndarray]) -> tuple[list[int], Timelines]:
+    """(places of the windows that are long enough, their first tokens)."""
+    long_enough = [index for index, tokens_T in enumerate(windows) if len(tokens_T) >= WINDOW_TOKENS]
+    return long_enough, Timelines.of([windows[index][:WINDOW_TOKENS] for index in long_enough])
 
 
 def _sets(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_array:

@@ -101,8 +101,7 @@ def _privacy(series: Series) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6))
         distance, copy = figure.subplots(1, 2)
-        ours, theirs = (values[np.isfinite(values)] for values in series.distance)
-        _cumulative(distance, (ours, theirs))
+        _cumulative(distance, series.distance)
         distance.set(title="Distance to the nearest training timeline", xlabel="distance", ylabel="share at most")
         _cumulative(copy, series.copy)
         copy.set(title="Longest verbatim copy from training", xlabel="tokens", ylabel="share at most")
@@ -111,8 +110,8 @@ def _privacy(series: Series) -> str:
 
 def _cumulative(axes: Axes, pair: Pair) -> None:
     for values, name, (colour, style, _) in zip(pair, _NAMES, SERIES, strict=False):
-        if len(values):
-            ordered = np.sort(values)
+        ordered = np.sort(values[np.isfinite(values)])
+        if len(ordered):
             axes.step(ordered, np.arange(1, len(ordered) + 1) / len(ordered), color=colour, linestyle=style, label=name)
     axes.set_ylim(0, 1.02)
     if axes.get_legend_handles_labels()[0]:
