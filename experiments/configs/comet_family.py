@@ -58,9 +58,7 @@ def get_config(wanted: str = "M") -> ml_collections.ConfigDict:
     if wanted in CONFIGS:
         return CONFIGS[wanted].get_config()
     made = family()
-    config = config_of(made, find(made, wanted))
-    config.model.vocab_size = 0  # the corpus's own
-    return config.lock()
+    return config_of(made, find(made, wanted)).lock()
 
 
 def _published(name: str, config: ml_collections.ConfigDict) -> dict[str, Any]:

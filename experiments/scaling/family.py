@@ -255,7 +255,7 @@ def _rows_for(rows: int, topology: str) -> int:
 
 
 def _for_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    config.corpus = ""
+    config.corpus, config.model.vocab_size = "", 0  # the user's corpus, and its own vocabulary
     config.train.eval_every = max(1, config.train.steps // 20)
     config.train.checkpoint_every = max(1, min(config.train.steps // 4, 1000))
     config.train.keep_checkpoints = 2

@@ -30,6 +30,7 @@ def test_the_published_models_are_members_as_they_are_trained(comet) -> None:
         for key in ("layers", "width", "heads", "head_dim", "mlp_width"):
             assert config.model[key] == module.get_config().model[key]
         assert config.train.steps == module.get_config().train.steps
+        assert config.model.vocab_size == 0  # the corpus's own, whose it is
 
 
 def test_the_law_goes_through_a_thousand_tokens_a_parameter(comet) -> None:
@@ -73,6 +74,7 @@ def test_a_configuration_file_holds_the_member_and_warns_of_far_extrapolation(co
         config = made.get_config()
         training.validate(config)
         assert config.model.width == one["shape"]["width"] and config.train.steps == one["steps"]
+        assert config.model.vocab_size == 0
 
 
 def test_a_pod_for_a_week_becomes_a_model_that_takes_it_a_week(comet, tmp_path) -> None:
