@@ -75,7 +75,9 @@ def check_trial(planner: Planner, config: ml_collections.ConfigDict, found: Anal
     """The family's model at `config.check.factor` of the largest budget."""
     budget = config.check.factor * max(config.grid.budgets)
     n_star, _ = found.fitted.optimum(np.array(budget))
-    return planner.isoflop("check", budget, planner.recipe.nearest(float(n_star), planner.data.vocab_size))
+    data = planner.data
+    shape = planner.recipe.nearest(float(n_star), data.vocab_size, tied=data.tied_embeddings)
+    return planner.isoflop("check", budget, shape)
 
 
 def center(config: ml_collections.ConfigDict, found: PilotResult | None, budget: float) -> float:

@@ -52,32 +52,36 @@ def make(found: Analysis, recipe: Recipe, vocab_size: int, plan: Plan, config: A
     """family.json of a study: its law, its recipe, and members at `config.family.factors` of the largest budget."""
     largest = max(config.grid.budgets)
     fitted = found.fitted
-    law = Law(float(fitted.optimum(np.array(1.0))[0]), fitted.n_exponent, largest)
-    members = []
+    made: dict[str, Any] = {
+        "name": config.name,
+        "law": dataclasses.asdict(Law(float(fitted.optimum(np.array(1.0))[0]), fitted.n_exponent, largest)),
+        "recipe": dataclasses.asdict(recipe),
+        "vocab_size": vocab_size,
+        "base": dict(plan.base),
+        "members": [],
+    }
     for factor in config.family.factors:
-        one = member(law, recipe, vocab_size, factor * largest)
+        one = member(made, factor * largest)
         n_star, d_star = fitted.optimum(np.array(factor * largest))
         foretold = found.predict(one["n"], one["tokens"], confidence=config.fit.confidence)
         one |= {"n_star": float(n_star), "d_star": float(d_star), "predicted_loss": dataclasses.asdict(foretold)}
         topology = config.family.topology
         one["pod"] = on_pod(plan.base, one["overrides"], topology, one["tokens"]) if topology else None
-        members.append(one)
-    return {
-        "name": config.name,
-        "law": dataclasses.asdict(law),
-        "recipe": dataclasses.asdict(recipe),
-        "vocab_size": vocab_size,
-        "base": dict(plan.base),
-        "members": members,
-    }
+        made["members"].append(one)
+    return made
 
 
-def member(law: Law, recipe: Recipe, vocab_size: int, budget: float) -> dict[str, Any]:
-    """The compute-optimal model of a budget as a real shape, its tokens and its overrides."""
-    shape = real_shape(recipe, law.size(budget), vocab_size)
-    n = shape.parameters(vocab_size)
+def member(family: Mapping[str, Any], budget: float, *, chips: int = 1) -> dict[str, Any]:
+    """The compute-optimal model of a budget as a real shape, its tokens and its overrides.
+
+    `family` needs no members yet. Batch rows are rounded to a multiple of `chips`, at least one each.
+    """
+    law, recipe, vocab_size = _law(family), _recipe(family), family["vocab_size"]
+    tied = family["base"]["model"]["tied_embeddings"]
+    shape = real_shape(recipe, law.size(budget), vocab_size, tied=tied)
+    n = shape.parameters(vocab_size, tied=tied)
     tokens = budget / (FLOPS_PER_PARAMETER_AND_TOKEN * n)
-    rows = recipe.rows(tokens)
+    rows = chips * max(1, round(recipe.rows(tokens) / chips))
     steps = max(2, round(tokens / (rows * recipe.row_length)))
     return {
         "name": number_name(budget),
@@ -95,20 +99,20 @@ def member(law: Law, recipe: Recipe, vocab_size: int, budget: float) -> dict[str
     }
 
 
-def real_shape(recipe: Recipe, n: float, vocab_size: int) -> Shape:
+def real_shape(recipe: Recipe, n: float, vocab_size: int, *, tied: bool) -> Shape:
     """The shape nearest to N: of the recipe's own ladder, and above it in widths that are multiples of 128.
 
     There head_dim is 64 (128 from a width of 4,096 on) and a layer comes for each 128 of width, as in the published
     CoMET-S (6 x 768) and CoMET-L (16 x 2048).
     """
-    own = recipe.ladder()[-1].parameters(vocab_size)
+    own = recipe.ladder()[-1].parameters(vocab_size, tied=tied)
     if n <= own * 1.25:
-        return recipe.nearest(n, vocab_size)
+        return recipe.nearest(n, vocab_size, tied=tied)
     large = dataclasses.replace(
         recipe, width_multiple=128, min_width=128, max_width=32_768, width_per_layer=128.0, min_layers=2,
         max_layers=256, head_dim=64, mlp_ratio=4.0,
     )  # fmt: skip
-    shape = large.nearest(n, vocab_size)
+    shape = large.nearest(n, vocab_size, tied=tied)
     if shape.width >= 4_096:
         shape = dataclasses.replace(large, head_dim=128).shape(shape.width)
     return shape
@@ -140,18 +144,11 @@ def for_time(
 
     Raises UserError where even the smallest shape does not run on the pod.
     """
-    law, recipe, base = _law(family), _recipe(family), family["base"]
+    chips = parse_topology(topology).chips
 
     def at(log_c: float) -> tuple[float, dict[str, Any], Any]:
-        one = member(law, recipe, family["vocab_size"], math.exp(log_c))
-        rows = _rows_for(one["batch_rows"], topology)
-        if rows != one["batch_rows"]:
-            steps = max(2, round(one["tokens"] / (rows * recipe.row_length)))
-            one |= {"batch_rows": rows, "steps": steps}
-            one["overrides"] |= recipe.overrides(
-                Shape(**one["shape"]), n=one["n"], steps=steps, rows=rows, tokens=one["tokens"], seed=0
-            )
-        planned = analytic_plan(_for_accelerators(apply(base, one["overrides"])), topology)
+        one = member(family, math.exp(log_c), chips=chips)
+        planned = analytic_plan(_for_accelerators(apply(family["base"], one["overrides"])), topology)
         return planned.hours(one["tokens"], min(mfu, planned.mfu_bound)), one, planned
 
     low, high = math.log(1e12), math.log(1e28)
@@ -188,7 +185,7 @@ def find(family: Mapping[str, Any], wanted: str) -> dict[str, Any]:
         raise UserError(
             f"{wanted!r} is neither a member nor a budget", where="family", fix=f"use {names}, or FLOPs as in 1e20"
         )
-    return member(_law(family), _recipe(family), family["vocab_size"], budget)
+    return member(family, budget)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -246,12 +243,6 @@ def _law(family: Mapping[str, Any]) -> Law:
 def _recipe(family: Mapping[str, Any]) -> Recipe:
     values = dict(family["recipe"])
     return Recipe(**(values | {"learning_rate": LearningRate(**values["learning_rate"])}))
-
-
-def _rows_for(rows: int, topology: str) -> int:
-    """Batch rows that divide among the chips: at least one each."""
-    chips = parse_topology(topology).chips
-    return chips * max(1, round(rows / chips))
 
 
 def _for_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -120,9 +120,9 @@ class Recipe:
         first = self.width_multiple * math.ceil(self.min_width / self.width_multiple)
         return tuple(self.shape(width) for width in range(first, self.max_width + 1, self.width_multiple))
 
-    def nearest(self, n: float, vocab_size: int) -> Shape:
+    def nearest(self, n: float, vocab_size: int, *, tied: bool) -> Shape:
         """The shape whose parameters (embeddings included) are nearest to `n` as a ratio."""
-        return min(self.ladder(), key=lambda shape: abs(math.log(shape.parameters(vocab_size) / n)))
+        return min(self.ladder(), key=lambda shape: abs(math.log(shape.parameters(vocab_size, tied=tied) / n)))
 
     def rows(self, d: float) -> int:
         """Rows of a batch for a run of `d` tokens."""

@@ -32,8 +32,7 @@ def config(folder, **changes):
     made.fit.bootstrap = 20
     made.run.workers = 2
     for key, value in changes.items():
-        part, _, name = key.partition("__")
-        made[part][name] = value
+        made.update_from_flattened_dict({key.replace("__", "."): value})
     return made
 
 

@@ -7,14 +7,16 @@ import pathlib
 
 import pytest
 
+from cometjax.model import ModelConfig, num_parameters
 from data_pipeline import build_config
 from data_pipeline.build import build_corpus
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.world import scoring
 from experiments.launch import jobset, slurm
-from experiments.scaling import cluster, report_figures, study, trials
+from experiments.scaling import cluster, family, report_figures, study, trials
 from experiments.scaling.plan import Plan
+from experiments.scaling.recipe import Shape
 from tests.experiments.scaling import made_up_study
 from tests.experiments.scaling.made_up_study import TRUE
 
@@ -98,6 +100,16 @@ def test_a_study_ends_with_fits_a_family_a_check_and_a_report(folder, tmp_path, 
     assert "REFUSED" not in page and "More patients or more passes" in page and "check-1p6e12" in page
     assert "Where the difference lies" in page
     assert any("foretold" in text and "inside the interval" in text for text in said)
+
+
+def test_the_check_and_the_family_count_what_the_trained_model_has(folder, tmp_path, pretended) -> None:
+    run(folder, tmp_path / "run", changes={"fit__bootstrap": 0, "base__model__tied_embeddings": False})
+    made = family.load(str(tmp_path / "run" / "family.json"))
+    one = made["members"][1]
+    config = family.config_of(made, one)
+    assert one["n"] == num_parameters(ModelConfig.from_config(config.model, made["vocab_size"]))
+    (checked,) = Plan.load(tmp_path / "run" / "check.json").trials
+    assert (checked.n, checked.shape) == (one["n"], Shape(**one["shape"]))
 
 
 def test_a_plan_costs_every_trial_and_a_dry_run_stops_there(folder, tmp_path, pretended) -> None:
