@@ -244,7 +244,7 @@ def repeated(repeats: Sequence[Outcome], found: Analysis, title: str) -> str:
         for axes, unique in zip(panels, uniques, strict=True):
             here = [outcome for outcome in repeats if outcome.trial.unique_tokens == unique]
             for index, n in enumerate(sorted({outcome.trial.n for outcome in here})):
-                colour, line, marker = SERIES[index]
+                colour, line, marker = SERIES[index % len(SERIES)]
                 own = [outcome for outcome in here if outcome.trial.n == n]
                 d = np.geomspace(unique, 1.3 * max(outcome.tokens for outcome in own), 60)
                 axes.plot(d / unique, model.loss(np.array(n), d, np.full_like(d, unique)), color=colour, linestyle=line)

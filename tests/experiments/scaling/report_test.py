@@ -18,6 +18,7 @@ from tests.experiments.scaling.study_test import GRID
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
+REPEATED_WIDTHS = (8, 12, 16, 20, 24, 28, 32)  # more than a figure has line styles
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def page(tmp_path_factory) -> pathlib.Path:
     """The report of a study with everything in it, on results from a known surface."""
     folder = tmp_path_factory.mktemp("report")
     changes = GRID | {
-        "seeds__repeats": 2, "data__repeated_unique_tokens": (2500.0,), "repeats__widths": (16, 32),
+        "seeds__repeats": 2, "data__repeated_unique_tokens": (2500.0,), "repeats__widths": REPEATED_WIDTHS,
         "repeats__epochs": (4.0, 16.0), "fit__bootstrap": 20,
     }  # fmt: skip
     config = made_up_study.config(folder, **changes)
@@ -59,6 +60,11 @@ def test_every_finished_trial_of_the_grid_can_be_pointed_at(page) -> None:
         assert text.count(f'<g class="mark" data-mark="{trial["name"]}">') >= figures
         assert f'<tr data-mark="{trial["name"]}"' in text
     assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+"', text)) == text.count("<svg ") >= 6
+
+
+def test_more_sizes_than_there_are_line_styles_are_drawn(page) -> None:
+    for width in REPEATED_WIDTHS:
+        assert re.search(rf'<g class="mark" data-mark="repeats-u\d+-w{width}-e4">', page.read_text())
 
 
 def test_exact_commands_stand_on_the_page(page) -> None:
