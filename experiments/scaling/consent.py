@@ -1,11 +1,12 @@
 """What a plan costs, and whether that was agreed to."""
 
+import dataclasses
 import pathlib
 import sys
 
 from data_pipeline.errors import UserError
 from experiments.scaling import trials
-from experiments.scaling.plan import PLAN, Plan
+from experiments.scaling.plan import Plan
 
 
 def cost(plan: Plan) -> str:
@@ -21,23 +22,24 @@ def cost(plan: Plan) -> str:
     )
 
 
-def ask(plan: Plan, workdir: pathlib.Path, limit: float, *, yes: bool) -> None:
-    """Ask on a terminal before more than `limit` device-hours are spent.
+def ask(plan: Plan, workdir: pathlib.Path, limit: float, *, where: str, yes: bool) -> None:
+    """Ask on a terminal before a plan's unfinished trials take more than `limit` device-hours.
 
-    Raises UserError where the answer is no, or nobody can be asked and `yes` was not given.
+    Raises UserError, naming `where`, if the answer is no, or nobody can be asked and `yes` was not given.
     """
-    hours = plan.totals()["device_hours"]
-    left = [trial for trial in plan.trials if not trials.is_finished(workdir, trial)]
+    left = tuple(trial for trial in plan.trials if not trials.is_finished(workdir, trial))
+    hours = dataclasses.replace(plan, trials=left).totals()["device_hours"]
     if yes or not left or (hours is not None and hours <= limit):
         return
     cost = "an unknown number of device-hours" if hours is None else f"{hours:.3g} device-hours"
+    found = f"{left[0].name if len(left) == 1 else f'{len(left)} trials'} would take {cost}"
     if sys.stdin.isatty():
-        answer = input(f"The plan takes {cost}; {limit:g} are allowed without asking. Go on? [y/N] ")
+        answer = input(f"{found}; {limit:g} are allowed without asking. Go on? [y/N] ")
         if answer.strip().lower() in ("y", "yes"):
             return
-        raise UserError("not started", where=str(workdir / PLAN))
+        raise UserError("not started", where=where)
     raise UserError(
-        f"takes {cost}, {limit:g} are allowed without asking",
-        where=str(workdir / PLAN),
+        f"{found}, {limit:g} are allowed without asking",
+        where=where,
         fix="look at it, then start again with --yes, or raise config.run.limit_device_hours",
     )

@@ -37,14 +37,7 @@ def grid_trials(planner: Planner, config: ml_collections.ConfigDict, found: Pilo
     made: list[PlannedTrial] = []
     for budget in config.grid.budgets:
         shapes = planner.sizes(center(config, found, budget) * config.grid.shift, config.grid.sizes, config.grid.spread)
-        made += [planner.isoflop("grid", budget, shape) for shape in shapes]
-    for trial in made:
-        if trial.epochs > config.data.max_epochs:
-            raise UserError(
-                f"{trial.name} would see its {trial.unique_tokens:,} unique tokens {trial.epochs:.2f} times",
-                where="config.data.max_epochs",
-                fix="give more patients (config.data.world_patients), lower the budgets, or allow it",
-            )
+        made += [_of_fresh_data(planner.isoflop("grid", budget, shape), config) for shape in shapes]
     # The middle of the least budget: where a repeat costs least.
     middle = made[config.grid.sizes // 2]
     seeds = [
@@ -72,12 +65,27 @@ def repeat_trials(planner: Planner, config: ml_collections.ConfigDict) -> list[P
 
 
 def check_trial(planner: Planner, config: ml_collections.ConfigDict, found: Analysis) -> PlannedTrial:
-    """The family's model at `config.check.factor` of the largest budget."""
+    """The family's model at `config.check.factor` of the largest budget.
+
+    Raises UserError where it would see its data more often than `config.data.max_epochs`.
+    """
     budget = config.check.factor * max(config.grid.budgets)
     n_star, _ = found.fitted.optimum(np.array(budget))
     data = planner.data
     shape = planner.recipe.nearest(float(n_star), data.vocab_size, tied=data.tied_embeddings)
-    return planner.isoflop("check", budget, shape)
+    return _of_fresh_data(planner.isoflop("check", budget, shape), config)
+
+
+def _of_fresh_data(trial: PlannedTrial, config: ml_collections.ConfigDict) -> PlannedTrial:
+    """The trial itself; repeated tokens obey another law than the one that is fitted and foretold."""
+    if trial.epochs > config.data.max_epochs:
+        raise UserError(
+            f"{trial.name} would see its {trial.unique_tokens:,} unique tokens {trial.epochs:.2f} times",
+            where="config.data.max_epochs",
+            fix="give more patients (config.data.world_patients), lower the budgets or config.check.factor, "
+            "or allow it",
+        )
+    return trial
 
 
 def center(config: ml_collections.ConfigDict, found: PilotResult | None, budget: float) -> float:

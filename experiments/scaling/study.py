@@ -172,11 +172,17 @@ class Study:
         ]
         workdirs.write_text(self.workdir / report.POINTS, "\n".join([*rows, ""]))
 
-    def run_check(self, found: Analysis) -> None:
-        """The test that counts: foretell the family's model beyond the grid, then train it. Not past a closed gate."""
+    def run_check(self, found: Analysis, *, yes: bool) -> None:
+        """The test that counts: foretell the family's model beyond the grid, then train it. Not past a closed gate.
+
+        Raises UserError where it costs more than was agreed to (`yes`: whatever it costs), or would repeat its data.
+        """
         if not self.config.check.factor or found.refused:
             return
-        plan = self._kept(CHECK, lambda: self._make_check(found))
+        path = self.workdir / CHECK
+        plan = Plan.load(path) if path.exists() else self._make_check(found)
+        consent.ask(plan, self.workdir, self.config.run.limit_device_hours, where="config.check.factor", yes=yes)
+        plan.save(path)  # once it is agreed to: until then the factor may change
         self._run(plan, CHECK, plan.trials, "check")
 
     def write_report(self, found: Analysis) -> pathlib.Path:
@@ -237,7 +243,7 @@ class Study:
         return float(self.config.run.devices)
 
     def _calibration(self) -> calibration.Calibration | None:
-        finished = trials.finished(self.workdir, self._plan_if_any(PILOT))
+        finished = trials.finished(self.workdir, [*self._plan_if_any(PILOT), *self._plan_if_any(PLAN)])
         return calibration.calibrate([one.timing for one in finished])
 
     def _plan_if_any(self, name: str) -> Sequence[PlannedTrial]:
@@ -327,12 +333,12 @@ def run(
         if dry_run:
             say(f"{workdir / PLAN}: dry run, nothing of it was started")
             return None
-        consent.ask(plan, workdir, config.run.limit_device_hours, yes=yes)
+        consent.ask(plan, workdir, config.run.limit_device_hours, where=str(workdir / PLAN), yes=yes)
         study.run_grid(plan)
         found = study.analyse()
         study.write_results(found)
-        study.run_check(found)
-    except Waiting:
+        study.run_check(found, yes=yes)
+    except (Waiting, UserError):
         if (workdir / PLAN).exists():
             with contextlib.suppress(UserError):  # too few trials yet
                 _report(study, study.analyse(), start)
@@ -356,10 +362,11 @@ def _open(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     else:
         old_flat, new_flat = _flat(workdirs.read_json(path)), _flat(new)
+        free = study_config.FREE_KEYS if (workdir / CHECK).exists() else (*study_config.FREE_KEYS, "check.")
         differing = [
             f"{key} is {new_flat.get(key)!r} but was {old_flat.get(key)!r}"
             for key in sorted(old_flat.keys() | new_flat.keys())
-            if old_flat.get(key) != new_flat.get(key) and not key.startswith(study_config.FREE_KEYS)
+            if old_flat.get(key) != new_flat.get(key) and not key.startswith(free)
         ]
         if differing:
             raise UserError(

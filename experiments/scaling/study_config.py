@@ -13,8 +13,8 @@ from cometjax import config as training
 from data_pipeline.errors import UserError
 from experiments.scaling import gates, recipe, surface
 
-# What may change between two starts of one study: how trials are run and read, not what they are.
-FREE_KEYS = ("run.", "fit.", "family.", "data.entropy_floor")
+# What may change between two starts of one study: how trials are run, read and refused, not what they are.
+FREE_KEYS = ("run.", "fit.", "family.", "data.entropy_floor", "data.max_epochs")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -31,7 +31,7 @@ def default_config() -> ml_collections.ConfigDict:
             "validation_subjects": 0,  # of the tuning split, the same for every trial; 0 = all
             "repeated_unique_tokens": (),  # sizes of the small corpora for trials that repeat their data
             "entropy_floor": "",  # file of `data_pipeline.world --score`; "" = worked out, if the data are the world's
-            "max_epochs": 1.0,  # passes of the grid over its data: more would mix two laws
+            "max_epochs": 1.0,  # passes of grid and check over their data: more would mix two laws
         }
     )
     config.pilot = ml_collections.ConfigDict(

@@ -28,6 +28,8 @@ GRID = {
     "grid__spread": 3.0,
     "pilot__tokens_per_parameter": 350.0,
 }
+# What says how long trials take.
+PILOT = {"pilot__budgets": (2e10,), "pilot__widths": (12, 20, 32), "pilot__learning_rates": (2e-2,)}
 
 
 @pytest.fixture(scope="module")
@@ -183,19 +185,41 @@ def test_another_configuration_is_refused_with_both_values(folder, tmp_path, pre
         run(folder, tmp_path / "other")
 
 
-def test_a_cost_that_was_not_agreed_to_is_not_spent(folder, tmp_path, pretended, monkeypatch) -> None:
-    changes = {"run__limit_device_hours": 0.0, "pilot__budgets": (2e10,), "pilot__widths": (12, 20, 32),
-               "pilot__learning_rates": (2e-2,)}  # fmt: skip
-    with pytest.raises(UserError, match="--yes"):
+def test_a_cost_that_was_not_agreed_to_is_not_spent(folder, tmp_path, pretended) -> None:
+    changes = PILOT | {"run__limit_device_hours": 0.0, "fit__bootstrap": 0}
+    with pytest.raises(UserError, match=r"15 trials would take .*--yes"):
         run(folder, tmp_path / "run", changes=changes, yes=False)
     assert not any(name.startswith("grid") for name in pretended)
-    run(folder, tmp_path / "run", changes=changes | {"fit__bootstrap": 0}, yes=True)
+    run(folder, tmp_path / "run", changes=changes, yes=True)
     assert any(name.startswith("grid") for name in pretended)
 
 
+def test_only_the_trials_left_are_asked_about_and_the_check_by_itself(folder, tmp_path, pretended) -> None:
+    changes = PILOT | {"fit__bootstrap": 0, "check__factor": 40.0}
+    run(folder, tmp_path / "run", changes=changes, dry_run=True)
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    made_up_study.pretend(tmp_path / "run", plan.trials[:-1])
+    limit = {"run__limit_device_hours": 1.01 * plan.trials[-1].device_hours}
+    with pytest.raises(UserError, match=r"check-1p6e13-w\d+ would take .*--yes"):
+        run(folder, tmp_path / "run", changes=changes | limit, yes=False)
+    assert pretended[-1] == plan.trials[-1].name and (tmp_path / "run" / "report.html").exists()
+    # Until a check is agreed to, it may be another one.
+    run(folder, tmp_path / "run", changes=changes | {"check__factor": 4.0}, yes=False)
+    assert pretended[-1].startswith("check-1p6e12")
+    with pytest.raises(UserError, match=r"check.factor is 40.0 but was 4.0"):
+        run(folder, tmp_path / "run", changes=changes)
+
+
 def test_data_that_would_be_repeated_is_refused(folder, tmp_path, pretended) -> None:
-    with pytest.raises(UserError, match=r"unique tokens .* times"):
+    with pytest.raises(UserError, match=r"grid-.* unique tokens .* times"):
         run(folder, tmp_path / "run", changes={"data__max_epochs": 1.0})
+    changes = {"fit__bootstrap": 0, "check__factor": 40.0}
+    run(folder, tmp_path / "run", changes=changes, dry_run=True)
+    most = max(trial.epochs for trial in Plan.load(tmp_path / "run" / "plan.json").trials)
+    with pytest.raises(UserError, match=r"check-.* unique tokens .* times"):
+        run(folder, tmp_path / "run", changes=changes | {"data__max_epochs": most})
+    run(folder, tmp_path / "run", changes=changes)
+    assert pretended[-1].startswith("check-1p6e13")
 
 
 def test_a_slurm_study_writes_an_array_and_takes_up_what_came_of_it(folder, tmp_path, monkeypatch) -> None:
