@@ -21,11 +21,14 @@ BEYOND = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A loss foretold; `low` and `high` enclose what a single run may measure, with the fit's own scatter."""
+    """A loss foretold; `low` and `high` enclose what a single run may measure, with the fit's own scatter.
+
+    Both are None without a bootstrap.
+    """
 
     loss: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Analysis:
         """
         value = float(self.fitted.loss(np.array(n), np.array(d)))
         if not self.surfaces:
-            return Prediction(value, math.nan, math.nan)
+            return Prediction(value, None, None)
         losses_B = np.array([float(one.loss(np.array(n), np.array(d))) for one in self.surfaces])
         # A fit of few runs to five parameters has smaller residuals than the runs have noise.
         scale = math.sqrt(len(self.residual_P) / max(1, len(self.residual_P) - len(uncertainty.PARAMETERS) + 1))

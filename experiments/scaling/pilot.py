@@ -34,10 +34,10 @@ class PilotRun:
 
 @dataclasses.dataclass(frozen=True)
 class PilotResult:
-    """What the pilot found; `warnings` in words that stand alone."""
+    """What the pilot found; `curvature` is None of a single learning rate, `warnings` in words that stand alone."""
 
     learning_rate: LearningRate
-    curvature: float
+    curvature: float | None
     center_coefficient: float
     center_exponent: float
     best_sizes: tuple[tuple[float, float], ...]
@@ -64,7 +64,7 @@ def analyse(runs: Sequence[PilotRun], *, by_width: bool, by_tokens: bool, center
     if len(rates) < 3:
         bases = {cell: min(run.loss for run in runs if (run.budget, run.n) == cell) for cell in cells}
         best = min(runs, key=lambda run: run.loss)
-        rule, curvature = LearningRate(best.learning_rate), math.nan
+        rule, curvature = LearningRate(best.learning_rate), None
         warnings: list[str] = []
     else:
         rule, curvature, bases, warnings = _learning_rate(runs, cells, by_width, by_tokens)

@@ -55,6 +55,7 @@ def render(contents: Contents) -> str:
     """The page."""
     environment = environment_beside(__file__)
     environment.filters |= {"significant": _significant, "count": _count, "percent": _percent, "loss": _loss}
+    environment.filters["interval"] = _interval
     result = contents.analysis.result
     check = next(iter(contents.of("check")), None)
     return environment.get_template(TEMPLATE).render(
@@ -97,10 +98,11 @@ def text_table(found: Analysis) -> str:
     if check is not None:
         told = check["predicted"]
         text = f"  check at C = {check['budget']:.3g}: "
-        text += f"foretold {told['loss']:.4f} ({told['low']:.4f} to {told['high']:.4f})"
+        text += f"foretold {told['loss']:.4f} ({_interval(told)})"
         if "measured" in check:
-            inside = "inside" if check["within_interval"] else "OUTSIDE"
-            text += f", measured {check['measured']:.4f}: {check['relative_error']:+.2%}, {inside} the interval"
+            inside = {True: "inside the interval", False: "OUTSIDE the interval", None: "no interval to judge it by"}
+            text += f", measured {check['measured']:.4f}: {check['relative_error']:+.2%}, "
+            text += inside[check["within_interval"]]
             if check["by_kind"]:
                 most = check["by_kind"][0]
                 text += f"; of that {most['contribution']:+.4f} nats by {most['kind']} tokens"
@@ -151,6 +153,12 @@ def _significant(value: float | None, digits: int = 4) -> str:
 
 def _loss(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"  # noqa: RUF001
+
+
+def _interval(prediction: Mapping[str, Any]) -> str:
+    if prediction["low"] is None:
+        return "no interval"
+    return f"{prediction['low']:.4f} to {prediction['high']:.4f}"
 
 
 def _count(value: float | None) -> str:

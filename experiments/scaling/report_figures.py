@@ -155,9 +155,11 @@ def frontier_loss(
             marks.point(axes, one, one.trial.flops_6nd, one.loss, color=colour, marker=marker, markersize=4.5)
         if check is not None:
             foretold = found.result["check"]["predicted"]
+            known = foretold["low"] is not None
             axes.errorbar(
                 [check.trial.flops_6nd], [foretold["loss"]], marker="_", markersize=14, color=INK, capsize=4,
-                yerr=[[foretold["loss"] - foretold["low"]], [foretold["high"] - foretold["loss"]]], label="foretold",
+                yerr=[[foretold["loss"] - foretold["low"]], [foretold["high"] - foretold["loss"]]] if known else None,
+                label="foretold",
             )  # fmt: skip
             marks.point(
                 axes, check, check.trial.flops_6nd, check.loss, color=ORANGE, marker="X", markersize=9, label="measured"

@@ -272,11 +272,11 @@ class Study:
             "predicted": foretold,
         }
         if measured:
-            loss = measured[0].loss
+            loss, low = measured[0].loss, foretold["low"]
             result |= {
                 "measured": loss,
                 "relative_error": foretold["loss"] / loss - 1,
-                "within_interval": foretold["low"] <= loss <= foretold["high"],
+                "within_interval": None if low is None else low <= loss <= foretold["high"],
                 "by_kind": analysis.by_kind(found, measured[0], self.config.fit.delta),
             }
         return result

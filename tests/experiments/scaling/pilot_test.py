@@ -56,7 +56,7 @@ def test_a_best_rate_beyond_those_tried_is_said_and_none_is_refused() -> None:
 
 def test_one_rate_is_taken_as_it_is() -> None:
     found = analyse(runs(rates=(1e-2,)), by_width=False, by_tokens=False, center_exponent=0.5)
-    assert found.learning_rate == LearningRate(1e-2)
+    assert found.learning_rate == LearningRate(1e-2) and found.curvature is None
 
 
 def test_the_calibration_foretells_what_it_was_not_fitted_to() -> None:

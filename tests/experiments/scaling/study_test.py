@@ -114,6 +114,17 @@ def test_the_check_and_the_family_count_what_the_trained_model_has(folder, tmp_p
     assert (checked.n, checked.shape) == (one["n"], Shape(**one["shape"]))
 
 
+def test_without_a_bootstrap_there_is_no_interval_to_be_outside_of(folder, tmp_path, pretended) -> None:
+    said = []
+    run(folder, tmp_path / "run", said=said, changes={"fit__bootstrap": 0})
+    assert any("foretold" in text and "no interval to judge it by" in text for text in said)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "no interval" in page and "<td>NO</td>" not in page
+    for name in ("check.json", "fit.json", "family.json"):
+        assert "NaN" not in (tmp_path / "run" / name).read_text()
+    assert json.loads((tmp_path / "run" / "fit.json").read_text())["check"]["within_interval"] is None
+
+
 def test_a_plan_costs_every_trial_and_a_dry_run_stops_there(folder, tmp_path, pretended) -> None:
     said = []
     assert run(folder, tmp_path / "run", said=said, dry_run=True) is None
