@@ -132,7 +132,10 @@ def _cell_minimum(runs: Sequence[PilotRun]) -> _Minimum:
 
 
 def _line(features: dict[str, np.ndarray], y: np.ndarray) -> tuple[float, dict[str, float], list[str]]:
-    """(constant, slope by name, names dropped): least squares, without slopes below twice their standard error."""
+    """(constant, slope by name, names dropped): least squares, without slopes below twice their standard error.
+
+    A line through as many minima as it has coefficients has residuals of zero, and no standard error to go by.
+    """
     kept, dropped = dict(features), []
     while True:
         columns = np.column_stack([np.ones(len(y)), *kept.values()])
@@ -140,7 +143,7 @@ def _line(features: dict[str, np.ndarray], y: np.ndarray) -> tuple[float, dict[s
         freedom = len(y) - columns.shape[1]
         if not kept:
             break
-        variance = float(np.sum((y - columns @ solved) ** 2)) / max(1, freedom)
+        variance = float(np.sum((y - columns @ solved) ** 2)) / freedom if freedom > 0 else math.inf
         errors = np.sqrt(variance * np.diag(np.linalg.pinv(columns.T @ columns)))
         ratios = {name: abs(solved[i + 1]) / max(errors[i + 1], 1e-12) for i, name in enumerate(kept)}
         weakest = min(ratios, key=lambda name: ratios[name])

@@ -33,6 +33,13 @@ def test_the_law_of_the_learning_rate_is_recovered() -> None:
     assert found.curvature == pytest.approx(0.05) and not found.warnings
 
 
+def test_a_line_through_two_minima_tells_no_exponent() -> None:
+    two = [run for run in runs(LearningRate(0.012), noise=3e-3) if run.n == pytest.approx(TRUE.optimum(run.budget)[0])]
+    found = analyse(two, by_width=False, by_tokens=True, center_exponent=0.5)
+    assert len({(run.budget, run.n) for run in two}) == 2 and found.learning_rate.d_exponent == 0
+    assert "cannot be told" in found.warnings[0]
+
+
 def test_under_mup_only_the_tokens_move_it() -> None:
     law = LearningRate(0.05, 0.0, -0.1)
     found = analyse(runs(law), by_width=False, by_tokens=True, center_exponent=0.5)
