@@ -27,7 +27,7 @@ from data_pipeline.errors import UserError
 from experiments.scaling.analysis import Analysis
 from experiments.scaling.plan import Plan, apply, number_name
 from experiments.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN
-from experiments.scaling.recipe import LearningRate, Recipe, Shape
+from experiments.scaling.recipe import LearningRate, Recipe
 
 COMET = "comet"
 # A fit may not know what is thousands of times larger than what it saw.
@@ -78,7 +78,7 @@ def member(family: Mapping[str, Any], budget: float, *, chips: int = 1) -> dict[
     """
     law, recipe, vocab_size = _law(family), _recipe(family), family["vocab_size"]
     tied = family["base"]["model"]["tied_embeddings"]
-    shape = real_shape(recipe, law.size(budget), vocab_size, tied=tied)
+    shape = recipe.nearest(law.size(budget), vocab_size, tied=tied)
     n = shape.parameters(vocab_size, tied=tied)
     tokens = budget / (FLOPS_PER_PARAMETER_AND_TOKEN * n)
     rows = chips * max(1, round(recipe.rows(tokens) / chips))
@@ -97,25 +97,6 @@ def member(family: Mapping[str, Any], budget: float, *, chips: int = 1) -> dict[
         "times_largest": budget / law.largest,
         "overrides": recipe.overrides(shape, n=n, steps=steps, rows=rows, tokens=tokens, seed=0),
     }
-
-
-def real_shape(recipe: Recipe, n: float, vocab_size: int, *, tied: bool) -> Shape:
-    """The shape nearest to N: of the recipe's own ladder, and above it in widths that are multiples of 128.
-
-    There head_dim is 64 (128 from a width of 4,096 on) and a layer comes for each 128 of width, as in the published
-    CoMET-S (6 x 768) and CoMET-L (16 x 2048).
-    """
-    own = recipe.ladder()[-1].parameters(vocab_size, tied=tied)
-    if n <= own * 1.25:
-        return recipe.nearest(n, vocab_size, tied=tied)
-    large = dataclasses.replace(
-        recipe, width_multiple=128, min_width=128, max_width=32_768, width_per_layer=128.0, min_layers=2,
-        max_layers=256, head_dim=64, mlp_ratio=4.0,
-    )  # fmt: skip
-    shape = large.nearest(n, vocab_size, tied=tied)
-    if shape.width >= 4_096:
-        shape = dataclasses.replace(large, head_dim=128).shape(shape.width)
-    return shape
 
 
 def on_pod(base: Mapping[str, Any], overrides: Mapping[str, Any], topology: str, tokens: float) -> dict[str, Any]:

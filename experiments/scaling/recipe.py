@@ -120,9 +120,31 @@ class Recipe:
         first = self.width_multiple * math.ceil(self.min_width / self.width_multiple)
         return tuple(self.shape(width) for width in range(first, self.max_width + 1, self.width_multiple))
 
+    def larger_ladder(self) -> tuple[Shape, ...]:
+        """Shapes for models beyond the trials: widths are multiples of 128, up to 32,768.
+
+        head_dim is 64 (128 from a width of 4,096 on) and a layer comes for each 128 of width, as in the published
+        CoMET-S (6 x 768) and CoMET-L (16 x 2048).
+        """
+        large = dataclasses.replace(
+            self, width_multiple=128, min_width=128, max_width=32_768, width_per_layer=128.0, min_layers=2,
+            max_layers=256, head_dim=64, mlp_ratio=4.0,
+        )  # fmt: skip
+        wide = dataclasses.replace(large, head_dim=128, min_width=4_096)
+        return tuple(shape for shape in large.ladder() if shape.width < wide.min_width) + wide.ladder()
+
     def nearest(self, n: float, vocab_size: int, *, tied: bool) -> Shape:
-        """The shape whose parameters (embeddings included) are nearest to `n` as a ratio."""
-        return min(self.ladder(), key=lambda shape: abs(math.log(shape.parameters(vocab_size, tied=tied) / n)))
+        """The shape whose parameters (embeddings included) are nearest to `n` as a ratio.
+
+        It is one of the recipe's own, or a larger one than all of these from the larger ladder.
+        """
+
+        def parameters(shape: Shape) -> int:
+            return shape.parameters(vocab_size, tied=tied)
+
+        own = self.ladder()
+        larger = [shape for shape in self.larger_ladder() if parameters(shape) > parameters(own[-1])]
+        return min([*own, *larger], key=lambda shape: abs(math.log(parameters(shape) / n)))
 
     def rows(self, d: float) -> int:
         """Rows of a batch for a run of `d` tokens."""

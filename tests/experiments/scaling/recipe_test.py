@@ -36,6 +36,14 @@ def test_the_default_ladder_holds_the_published_small_and_large_models() -> None
     assert sizes == sorted(sizes)
 
 
+def test_beyond_the_largest_trial_the_nearest_shape_may_still_be_one_of_the_trials() -> None:
+    small = default(width_multiple=8, min_width=8, max_width=72, head_dim=8, min_layers=1, max_layers=1)
+    largest, next_larger = (small.shape(72).parameters(31), Shape(2, 128, 2, 2, 64, 512).parameters(31))
+    for n, width in ((2 * largest, 72), (0.9 * next_larger, 128), (2e9, 2560), (1e11, 9344)):
+        shape = small.nearest(n, 31, tied=True)
+        assert shape.width == width and shape.head_dim == (8 if width == 72 else 64 if width < 4096 else 128)
+
+
 def test_learning_rate_and_batch_follow_their_power_laws() -> None:
     rate = LearningRate(2.0, -0.25, 0.125)
     assert rate(16.0, 256.0) == pytest.approx(2.0 * 0.5 * 2.0)

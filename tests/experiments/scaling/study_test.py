@@ -105,7 +105,9 @@ def test_a_study_ends_with_fits_a_family_a_check_and_a_report(folder, tmp_path, 
 
 
 def test_the_check_and_the_family_count_what_the_trained_model_has(folder, tmp_path, pretended) -> None:
-    run(folder, tmp_path / "run", changes={"fit__bootstrap": 0, "base__model__tied_embeddings": False})
+    # Untied, and far beyond the trials' own ladder.
+    changes = {"base__model__tied_embeddings": False, "recipe__max_width": 72, "check__factor": 64.0}
+    run(folder, tmp_path / "run", changes={"fit__bootstrap": 0, "family__factors": (1.0, 64.0)} | changes)
     made = family.load(str(tmp_path / "run" / "family.json"))
     one = made["members"][1]
     config = family.config_of(made, one)
