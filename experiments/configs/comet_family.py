@@ -48,6 +48,7 @@ def family() -> dict[str, Any]:
         "law": dataclasses.asdict(law),
         "recipe": dataclasses.asdict(recipe),
         "vocab_size": VOCABULARY,
+        "targets_per_row": float(recipe.row_length),  # as if rows were full, and no history longer than one
         "base": configs["L"].to_dict() | {"model": configs["L"].model.to_dict() | {"vocab_size": VOCABULARY}},
         "members": members,
     }

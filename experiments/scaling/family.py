@@ -25,6 +25,7 @@ from cometjax.roofline import analytic_plan
 from data_pipeline import command_line
 from data_pipeline.errors import UserError
 from experiments.scaling.analysis import Analysis
+from experiments.scaling.corpora import Data
 from experiments.scaling.plan import Plan, apply, number_name
 from experiments.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN
 from experiments.scaling.recipe import LearningRate, Recipe
@@ -48,7 +49,7 @@ class Law:
         return self.coefficient * c**self.exponent
 
 
-def make(found: Analysis, recipe: Recipe, vocab_size: int, plan: Plan, config: Any) -> dict[str, Any]:
+def make(found: Analysis, recipe: Recipe, data: Data, plan: Plan, config: Any) -> dict[str, Any]:
     """family.json of a study: its law, its recipe, and members at `config.family.factors` of the largest budget."""
     largest = max(config.grid.budgets)
     fitted = found.fitted
@@ -56,7 +57,8 @@ def make(found: Analysis, recipe: Recipe, vocab_size: int, plan: Plan, config: A
         "name": config.name,
         "law": dataclasses.asdict(Law(float(fitted.optimum(np.array(1.0))[0]), fitted.n_exponent, largest)),
         "recipe": dataclasses.asdict(recipe),
-        "vocab_size": vocab_size,
+        "vocab_size": data.vocab_size,
+        "targets_per_row": data.full.targets_per_row,
         "base": dict(plan.base),
         "members": [],
     }
@@ -66,7 +68,7 @@ def make(found: Analysis, recipe: Recipe, vocab_size: int, plan: Plan, config: A
         foretold = found.predict(one["n"], one["tokens"], confidence=config.fit.confidence)
         one |= {"n_star": float(n_star), "d_star": float(d_star), "predicted_loss": dataclasses.asdict(foretold)}
         topology = config.family.topology
-        one["pod"] = on_pod(plan.base, one["overrides"], topology, one["tokens"]) if topology else None
+        one["pod"] = on_pod(plan.base, one["overrides"], topology) if topology else None
         made["members"].append(one)
     return made
 
@@ -82,7 +84,7 @@ def member(family: Mapping[str, Any], budget: float, *, chips: int = 1) -> dict[
     n = shape.parameters(vocab_size, tied=tied)
     tokens = budget / (FLOPS_PER_PARAMETER_AND_TOKEN * n)
     rows = chips * max(1, round(recipe.rows(tokens) / chips))
-    steps = max(2, round(tokens / (rows * recipe.row_length)))
+    steps = max(2, round(tokens / (rows * family["targets_per_row"])))
     return {
         "name": number_name(budget),
         "budget": budget,
@@ -99,7 +101,7 @@ def member(family: Mapping[str, Any], budget: float, *, chips: int = 1) -> dict[
     }
 
 
-def on_pod(base: Mapping[str, Any], overrides: Mapping[str, Any], topology: str, tokens: float) -> dict[str, Any]:
+def on_pod(base: Mapping[str, Any], overrides: Mapping[str, Any], topology: str) -> dict[str, Any]:
     """Chip-hours on a pod by the planner's analytic model; `refused` says why, where it cannot run there."""
     config = _for_accelerators(apply(base, overrides))
     try:
@@ -113,8 +115,8 @@ def on_pod(base: Mapping[str, Any], overrides: Mapping[str, Any], topology: str,
         "fits": planned.fits,
         "mfu": mfu,
         "mfu_bound": planned.mfu_bound,
-        "hours": planned.hours(tokens, mfu),
-        "chip_hours": planned.chip_hours(tokens, mfu),
+        "hours": planned.hours(_positions(config), mfu),
+        "chip_hours": planned.chip_hours(_positions(config), mfu),
     }
 
 
@@ -129,8 +131,9 @@ def for_time(
 
     def at(log_c: float) -> tuple[float, dict[str, Any], Any]:
         one = member(family, math.exp(log_c), chips=chips)
-        planned = analytic_plan(_for_accelerators(apply(family["base"], one["overrides"])), topology)
-        return planned.hours(one["tokens"], min(mfu, planned.mfu_bound)), one, planned
+        config = _for_accelerators(apply(family["base"], one["overrides"]))
+        planned = analytic_plan(config, topology)
+        return planned.hours(_positions(config), min(mfu, planned.mfu_bound)), one, planned
 
     low, high = math.log(1e12), math.log(1e28)
     for _ in range(22):  # to a part in 100,000
@@ -170,7 +173,7 @@ def find(family: Mapping[str, Any], wanted: str) -> dict[str, Any]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """The family in a family.json, or `comet`. Raises UserError where there is none."""
+    """The family in a family.json, or `comet`. Raises UserError where there is none, or an earlier version's."""
     if name == COMET:
         from experiments.configs import comet_family  # its configurations import this package
 
@@ -182,7 +185,14 @@ def load(name: str) -> dict[str, Any]:
             where=name,
             fix="run a study to its end (a closed gate leaves no family, see its report), or use comet",
         )
-    return workdirs.read_json(path)
+    family = workdirs.read_json(path)
+    if "targets_per_row" not in family:
+        raise UserError(
+            "does not say what a row holds (targets_per_row)",
+            where=name,
+            fix="an earlier version wrote it: start its study again with --report",
+        )
+    return family
 
 
 def config_file(family: Mapping[str, Any], one: Mapping[str, Any], pod: Mapping[str, Any] | None, source: str) -> str:
@@ -232,6 +242,11 @@ def _for_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     config.train.checkpoint_every = max(1, min(config.train.steps // 4, 1000))
     config.train.keep_checkpoints = 2
     return config
+
+
+def _positions(config: ml_collections.ConfigDict) -> int:
+    """Of a whole training, targets or not: what chips compute on."""
+    return int(config.train.steps * config.train.batch_rows * config.train.row_length)
 
 
 def _for_accelerators(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

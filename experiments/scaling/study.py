@@ -157,7 +157,7 @@ class Study:
             # A family of an earlier, smaller state of the study would outlive its refusal.
             (self.workdir / FAMILY).unlink(missing_ok=True)
         else:
-            members = family.make(found, self._recipe(plan), self.data.vocab_size, plan, self.config)
+            members = family.make(found, self._recipe(plan), self.data, plan, self.config)
             workdirs.write_json(self.workdir / FAMILY, finite(members))
         workdirs.write_json(self.workdir / FIT, finite(found.result))
 

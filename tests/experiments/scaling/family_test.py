@@ -51,6 +51,13 @@ def test_a_budget_becomes_a_real_shape_that_spends_it(comet, budget) -> None:
     training.validate(comet_family.get_config(budget))
 
 
+def test_rows_that_are_not_full_take_more_steps_and_more_hours(comet) -> None:
+    full, half = (family.member(comet | {"targets_per_row": 8192.0 * share}, 1e20) for share in (1.0, 0.5))
+    assert half["tokens"] == full["tokens"] and half["steps"] == pytest.approx(2 * full["steps"], abs=1)
+    hours = [family.on_pod(comet["base"], one["overrides"], "v5p:4x4x4")["hours"] for one in (full, half)]
+    assert hours[1] == pytest.approx(2 * hours[0], rel=1e-3)
+
+
 def test_a_family_file_is_read_by_name_and_by_budget(comet, tmp_path) -> None:
     (tmp_path / "family.json").write_text(json.dumps(comet))
     for wanted in ("M", "2e19"):
@@ -58,6 +65,9 @@ def test_a_family_file_is_read_by_name_and_by_budget(comet, tmp_path) -> None:
     for wanted, says in (("", "no member"), ("XL", "use S, M, L"), ("-1", "use S, M, L"), ("nan", "use S, M, L")):
         with pytest.raises(UserError, match=says):
             family_config.get_config(f"{wanted},{tmp_path / 'family.json'}")
+    (tmp_path / "older.json").write_text(json.dumps({k: v for k, v in comet.items() if k != "targets_per_row"}))
+    with pytest.raises(UserError, match="--report"):
+        family_config.get_config(f"M,{tmp_path / 'older.json'}")
     with pytest.raises(UserError, match="closed gate"):
         family_config.get_config(f"M,{tmp_path / 'none.json'}")
 
@@ -93,7 +103,7 @@ def test_a_pod_for_a_week_becomes_a_model_that_takes_it_a_week(comet, tmp_path) 
 
 def test_a_study_names_the_chip_hours_of_its_members(comet) -> None:
     (m,) = [one for one in comet["members"] if one["name"] == "M"]
-    pod = family.on_pod(comet["base"], m["overrides"], "v5p:4x4x4", m["tokens"])
+    pod = family.on_pod(comet["base"], m["overrides"], "v5p:4x4x4")
     assert pod["chips"] == 64 and pod["chip_hours"] == pytest.approx(64 * pod["hours"])
-    refused = family.on_pod(comet["base"], m["overrides"] | {"train.batch_rows": 3}, "v5p:4x4x4", m["tokens"])
+    refused = family.on_pod(comet["base"], m["overrides"] | {"train.batch_rows": 3}, "v5p:4x4x4")
     assert "3" in refused["refused"]

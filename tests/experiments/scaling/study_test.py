@@ -113,7 +113,10 @@ def test_the_check_and_the_family_count_what_the_trained_model_has(folder, tmp_p
     config = family.config_of(made, one)
     assert one["n"] == num_parameters(ModelConfig.from_config(config.model, made["vocab_size"]))
     (checked,) = Plan.load(tmp_path / "run" / "check.json").trials
-    assert (checked.n, checked.shape) == (one["n"], Shape(**one["shape"]))
+    assert (checked.n, checked.shape, checked.steps) == (one["n"], Shape(**one["shape"]), one["steps"])
+    assert 6 * one["n"] * one["steps"] * one["batch_rows"] * made["targets_per_row"] == pytest.approx(
+        64 * 4e11, rel=1e-3
+    )
 
 
 def test_without_a_bootstrap_there_is_no_interval_to_be_outside_of(folder, tmp_path, pretended) -> None:
