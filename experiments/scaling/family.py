@@ -152,7 +152,14 @@ def for_time(
 
 def config_of(family: Mapping[str, Any], one: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The training configuration of a member."""
-    return _for_training(apply(family["base"], one["overrides"]))
+    config = apply(family["base"], one["overrides"])
+    config.corpus, config.model.vocab_size = "", 0  # the user's corpus, and its own vocabulary
+    # A trial is evaluated once and logged sixty times, however long it is.
+    config.train.log_every = family["base"]["train"]["log_every"]
+    config.train.eval_every = max(1, config.train.steps // 20)
+    config.train.checkpoint_every = max(1, min(config.train.steps // 4, 1000))
+    config.train.keep_checkpoints = 2
+    return config
 
 
 def find(family: Mapping[str, Any], wanted: str) -> dict[str, Any]:
@@ -234,14 +241,6 @@ def _law(family: Mapping[str, Any]) -> Law:
 def _recipe(family: Mapping[str, Any]) -> Recipe:
     values = dict(family["recipe"])
     return Recipe(**(values | {"learning_rate": LearningRate(**values["learning_rate"])}))
-
-
-def _for_training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    config.corpus, config.model.vocab_size = "", 0  # the user's corpus, and its own vocabulary
-    config.train.eval_every = max(1, config.train.steps // 20)
-    config.train.checkpoint_every = max(1, min(config.train.steps // 4, 1000))
-    config.train.keep_checkpoints = 2
-    return config
 
 
 def _positions(config: ml_collections.ConfigDict) -> int:

@@ -58,6 +58,11 @@ def test_rows_that_are_not_full_take_more_steps_and_more_hours(comet) -> None:
     assert hours[1] == pytest.approx(2 * hours[0], rel=1e-3)
 
 
+def test_a_trials_intervals_are_not_those_of_a_members_training(comet) -> None:
+    config = family.config_of(comet, family.find(comet, "3e21"))
+    assert config.train.log_every == comet_m.get_config().train.log_every
+
+
 def test_a_family_file_is_read_by_name_and_by_budget(comet, tmp_path) -> None:
     (tmp_path / "family.json").write_text(json.dumps(comet))
     for wanted in ("M", "2e19"):
