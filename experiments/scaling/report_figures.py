@@ -47,6 +47,10 @@ def _logarithmic(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _band(found: Analysis) -> str:
+    return f"{100 * found.result['bootstrap']['confidence']:g}% band"
+
+
 def _tick(value: float) -> str:
     if 1 <= value < 1e5:
         return f"{value:,.0f}"
@@ -148,7 +152,7 @@ def frontier_loss(
         figure = Figure(figsize=(WIDTH, 4.0))
         axes = figure.subplots()
         if "loss_low" in bands:
-            axes.fill_between(bands["c"], bands["loss_low"], bands["loss_high"], color=PALE, label="95% band")
+            axes.fill_between(bands["c"], bands["loss_low"], bands["loss_high"], color=PALE, label=_band(found))
         axes.plot(bands["c"], bands["loss"], color=INK, label="fitted frontier")
         for one in grid:
             colour, _, marker = style_of(budgets, one.trial.budget)
@@ -186,7 +190,8 @@ def optimum(found: Analysis, members: Sequence[Mapping[str, Any]], title: str) -
         figure = Figure(figsize=(WIDTH, 3.6))
         for axes, name, label in zip(figure.subplots(1, 2), ("n", "d"), ("N*, parameters", "D*, tokens"), strict=True):
             if f"{name}_low" in bands:
-                axes.fill_between(bands["c"], bands[f"{name}_low"], bands[f"{name}_high"], color=PALE, label="95% band")
+                low, high = bands[f"{name}_low"], bands[f"{name}_high"]
+                axes.fill_between(bands["c"], low, high, color=PALE, label=_band(found))
             axes.plot(bands["c"], bands[name], color=INK, label="surface")
             c = np.array([parabola.c for parabola in parabolas])
             n = np.array([parabola.n_star for parabola in parabolas])

@@ -27,7 +27,7 @@ def page(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("report")
     changes = GRID | {
         "seeds__repeats": 2, "data__repeated_unique_tokens": (2500.0,), "repeats__widths": REPEATED_WIDTHS,
-        "repeats__epochs": (4.0, 16.0), "fit__bootstrap": 20,
+        "repeats__epochs": (4.0, 16.0), "fit__bootstrap": 20, "fit__confidence": 0.9,
     }  # fmt: skip
     config = made_up_study.config(folder, **changes)
     config.name = "a<b>&"
@@ -65,6 +65,11 @@ def test_every_finished_trial_of_the_grid_can_be_pointed_at(page) -> None:
 def test_more_sizes_than_there_are_line_styles_are_drawn(page) -> None:
     for width in REPEATED_WIDTHS:
         assert re.search(rf'<g class="mark" data-mark="repeats-u\d+-w{width}-e4">', page.read_text())
+
+
+def test_bands_and_intervals_are_of_the_confidence_asked_for(page) -> None:
+    text = page.read_text()
+    assert text.count("90% band") == 3 and "90.0% interval" in text and "95% band" not in text
 
 
 def test_exact_commands_stand_on_the_page(page) -> None:
