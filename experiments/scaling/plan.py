@@ -63,13 +63,27 @@ class PlannedTrial:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Trials and what they share; `base` is the training configuration that their overrides change."""
+    """Trials and what they share; `base` is the training configuration that their overrides change.
+
+    Raises UserError for two trials of one name, which would be one folder, and so one run.
+    """
 
     trials: tuple[PlannedTrial, ...]
     base: Mapping[str, Any]
     recipe: Mapping[str, Any]
     calibration: Mapping[str, Any] | None
     notes: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        named: set[str] = set()
+        for trial in self.trials:
+            if trial.name in named:
+                raise UserError(
+                    f"two trials would be named {trial.name}",
+                    where=f"config.{trial.stage}",
+                    fix="give values that differ in three digits",
+                )
+            named.add(trial.name)
 
     def of(self, stage: str) -> tuple[PlannedTrial, ...]:
         """The trials of one stage."""

@@ -150,6 +150,12 @@ def test_a_plan_costs_every_trial_and_a_dry_run_stops_there(folder, tmp_path, pr
     assert "nothing was measured" in said[-2]
 
 
+def test_budgets_that_would_share_trials_are_refused(folder, tmp_path, pretended) -> None:
+    with pytest.raises(UserError, match=r"config.grid: two trials would be named grid-1e11-w\d+; .*three digits"):
+        run(folder, tmp_path / "run", changes={"grid__budgets": (1e11, 1.001e11, 2e11, 4e11)})
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"grid__sizes": 4}, "0 budgets have 5 sizes"), ({"grid__budgets": (1e11, 2e11)}, "3 are needed"),
