@@ -99,10 +99,12 @@ def runs(corpus: Corpus, widths: Sequence[int], rates: Sequence[float], steps: i
     Up to the base width all rates are tried; a wider model, which takes most of the time, starts from the rate that was
     best for the width before, and tries its neighbours until the lowest loss has one on either side; and the rate that
     was best for the narrowest, to see what carrying it over costs.
+
+    Raises UserError where `file` holds runs of another setting, or at other rates.
     """
     base = widths[1]
     setting = {"steps": steps, "base": base, "corpus": corpus.fingerprint}
-    done = _read(file, setting)
+    done = _read(file, setting, rates)
     for parameterization, width in itertools.product(PARAMETERIZATIONS, widths):
         make = functools.cache(functools.partial(make_trial, config_of(width, parameterization, base, steps), corpus))
         while rate := _next_rate(done, parameterization, width, widths, rates):
@@ -133,11 +135,14 @@ def _lowest(points: Mapping[float, float]) -> float:
     return min(points, key=points.__getitem__)
 
 
-def _read(file: pathlib.Path, setting: Run) -> list[Run]:
+def _read(file: pathlib.Path, setting: Run, rates: Sequence[float]) -> list[Run]:
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for run in done:
         if any(run[key] != value for key, value in setting.items()):
             raise UserError("holds runs of another setting", where=str(file), fix="choose another --out")
+        if run["rate"] not in rates:
+            fix = f"name {math.log2(run['rate']):g} in --octaves too, or choose another --out"
+            raise UserError(f"holds a run at a learning rate of {run['rate']:g}", where=str(file), fix=fix)
     return done
 
 

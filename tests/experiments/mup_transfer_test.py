@@ -62,6 +62,11 @@ def test_a_stopped_experiment_repeats_nothing_and_the_base_width_is_run_once(tri
     assert trials[len(whole) :] == whole[10:]
     with pytest.raises(UserError, match="another setting; choose another --out"):
         mup_transfer.runs(FakeCorpus(), WIDTHS, RATES, 11, file)
+    with pytest.raises(UserError, match="name -10 in --octaves too"):
+        mup_transfer.runs(FakeCorpus(), WIDTHS, RATES[1:], 10, file)
+    before = len(trials)
+    mup_transfer.runs(FakeCorpus(), WIDTHS, [RATES[0] / 2, *RATES], 10, file)
+    assert {rate for _, _, rate in trials[before:]} == {RATES[0] / 2}
 
 
 def test_at_an_end_of_the_range_the_best_rate_is_the_end():
