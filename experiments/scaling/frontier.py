@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from experiments.scaling.points import FLOPS_PER_PARAMETER_AND_TOKEN, Points
+from experiments.scaling.points import Points
 
 MIN_SIZES = 5  # distinct model sizes of a budget, for a parabola to have something to be wrong about
 
@@ -20,10 +20,6 @@ class PowerLaw:
 
     coefficient: float
     exponent: float
-
-    def __call__(self, c: np.ndarray) -> np.ndarray:
-        """N* at compute C."""
-        return np.asarray(self.coefficient * np.asarray(c, np.float64) ** self.exponent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +116,3 @@ def power_law(c: np.ndarray, n: np.ndarray) -> PowerLaw | None:
         return None
     exponent, intercept = np.polyfit(np.log(c), np.log(n), 1)
     return PowerLaw(float(np.exp(intercept)), float(exponent))
-
-
-def tokens(law: PowerLaw, c: np.ndarray) -> np.ndarray:
-    """D* = C / (6 N*)."""
-    return np.asarray(np.asarray(c) / (FLOPS_PER_PARAMETER_AND_TOKEN * law(c)))

@@ -1,8 +1,6 @@
 """Sweeps composed from small functions: a sweep is a tuple of points, a point is what it sets.
 
 product(axis("width", (64, 128)), axis("learning_rate", (1e-3, 3e-3)))     # four points
-chain(a, b)                                                                # the points of a, then those of b
-zipped(axis("width", (64, 128)), axis("learning_rate", (3e-3, 1e-3)))      # two points, side by side
 """
 
 import itertools
@@ -21,16 +19,6 @@ def axis(name: str, values: Sequence[Any]) -> Sweep:
 def product(*sweeps: Sweep) -> Sweep:
     """Every combination; the last sweep varies fastest. Raises ValueError where two sweeps set the same name."""
     return tuple(_merged(points) for points in itertools.product(*sweeps))
-
-
-def chain(*sweeps: Sweep) -> Sweep:
-    """All points, one sweep after the other."""
-    return tuple(itertools.chain(*sweeps))
-
-
-def zipped(*sweeps: Sweep) -> Sweep:
-    """First with first, second with second; raises ValueError for unequal lengths or a name set twice."""
-    return tuple(_merged(points) for points in zip(*sweeps, strict=True))
 
 
 def _merged(points: Sequence[Point]) -> Point:
