@@ -92,7 +92,7 @@ class Checkpoints:
 
     def started(self, step: int) -> bool:
         """Whether `step` is the last one whose save was started, and has not failed so far."""
-        return self._started == step and self._failure is None
+        return self._started == step
 
     def save(self, step: int, state: TrainState, metadata: Mapping[str, Any]) -> None:
         """Start saving; returns when the state has left the devices. `metadata` is any JSON object.
@@ -129,6 +129,7 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = f"step {step} could not be saved: {_reason(error)}"
+        self._started = None
         if not isinstance(sys.unraisablehook, _ClosedLoopsIgnored):
             sys.unraisablehook = _ClosedLoopsIgnored(sys.unraisablehook)
         # After an error it keeps raising it, close included.
@@ -137,10 +138,11 @@ class Checkpoints:
             checkpoint_files.remove_leftovers(self._folder)
 
     def failure(self) -> str | None:
-        """What went wrong with a save since last asked, in a line; the checkpoints before it are whole."""
-        failure = self._failure
-        if failure is not None:
-            self._failure, self._started = None, None
+        """What went wrong with the last save, in a line and once; the checkpoints before it are whole.
+
+        Ask after `wait` and before the next `save`, or that one's failure takes its place.
+        """
+        failure, self._failure = self._failure, None
         return failure
 
     def note_tuning_loss(self, step: int, loss: float) -> None:

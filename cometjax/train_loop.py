@@ -114,6 +114,7 @@ class TrainLoop:
         self._write_evaluation(totals)
         with self._clock.measure("checkpoint"):
             self._checkpoints.wait()
+        # The last save's alone: those before were told of when it began.
         self._tell_failed_save(may_go_on=False)
         guard = self._state.guard
         result = self._records.result(
@@ -202,9 +203,11 @@ class TrainLoop:
         self._leave_if_preempted()
 
     def _save(self) -> None:
-        if self._checkpoints.started(self._step):
-            return
         with self._clock.measure("checkpoint"), jax.transfer_guard("allow"):
+            self._checkpoints.wait()
+            self._tell_failed_save(may_go_on=True)
+            if self._checkpoints.started(self._step):
+                return
             metadata = {
                 "config": self._config.to_dict(),
                 "corpus_fingerprint": self._corpus.fingerprint,

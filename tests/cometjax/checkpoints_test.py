@@ -210,6 +210,20 @@ def test_a_full_disk_is_told_once_and_leaves_what_was_there_and_a_later_save_has
     assert [path.name for path in (small_disk / FOLDER).iterdir()] == ["3"]
 
 
+def test_a_save_is_not_held_to_have_failed_for_the_one_before_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(2))
+    (tmp_path / FOLDER / "1").write_text("in the way")
+    checkpoints.save(1, state_of(1), {})
+    checkpoints.wait()
+    assert not checkpoints.started(1)
+    checkpoints.save(2, state_of(2), {})
+    checkpoints.wait()
+    assert checkpoints.started(2)
+    assert checkpoints.failure() == "step 1 could not be saved: Not a directory"
+    assert checkpoints.started(2)
+    checkpoints.close()
+
+
 def test_a_model_loads_for_inference_with_its_own_parameters(tmp_path):
     save(tmp_path, [4])
     VOCABULARY.save(tmp_path / workdirs.VOCABULARY)

@@ -1,6 +1,7 @@
 """What may befall a run between two steps, and that it goes on as if nothing had."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -283,6 +284,32 @@ def test_on_a_full_disk_training_says_so_and_goes_on_and_saves_once_there_is_roo
     assert said in caplog.text and caplog.text.count("could not be saved") == 1
     assert losses(small_disk) == losses(finished)
     assert names(small_disk) == ["24"]
+
+
+def test_a_save_that_fails_late_does_not_undo_a_run_whose_last_one_is_whole(
+    folder, finished, tmp_path, monkeypatch, caplog
+):
+    """Step 20's save fails only once the loop has come to the last step and is about to save that."""
+    arrived, commit, save = threading.Event(), checkpoint_files.commit, train_loop.TrainLoop._save
+
+    def fail_late(place, step):
+        if step == 20:
+            assert arrived.wait(60)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        commit(place, step)
+
+    def arrive(self):
+        if self._step == STEPS:
+            arrived.set()
+        save(self)
+
+    monkeypatch.setattr(checkpoint_files, "commit", fail_late)
+    monkeypatch.setattr(train_loop.TrainLoop, "_save", arrive)
+    result = train(config(folder), tmp_path / "run", progress=False)
+    assert result.step == STEPS
+    assert caplog.text.count("step 20 could not be saved: No space left on device; training goes on") == 1
+    assert names(tmp_path / "run") == ["16", "24"]
+    assert losses(tmp_path / "run") == losses(finished)
 
 
 # Tensorstore's threads end after the save has failed: no user wants their traceback.
