@@ -122,10 +122,11 @@ class Checkpoints:
             if self._primary:
                 self._before_commit()
                 checkpoint_files.commit(self._folder, step)
-                self._tidy()
         except Exception as error:  # as above; the loop asks for it
             _refuse_lost_peer(error)
             self._fail(step, error)
+            return
+        self._tidy()
 
     def _fail(self, step: int, error: Exception) -> None:
         self._failure = f"step {step} could not be saved: {_reason(error)}"
@@ -150,11 +151,19 @@ class Checkpoints:
         self._tuning_losses = self._tuning_losses | {step: loss}
 
     def _tidy(self) -> None:
-        """Leave what the policy keeps, and nothing else; runs while no save does."""
-        checkpoint_files.remove_leftovers(self._folder)
-        steps = checkpoint_files.whole_steps(self._folder)
-        for step in sorted(set(steps) - self._keep.kept(steps, self._tuning_losses)):
-            checkpoint_files.delete(self._folder / str(step))
+        """Leave what the policy keeps, and nothing else; runs while no save does.
+
+        What cannot be deleted is tried again after the next save: NFS keeps what another machine has open.
+        """
+        if not self._primary:
+            return
+        try:
+            checkpoint_files.remove_leftovers(self._folder)
+            steps = checkpoint_files.whole_steps(self._folder)
+            for step in sorted(set(steps) - self._keep.kept(steps, self._tuning_losses)):
+                checkpoint_files.delete(self._folder / str(step))
+        except OSError as error:
+            logging.warning("%s: an old checkpoint could not be deleted (%s)", self._folder, _reason(error))
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was saved with `step` beside the state."""
@@ -187,8 +196,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the save under way, if any, and free what the checkpoints hold."""
         self.wait()
-        if self._primary:
-            self._tidy()
+        self._tidy()
         self._thread.shutdown()
         self._checkpointer.close()
 

@@ -1,5 +1,7 @@
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 import subprocess
 
@@ -222,6 +224,26 @@ def test_a_save_is_not_held_to_have_failed_for_the_one_before_it(tmp_path):
     assert checkpoints.failure() == "step 1 could not be saved: Not a directory"
     assert checkpoints.started(2)
     checkpoints.close()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_yet_is_no_failed_save(tmp_path, monkeypatch, caplog):
+    save(tmp_path, [1], keep=1)
+
+    def held(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(
+                errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY)
+            )  # what NFS says of files that are open elsewhere
+
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", held)
+        checkpoints.save(2, state_of(2), {})
+        checkpoints.wait()
+    assert checkpoints.started(2) and checkpoints.failure() is None
+    assert "an old checkpoint could not be deleted (Directory not empty)" in caplog.text
+    checkpoints.close()
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["2"]
 
 
 def test_a_model_loads_for_inference_with_its_own_parameters(tmp_path):
