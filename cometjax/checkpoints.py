@@ -23,7 +23,7 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from cometjax import checkpoint_files, hosts
+from cometjax import agreement, checkpoint_files, hosts
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy
 from cometjax.model import Decoder, ModelConfig
@@ -58,13 +58,15 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             for name in checkpoint_files.remove_leftovers(self._folder):
                 logging.warning("%s: half written, removed", self._folder / name)
-        self._checkpointer = ocp.AsyncCheckpointer(_handler())
+        self._checkpointer = _checkpointer()
         self._committing: concurrent.futures.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         # Orbax logs tracebacks of what `failure` says in a line, and asyncio those of Orbax's other threads at any time
         # later. Added twice, a filter is there once.
         for logger in _LOGGERS:
             logger.addFilter(_is_not_told_elsewhere)
+        if not isinstance(sys.unraisablehook, _ClosedLoopsIgnored):
+            sys.unraisablehook = _ClosedLoopsIgnored(sys.unraisablehook)
 
     def newest(self, *, verify: bool = True) -> int | None:
         """The step of the newest checkpoint that is as it was written, or None where none was ever written.
@@ -97,7 +99,8 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, metadata: Mapping[str, Any]) -> None:
         """Start saving; returns when the state has left the devices. `metadata` is any JSON object.
 
-        Waits first for the save before, if that still goes on. An error, now or later, is told by `failure`.
+        Waits first for the save before, if that still goes on. An error, now or later, is told by `failure`: with
+        several processes the same in all, whoever met it.
         """
         self.wait()
         args = ocp.args.Composite(
@@ -107,36 +110,51 @@ class Checkpoints:
                 _METADATA: ocp.args.JsonSave(dict(metadata)),
             }
         )
-        self._started = step
+        self._started, error = step, ""
         try:
             self._checkpointer.save(checkpoint_files.partial_path(self._folder, step), args=args)
-        except Exception as error:  # every storage has errors of its own, and tensorstore raises them in any type
-            _refuse_lost_peer(error)
-            self._fail(step, error)
-            return
-        self._committing = self._thread.submit(self._commit, step)
+        except Exception as raised:  # every storage has errors of its own, and tensorstore raises them in any type
+            _refuse_lost_peer(raised)
+            error = _reason(raised)
+        self._committing = self._thread.submit(self._end, step, error)
 
-    def _commit(self, step: int) -> None:
+    def _end(self, step: int, error: str) -> None:
+        """The rest of a save, in a thread. `error`: what went wrong with its beginning in this process."""
+        error = agreement.first_error_beside_the_steps(error) if error else self._commit(step)
+        if error:
+            self._fail(step, error)
+        else:
+            self._tidy()
+
+    def _commit(self, step: int) -> str:
+        """What went wrong anywhere, alike in all processes; "" for nothing.
+
+        The processes meet twice in Orbax (`_meet`), before the first one finishes what all have written and after, and
+        once here. Who fails comes to the next meeting with his error; there all of them leave.
+        """
         try:
             self._checkpointer.wait_until_finished()
             if self._primary:
                 self._before_commit()
                 checkpoint_files.commit(self._folder, step)
-        except Exception as error:  # as above; the loop asks for it
-            _refuse_lost_peer(error)
-            self._fail(step, error)
-            return
-        self._tidy()
+        except _FailedSomewhere as told:
+            return str(told)
+        except Exception as raised:  # as above
+            _refuse_lost_peer(raised)
+            return agreement.first_error_beside_the_steps(_reason(raised))
+        return agreement.first_error_beside_the_steps("")
 
-    def _fail(self, step: int, error: Exception) -> None:
-        self._failure = f"step {step} could not be saved: {_reason(error)}"
+    def _fail(self, step: int, error: str) -> None:
+        self._failure = f"step {step} could not be saved: {error}"
         self._started = None
-        if not isinstance(sys.unraisablehook, _ClosedLoopsIgnored):
-            sys.unraisablehook = _ClosedLoopsIgnored(sys.unraisablehook)
         # After an error it keeps raising it, close included.
-        self._checkpointer = ocp.AsyncCheckpointer(_handler())
+        self._checkpointer = _checkpointer()
         if self._primary:
             checkpoint_files.remove_leftovers(self._folder)
+
+    def saving(self) -> bool:
+        """Whether a save is still under way in this process."""
+        return self._committing is not None and not self._committing.done()
 
     def failure(self) -> str | None:
         """What went wrong with the last save, in a line and once; the checkpoints before it are whole.
@@ -188,7 +206,7 @@ class Checkpoints:
         return TrainState(params=restored[_PARAMS], **restored[_PROGRESS])
 
     def wait(self) -> None:
-        """Wait for the save under way, if any."""
+        """Wait for the save under way, if any. What `started` and `failure` then say is the same in all processes."""
         if self._committing is not None:
             self._committing.result()
             self._committing = None
@@ -266,6 +284,21 @@ def _all_damaged(folder: pathlib.Path) -> UserError:
     )
 
 
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    # Orbax's own meetings know nothing of a process that failed before: the others wait there for 20 minutes.
+    return ocp.AsyncCheckpointer(_handler(), async_options=ocp.AsyncOptions(barrier_sync_fn=_meet))
+
+
+class _FailedSomewhere(Exception):
+    """A save that one of the processes could not do its part of."""
+
+
+def _meet(**_: Any) -> None:
+    error = agreement.first_error_beside_the_steps("")
+    if error:
+        raise _FailedSomewhere(error)
+
+
 def _handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
         **{
@@ -277,8 +310,12 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _refuse_lost_peer(error: Exception) -> None:
-    """Raise what no later save can mend: going on, this process would only disturb what the others still exchange."""
-    if jax.process_count() > 1 and hosts.lost_peer(error) is not None:
+    """Raise what no later save can mend: going on, this process would only disturb what the others still exchange.
+
+    That somebody is late is no such loss: he may be waiting for a disk. Of the lost the heartbeats tell.
+    """
+    lost = hosts.lost_peer(error) if jax.process_count() > 1 else None
+    if lost is not None and not lost.startswith("DEADLINE_EXCEEDED"):
         raise error
 
 

@@ -26,9 +26,10 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+from jax._src import distributed
 
 from data_pipeline.command_line import USER_ERROR_EXIT_CODE
 from data_pipeline.errors import UserError
@@ -204,6 +205,11 @@ def _await_coordinator(cluster: Cluster) -> None:
                     fix="look into the log of process 0, and at the names and ports between the machines",
                 ) from error
             time.sleep(0.2)
+
+
+def coordination_client() -> Any:
+    """The client of the service where the processes meet; JAX itself has no public name for it."""
+    return distributed.global_state.client
 
 
 def lost_peer(error: BaseException | None) -> str | None:

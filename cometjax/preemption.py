@@ -9,18 +9,14 @@
 """
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from cometjax import agreement
 
 # 128 + SIGTERM, what a shell reports of a program that the signal ended.
 EXIT_CODE = 143
@@ -32,7 +28,7 @@ class Preemption:
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._unsaved = False
-        self._answer: jax.Array | None = None
+        self._poll = agreement.Poll(first=False)
 
     def request(self) -> None:
         """Ask the run to stop."""
@@ -43,15 +39,8 @@ class Preemption:
         self._unsaved = True
 
     def poll(self) -> bool:
-        """Whether to stop here. With several processes, called by all at the same places.
-
-        Then the answer is that of the poll before, so that no process waits for another: it was computed on the devices
-        behind the step that they have finished since.
-        """
-        if jax.process_count() == 1:
-            return self._requested.is_set()
-        before, self._answer = self._answer, _any_process(self._requested.is_set())
-        return before is not None and bool(jax.device_get(before))
+        """Whether to stop here. With several processes, called by all at the same places."""
+        return self._poll.ask(self._requested.is_set())
 
     def _signalled(self) -> None:
         """Runs in the thread that reads signals."""
@@ -97,17 +86,3 @@ def _read_signals(ours: socket.socket, preemption: Preemption) -> None:
     while numbers := ours.recv(1024):
         if signal.SIGTERM in numbers:
             preemption._signalled()
-
-
-def _any_process(flag: bool) -> jax.Array:
-    """A global scalar, not yet computed: whether `flag` is set in any process."""
-    mesh = Mesh(np.array(jax.devices()), ("devices",))
-    everywhere = NamedSharding(mesh, PartitionSpec("devices"))
-    with jax.transfer_guard_host_to_device("allow"):
-        flags_D = jax.make_array_from_process_local_data(everywhere, np.full(jax.local_device_count(), flag))
-    return _any(mesh)(flags_D)
-
-
-@functools.lru_cache(maxsize=1)
-def _any(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))

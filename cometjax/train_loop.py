@@ -56,6 +56,7 @@ class TrainLoop:
         self._config, self._model, self._mesh = config, model, mesh
         self._workdir, self._corpus = workdir, corpus
         self._preempted, self._leaving = preempted, False
+        self._saving: agreement.Poll | None = None  # whether the last save goes on, until it is known how it ended
         self._part, self._parts = sharding.share_of(mesh.devices, jax.process_index())
         tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
         self._steps = make_compiled_steps(config, model, tables, mesh)
@@ -113,9 +114,8 @@ class TrainLoop:
             totals = self._evaluate(max_batches=self._config.train.last_eval_batches or None)
         self._write_evaluation(totals)
         with self._clock.measure("checkpoint"):
-            self._checkpoints.wait()
-        # The last save's alone: those before were told of when it began.
-        self._tell_failed_save(may_go_on=False)
+            # The last one: how those before it ended was told when it began.
+            self._end_save(may_go_on=False)
         guard = self._state.guard
         result = self._records.result(
             self._step, totals, skipped_steps=int(jax.device_get(guard.nonfinite_total + guard.spike_total))
@@ -143,7 +143,8 @@ class TrainLoop:
             # With several processes the devices answer, behind the step before: that is where the loop waits for them.
             with self._clock.measure("step"):
                 self._leaving = self._preempted.poll()
-            self._tell_failed_save(may_go_on=True)
+            if self._saving is not None and not self._saving.ask(self._checkpoints.saving()):
+                self._end_save()
             # The devices already work on this step while the figures of the one before are fetched.
             if in_flight is not None:
                 self._records.step(self._step, in_flight)
@@ -204,8 +205,7 @@ class TrainLoop:
 
     def _save(self) -> None:
         with self._clock.measure("checkpoint"), jax.transfer_guard("allow"):
-            self._checkpoints.wait()
-            self._tell_failed_save(may_go_on=True)
+            self._end_save()
             if self._checkpoints.started(self._step):
                 return
             metadata = {
@@ -215,6 +215,7 @@ class TrainLoop:
                 "clock": self._clock.to_dict(),
             }
             self._checkpoints.save(self._step, self._state, metadata)
+            self._saving = agreement.Poll(first=True)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate at a multiple of eval_every; after a resume too, where a kill came between saving and evaluating."""
@@ -272,7 +273,10 @@ class TrainLoop:
         split = self._corpus.split("tuning")
         return split, evaluation_plan(split, self._loader_config)
 
-    def _tell_failed_save(self, *, may_go_on: bool) -> None:
+    def _end_save(self, *, may_go_on: bool = True) -> None:
+        """Wait for the save under way, if any, and tell what went wrong with it: in all processes at the same step."""
+        self._checkpoints.wait()
+        self._saving = None
         failure = self._checkpoints.failure()
         if failure is None:
             return
@@ -280,7 +284,8 @@ class TrainLoop:
         if not may_go_on or self._config.train.on_checkpoint_error == "stop":
             fix = "mend that, and start again with the same workdir: it goes on from its newest checkpoint"
             raise UserError(failure, where=where, fix=fix)
-        logging.error("%s: %s; training goes on (config.train.on_checkpoint_error)", where, failure)
+        if jax.process_index() == 0:
+            logging.error("%s: %s; training goes on (config.train.on_checkpoint_error)", where, failure)
 
     def _leave_if_preempted(self) -> None:
         if self._leaving:

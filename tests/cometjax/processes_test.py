@@ -203,9 +203,40 @@ def test_a_mistake_of_all_or_of_one_is_the_same_line_from_each_and_writes_nothin
     for processes, own, says in cases:
         for ended in group(tmp_path / "run", processes, own=own).end():
             assert ended.code == 2, ended.out
-            errors = [line for line in ended.out.splitlines() if line.startswith("error: ")]
-            assert len(errors) == 1 and says in errors[0], ended.out
+            assert len(errors(ended)) == 1 and says in errors(ended)[0], ended.out
     assert not (tmp_path / "run").exists()
+
+
+def errors(ended):
+    return [line for line in ended.out.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+def test_where_one_process_cannot_write_all_go_on_and_at_the_end_all_say_so(group, tmp_path):
+    workdir = tmp_path / "run"
+    # No file of more than 16000 bytes: its part of a checkpoint has larger ones.
+    started = group(workdir, [Host(), Host(prefix=("prlimit", "--fsize=16000"))])
+    ended = started.end()
+    assert [each.code for each in ended] == [2, 2], started.out()
+    for step in (6, 12, 18):
+        said = f"step {step} could not be saved: process 1: File too large; training goes on"
+        assert [each.out.count(said) for each in ended] == [1, 0]
+    assert errors(ended[0]) == errors(ended[1])
+    assert len(errors(ended[0])) == 1 and "step 20 could not be saved: process 1: File too large" in errors(ended[0])[0]
+    assert [path.name for path in (workdir / FOLDER).iterdir()] == []
+    assert not (workdir / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_where_the_first_process_cannot_name_a_checkpoint_all_stop_as_told(group, tmp_path):
+    workdir = tmp_path / "run"
+    (workdir / FOLDER).mkdir(parents=True)
+    (workdir / FOLDER / "6").write_text("in the way")
+    started = group(workdir, 2, "--config.train.on_checkpoint_error=stop")
+    ended = started.end()
+    assert [each.code for each in ended] == [2, 2], started.out()
+    assert errors(ended[0]) == errors(ended[1])
+    assert len(errors(ended[0])) == 1 and "step 6 could not be saved: process 0: Not a directory" in errors(ended[0])[0]
 
 
 @pytest.mark.slow
