@@ -33,6 +33,7 @@ from cometjax import (
     preemption,
     profiling,
     sharding,
+    shared_workdir,
 )
 from cometjax import config as configs
 from cometjax import workdir as workdirs
@@ -61,8 +62,9 @@ def train(
     (None: from this call).
 
     Raises:
-      UserError: a wrong configuration or corpus; a workdir that was started with another; too many steps in a row
-        whose loss or gradient is not finite; the last checkpoint cannot be written, or any, where config says stop.
+      UserError: a wrong configuration or corpus; a workdir that was started with another, or that not all processes
+        see; too many steps in a row whose loss or gradient is not finite; the last checkpoint cannot be written, or
+        any, where config says stop.
       SystemExit: with code 143, when SIGTERM came; the step was saved.
     """
     with preemption.listening() as preempted, profiling.listening() as profile_request:
@@ -76,6 +78,7 @@ def train(
         # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given
         # now counts), and so must corpus and vocabulary.
         finished = agreement.from_first(lambda: _open_workdir(workdir, config, corpus))
+        shared_workdir.refuse_unshared(workdir)
         first = jax.process_index() == 0
         if finished is not None:
             return _already_finished(workdir, TrainResult(**finished), tell=progress and first)

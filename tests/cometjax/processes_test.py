@@ -240,6 +240,17 @@ def test_where_the_first_process_cannot_name_a_checkpoint_all_stop_as_told(group
 
 
 @pytest.mark.slow
+def test_workdirs_that_the_hosts_do_not_share_are_refused_by_all(group, tmp_path):
+    started = group(tmp_path / "run", 2, own=lambda index: (f"--workdir={tmp_path / f'host{index}'}",))
+    for ended in started.end():
+        assert ended.code == 2, started.out()
+        (error,) = errors(ended)
+        assert error.startswith(f"error: process 1: {tmp_path / 'host1'}: is not the folder that the first process")
+    assert not (tmp_path / "host1").exists()
+    assert not (tmp_path / "host0" / FOLDER).exists()
+
+
+@pytest.mark.slow
 def test_hosts_with_addresses_of_their_own_train_and_notice_a_cut_cable(folder, alone, group, tmp_path):
     with two_hosts(tmp_path) as (hosts, cut):
         workdir = tmp_path / "run"
