@@ -8,7 +8,7 @@ Found in this order:
 4. A Cloud TPU slice of several hosts, or several slices, on GKE.
 Else the process is alone, and nothing of this is used.
 
-Exit codes of a run of several processes: 0 finished, 2 a user's mistake (the same line from all), 143 saved after
+Exit codes of a run of several processes: 0 finished, 2 a user's mistake (told by all, whoever met it), 143 saved after
 SIGTERM, 1 a failure of this process (traceback), 75 another process was lost: start all of them again. JAX's own watch
 ends a process by SIGABRT (134 in a shell) when a peer is silent for HEARTBEAT_TIMEOUT_SECONDS, or the first process is
 gone, and names it; it means the same as 75. (PYTHONFAULTHANDLER=1 adds the stacks of all threads.)
@@ -42,7 +42,11 @@ HEARTBEAT_TIMEOUT_SECONDS = 30
 START_TIMEOUT_SECONDS = 300
 # How long a process that ends in an error waits for the others to end in theirs.
 _LEAVE_SECONDS = 10.0
+# How often the others look whether one process has left for a user's mistake, and then wait whether it is theirs too.
+_LOOK_SECONDS = 1.0
+_MISTAKES = "cometjax/mistakes/"
 _AUTO = "auto"
+_LEAVING = threading.Lock()  # never given back
 # What errors of a collective say when a peer is gone: gloo on CPU, NCCL on GPU, the coordination service anywhere.
 _LOST_PEER = re.compile(r"gloo|nccl|connection|heartbeat|coordination|unavailable|barrier", re.IGNORECASE)
 # How such an error begins, whatever its type: where a failed collective's result is an argument, it is a ValueError.
@@ -133,32 +137,57 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
     """Be one of the processes of `cluster` for the block; with None, nothing happens.
 
     Out of the block a process of a cluster goes in one of three ways. It ended, or leaves by SystemExit as all do at
-    the same step: it waits for the others. A UserError: it is printed, and the others are waited for a few seconds,
-    because most mistakes are everybody's. Anything else: it is gone at once, and the others notice.
+    the same step: it waits for the others. A UserError: it is printed, and the others leave with it, whatever they are
+    doing. Anything else: it is gone at once, and the others notice.
     """
     if cluster is None:
         yield
         return
     _join(cluster)
+    ended = threading.Event()
+    threading.Thread(target=_watch_for_mistakes, args=(ended,), name="mistakes", daemon=True).start()
     try:
         yield
     except KeyboardInterrupt:
-        _leave(128 + signal.SIGINT)
+        _leave(128 + signal.SIGINT, "")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave(USER_ERROR_EXIT_CODE, wait=True)
+        _tell_mistake(error)
+        _leave(USER_ERROR_EXIT_CODE, f"error: {error}", wait=True)
     except Exception as error:
         lost = lost_peer(error)
         if lost is None:
-            traceback.print_exc()
-            _leave(1)
-        print(f"error: another process of this run was lost ({lost}); {_advice(lost)}", file=sys.stderr, flush=True)
+            _leave(1, traceback.format_exc())
         # The first one's end would end the others before they could say the same.
-        time.sleep(_LEAVE_SECONDS / 2 if jax.process_index() == 0 else 0)
-        _leave(LOST_PEER_EXIT_CODE)
+        linger = _LEAVE_SECONDS / 2 if jax.process_index() == 0 else 0
+        text = f"error: another process of this run was lost ({lost}); {_advice(lost)}"
+        _leave(LOST_PEER_EXIT_CODE, text, linger=linger)
     finally:
         # Not reached from _leave.
+        ended.set()
         jax.distributed.shutdown()
+
+
+def _tell_mistake(error: UserError) -> None:
+    """Leave a mistake where `_watch_for_mistakes` of the other processes finds it."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody is there any more
+        coordination_client().key_value_set(f"{_MISTAKES}{jax.process_index()}", str(error))
+
+
+def _watch_for_mistakes(ended: threading.Event) -> None:
+    """End this process when another one has left for a user's mistake; for a thread of its own.
+
+    The main thread waits for that process in a collective by then. To notice that it is gone would be to start again,
+    and to meet the same mistake.
+    """
+    client = coordination_client()
+    while not ended.wait(_LOOK_SECONDS):
+        try:
+            mistakes = sorted(client.key_value_dir_get(_MISTAKES))
+        except jax.errors.JaxRuntimeError:  # the service is gone, which JAX's own watch tells
+            return
+        if mistakes and not ended.wait(_LOOK_SECONDS):
+            key, text = mistakes[0]
+            _leave(USER_ERROR_EXIT_CODE, f"error: process {key.removeprefix(_MISTAKES)}: {text}", wait=True)
 
 
 def _join(cluster: Cluster) -> None:
@@ -236,8 +265,15 @@ def _advice(lost: str) -> str:
     )
 
 
-def _leave(code: int, *, wait: bool = False) -> NoReturn:
-    """End this process without the wait for all others that JAX adds to an interpreter's end."""
+def _leave(code: int, text: str, *, wait: bool = False, linger: float = 0) -> NoReturn:
+    """End this process, and say why, without the wait for all others that JAX adds to an interpreter's end.
+
+    Of two threads that would end it, the second waits for the first.
+    """
+    _LEAVING.acquire()
+    if text:
+        print(text.rstrip(), file=sys.stderr, flush=True)
+    time.sleep(linger)
     if wait:
         together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         together.start()

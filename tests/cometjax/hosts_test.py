@@ -1,6 +1,10 @@
-"""Who the other processes are: by flags, environment, Slurm or GKE; and what is said when they cannot be found."""
+"""Who the other processes are, by flags, environment, Slurm or GKE; what is said when one is not found, or leaves."""
 
+import os
 import socket
+import subprocess
+import sys
+import textwrap
 
 import jax
 import pytest
@@ -8,6 +12,8 @@ import pytest
 from cometjax import hosts
 from cometjax.hosts import Cluster, find_cluster
 from data_pipeline.errors import UserError
+from tests.cometjax.processes import free_port
+from tests.cometjax.tiny_run import ROOT
 
 ADDRESS = "host0:7070"
 
@@ -85,6 +91,35 @@ def test_a_first_process_that_nobody_finds_or_a_port_that_is_taken_is_told_in_a_
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"coordinator: port {port}: .*in use; choose another port"):
             hosts._await_coordinator(Cluster(f"127.0.0.1:{port}", 2, 0))
+
+
+PROCESS = """
+    import sys, time
+    from cometjax import agreement, hosts
+    from data_pipeline.errors import UserError
+    index = int(sys.argv[2])
+    with hosts.joined(hosts.Cluster(f"127.0.0.1:{sys.argv[1]}", 2, index)):
+        for error in ("", "disk full" if index else "", ""):
+            print(repr(agreement.first_error_beside_the_steps(error)))
+        if index:
+            raise UserError("damaged", where="shard 3")
+        time.sleep(100)  # as in a collective that the other never comes to
+"""
+
+
+def test_one_process_tells_the_other_of_its_error_and_takes_it_along_when_it_leaves_for_a_mistake():
+    port, pipe = free_port(), subprocess.PIPE
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROCESS), str(port), str(index)],
+            cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=90) for process in processes]
+    assert [out for out, _ in said] == ["''\n'process 1: disk full'\n''\n"] * 2
+    assert [process.returncode for process in processes] == [2, 2]
+    assert [error for _, error in said] == ["error: process 1: shard 3: damaged\n", "error: shard 3: damaged\n"]
 
 
 @pytest.mark.parametrize(
