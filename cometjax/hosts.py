@@ -212,6 +212,7 @@ def _join(cluster: Cluster) -> None:
 def _await_coordinator(cluster: Cluster) -> None:
     """JAX ends the process, with a page of stack, when nobody answers; here that is a line."""
     host, _, port = str(cluster.coordinator_address).rpartition(":")
+    host = host.strip("[]")  # of an IPv6 address
     if cluster.process_id == 0:
         with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -93,6 +93,16 @@ def test_a_first_process_that_nobody_finds_or_a_port_that_is_taken_is_told_in_a_
             hosts._await_coordinator(Cluster(f"127.0.0.1:{port}", 2, 0))
 
 
+def test_a_first_process_with_an_ipv6_address_is_found():
+    with socket.socket(socket.AF_INET6) as server:
+        try:
+            server.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"SKIPPED FOR LACK OF IPV6: {error}")
+        server.listen()
+        hosts._await_coordinator(Cluster(f"[::1]:{server.getsockname()[1]}", 2, 1))
+
+
 PROCESS = """
     import sys, time
     from cometjax import agreement, hosts
