@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -335,7 +336,13 @@ class _ClosedLoopsIgnored:
 
 
 def _is_not_told_elsewhere(record: standard_logging.LogRecord) -> bool:
-    of_orbax = "/orbax/checkpoint/" in record.pathname or "/orbax/checkpoint/" in record.getMessage()
+    trace = record.exc_info[2] if record.exc_info else None
+    places = [
+        record.pathname,
+        record.getMessage(),
+        *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)),
+    ]
+    of_orbax = any("/orbax/checkpoint/" in place for place in places)
     return not of_orbax or record.levelno < standard_logging.ERROR
 
 

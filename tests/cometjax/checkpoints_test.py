@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from cometjax import checkpoint_files
@@ -244,6 +246,15 @@ def test_an_old_checkpoint_that_cannot_be_deleted_yet_is_no_failed_save(tmp_path
     assert "an old checkpoint could not be deleted (Directory not empty)" in caplog.text
     checkpoints.close()
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["2"]
+
+
+def test_what_asyncio_finds_later_of_a_failed_save_is_not_logged_as_a_traceback(tmp_path, caplog):
+    Checkpoints(tmp_path, KeepPolicy(1)).close()
+    with pytest.raises(FileNotFoundError) as raised:
+        ocp.StandardCheckpointer().restore(tmp_path / "absent")
+    for error in (raised.value, ValueError("of somebody else")):
+        logging.getLogger("asyncio").error("Future exception was never retrieved", exc_info=error)
+    assert caplog.text.count("never retrieved") == 1 and "of somebody else" in caplog.text
 
 
 def test_a_model_loads_for_inference_with_its_own_parameters(tmp_path):
