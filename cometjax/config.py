@@ -13,6 +13,7 @@ from cometjax.attention import AUTO, IMPLEMENTATIONS
 from cometjax.model import REMAT_POLICIES
 from cometjax.parameterization import PARAMETERIZATIONS
 from data_pipeline.errors import UserError
+from data_pipeline.packing import MAX_SEED
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 PARAM_DTYPES = ("float32", "bfloat16")
@@ -151,6 +152,8 @@ def _leaves(config: ml_collections.ConfigDict, prefix: str = "config") -> Iterat
 def _validate_model(config: ml_collections.ConfigDict) -> None:
     model = config.model
     _at_least(config, 0, "seed", "model.vocab_size")
+    if config.seed >= MAX_SEED:
+        _refuse(config, "seed", "use less than 2**32")
     _at_least(config, 1, *(f"model.{key}" for key in ("layers", "width", "heads", "kv_heads", "head_dim", "mlp_width")))
     _at_least(config, 1, "model.mup_base_width")
     _above(config, 0, "model.rope_theta", "model.norm_eps")

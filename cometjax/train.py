@@ -44,8 +44,9 @@ from cometjax.train_loop import TrainLoop
 from data_pipeline import command_line
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.loader import refuse_empty
 from data_pipeline.locations import require_local
-from data_pipeline.mixture import Mixture, open_corpus
+from data_pipeline.mixture import MixedSplit, Mixture, open_corpus
 
 
 def train(
@@ -114,6 +115,11 @@ def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[
     if not config.corpus:
         raise UserError("is not set", where="config.corpus", fix="give a corpus with --config.corpus=DIR")
     corpus = open_corpus(config.corpus)
+    train_split = corpus.split("train")
+    # A mixture trains on each corpus's split by itself, and evaluates on all their tuning splits together.
+    train_parts = train_split.parts if isinstance(train_split, MixedSplit) else (train_split,)
+    for split in (*train_parts, corpus.split("tuning")):
+        refuse_empty(split)
     model = ModelConfig.from_config(config.model, len(corpus.vocabulary))
     if config.init_from and not (workdir / workdirs.CONFIG).exists():
         initial_weights.refuse_unfit(pathlib.Path(config.init_from), model, corpus.vocabulary)

@@ -255,10 +255,6 @@ class TrainLoop:
                     self._leave_if_preempted()
             if in_flight is not None:
                 totals.add(jax.device_get(in_flight))
-        if not totals.weight:
-            raise UserError(
-                "the tuning split has no tokens", where=self._config.corpus, fix="rebuild it with more subjects"
-            )
         return totals
 
     def _dispatch_evaluation(self, batch: dict[str, jax.Array]) -> LossSums:

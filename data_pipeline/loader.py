@@ -154,9 +154,14 @@ def evaluation_batch_at(
     return _batch(split, plan, _evaluation_rows(plan, _evaluation_places(index, batch_rows, host, hosts)))
 
 
-def _plan(split: RecordSource, row_length: int, seed: int) -> PackingPlan:
+def refuse_empty(split: RecordSource) -> None:
+    """Raise UserError where a split has no subjects."""
     if len(split.lengths_R) == 0:
         raise UserError("has no subjects", where=f"split {split}", fix="build a corpus with subjects in it")
+
+
+def _plan(split: RecordSource, row_length: int, seed: int) -> PackingPlan:
+    refuse_empty(split)
     return plan_cache.plan(split.lengths_R, row_length=row_length, prefix_length=PREFIX_LENGTH, seed=seed)
 
 

@@ -28,7 +28,7 @@ BLOCK_RECORDS = 1 << 20
 # Segments longer than a row's SPREAD-th part are dealt out evenly, one to the emptiest row, as long as that fills rows.
 SPREAD = 16
 SPREAD_FILL = 0.99
-_MAX_SEED = 2**32
+MAX_SEED = 2**32
 _ARRAYS = ("row_offsets_R1", "record_G", "start_G", "length_G")
 
 
@@ -195,7 +195,7 @@ def _validate(lengths_R: np.ndarray, row_length: int, prefix_length: int, seed: 
             where="row_length",
             fix=f"make it at least {prefix_length + 1}",
         )
-    if not 0 <= seed < _MAX_SEED:
+    if not 0 <= seed < MAX_SEED:
         raise UserError(f"{seed} is out of range", where="seed", fix="choose one from 0 to 2**32 - 1")
     if len(lengths_R) == 0:
         raise UserError("no records to pack", fix="choose a split that has subjects")

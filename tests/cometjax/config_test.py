@@ -42,6 +42,7 @@ def test_an_unlisted_key_cannot_be_set() -> None:
     ("key", "value", "fix"),
     [
         ("seed", -1, "use 0 or more"),
+        ("seed", 2**32, r"use less than 2\*\*32"),
         ("model.layers", 0, "use 1 or more"),
         ("model.kv_heads", 3, r"use a divisor of config.model.heads \(4\)"),
         ("model.kv_heads", 8, r"use a divisor of config.model.heads \(4\)"),

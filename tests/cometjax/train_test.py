@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 
 import jax
@@ -246,6 +247,27 @@ def test_what_only_devices_or_corpus_can_tell_is_refused_before_anything_is_writ
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=key.split(".")[0]):
         train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "tuning"])
+@pytest.mark.parametrize("content", ["absent", "empty"])
+def test_a_corpus_without_subjects_to_train_or_evaluate_on_is_refused_before_anything_is_written(
+    folder, tmp_path, split, content
+):
+    root = shutil.copytree(folder / "corpus", tmp_path / "corpus")
+    manifest = corpus.decode_manifest((root / corpus.MANIFEST).read_bytes(), "")
+    if content == "absent":
+        del manifest["splits"][split]
+    else:
+        manifest["splits"][split] |= {"subjects": 0, "tokens": 0, "shards": []}
+        np.save(root / split / "lengths.npy", np.zeros(0, np.uint32))
+    del manifest["sha256"]
+    manifest["fingerprint"] = corpus.fingerprint(manifest["vocabulary_fingerprint"], manifest["splits"])
+    (root / corpus.MANIFEST).write_bytes(corpus.encode_manifest(manifest))
+    message = f"no split '{split}'" if content == "absent" else f"split {split} of {root}: has no subjects"
+    with pytest.raises(UserError, match=message):
+        train(config_of(tmp_path, steps=8), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
