@@ -13,11 +13,12 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"
@@ -26,23 +27,36 @@ _PARTIAL, _DELETED, _DAMAGED = ".partial", ".deleted", ".damaged"
 _HASH_THREADS = 8
 
 
+class TuningLoss(NamedTuple):
+    """An evaluation's `loss`, nats per token, and the number of target `tokens` that it is the mean of."""
+
+    loss: float
+    tokens: int
+
+
 @dataclasses.dataclass(frozen=True)
 class KeepPolicy:
     """Which checkpoints stay: the `latest` newest, those of steps divisible by `every`, the `best` by tuning loss.
 
-    0 turns `every` and `best` off. A step without a tuning loss is never among the best.
+    0 turns `every` and `best` off. Losses are compared only where they are of as many tokens, and so of the same: the
+    best of the evaluations on some batches stay beside the best of those on the whole split. A step without a finite
+    tuning loss is never among the best.
     """
 
     latest: int
     every: int = 0
     best: int = 0
 
-    def kept(self, steps: Iterable[int], tuning_losses: Mapping[int, float]) -> set[int]:
+    def kept(self, steps: Iterable[int], tuning_losses: Mapping[int, TuningLoss]) -> set[int]:
         """The steps that stay."""
         ordered = sorted(steps)
-        by_loss = sorted((step for step in ordered if step in tuning_losses), key=lambda step: tuning_losses[step])
+        by_tokens: dict[int, list[tuple[float, int]]] = {}
+        for step in ordered:
+            if step in tuning_losses and math.isfinite(tuning_losses[step].loss):
+                by_tokens.setdefault(tuning_losses[step].tokens, []).append((tuning_losses[step].loss, step))
+        best = {step for ranked in by_tokens.values() for _, step in sorted(ranked)[: self.best]}
         permanent = {step for step in ordered if self.every and step % self.every == 0}
-        return {*ordered[-self.latest :], *by_loss[: self.best]} | permanent
+        return {*ordered[-self.latest :]} | best | permanent
 
 
 def whole_steps(folder: pathlib.Path) -> list[int]:

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from cometjax import agreement, checkpoint_files, hosts
 from cometjax import workdir as workdirs
-from cometjax.checkpoint_files import FOLDER, KeepPolicy
+from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import path_name
 from cometjax.train_step import TrainState
@@ -51,7 +51,7 @@ class Checkpoints:
     ) -> None:
         self._folder = (workdir / FOLDER).resolve()
         self._keep, self._before_commit = keep, before_commit
-        self._tuning_losses: dict[int, float] = {}
+        self._tuning_losses: dict[int, TuningLoss] = {}
         self._started: int | None = None
         self._failure: str | None = None
         self._primary = jax.process_index() == 0
@@ -165,7 +165,7 @@ class Checkpoints:
         failure, self._failure = self._failure, None
         return failure
 
-    def note_tuning_loss(self, step: int, loss: float) -> None:
+    def note_tuning_loss(self, step: int, loss: TuningLoss) -> None:
         """Say how good the checkpoint of `step` is."""
         self._tuning_losses = self._tuning_losses | {step: loss}
 

@@ -91,7 +91,7 @@ def _train() -> ml_collections.ConfigDict:
     train.checkpoint_every = 250  # steps between checkpoints
     train.keep_checkpoints = 2  # the newest this many stay,
     train.keep_every = 0  # and those of steps that this divides (0: none),
-    train.keep_best = 0  # and this many with the lowest tuning loss, of those at steps with an evaluation
+    train.keep_best = 0  # and this many with the lowest tuning loss, of evaluations on as many batches
     train.on_checkpoint_error = "continue"  # a full disk, say: "continue" training, or "stop"; either says so
     train.verify_checkpoints = True  # compare every file with its checksum before going on from a checkpoint
     train.spike_threshold = 10.0  # robust standard deviations above which a step is skipped (step_guard.py); 0 = never

@@ -32,6 +32,11 @@ class LossTotals:
         self.weight += float(sums.weight)
 
     @property
+    def tokens(self) -> int:
+        """Target tokens with weight."""
+        return int(self.tokens_K.sum())
+
+    @property
     def loss(self) -> float:
         """Nats per target token."""
         return float(self.nats_K.sum() / self.weight) if self.weight else math.nan

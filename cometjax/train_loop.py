@@ -7,6 +7,7 @@ checked all that can be refused (`cometjax.train`).
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from typing import Any
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from cometjax import agreement, attention, initial_weights, metrics, preemption, profiling, sharding
 from cometjax import workdir as workdirs
-from cometjax.checkpoint_files import FOLDER, KeepPolicy
+from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.checkpoints import Checkpoints
 from cometjax.compiled_step import make_compiled_steps
 from cometjax.goodput import Clock
@@ -65,7 +66,7 @@ class TrainLoop:
         self._checkpoints = Checkpoints(workdir, keep, before_commit=lambda: self._records.flush())
         earlier = agreement.from_first(lambda: _earlier_records(workdir))
         self._restore(earlier["last"], started)
-        losses = {step: loss for step, loss in earlier["tuning"] if step <= self._step}
+        losses = {step: TuningLoss(loss, tokens) for step, loss, tokens in earlier["tuning"] if step <= self._step}
         self._evaluated_step = self._step if self._step in losses else 0
         # Any: what Grain returns can be closed.
         self._batches: Any = None
@@ -228,7 +229,7 @@ class TrainLoop:
         if self._evaluated_step == self._step:  # by a run that was killed before it wrote its result
             return
         self._evaluated_step = self._step
-        self._checkpoints.note_tuning_loss(self._step, totals.loss)
+        self._checkpoints.note_tuning_loss(self._step, TuningLoss(totals.loss, totals.tokens))
         self._records.evaluation(self._step, totals)
 
     def _evaluate(self, *, max_batches: int | None) -> metrics.LossTotals:
@@ -305,11 +306,19 @@ class TrainLoop:
 
 
 def _earlier_records(workdir: pathlib.Path) -> dict[str, Any]:
-    """Of the lines so far: `tuning`, (step, loss) of each evaluation of finite loss; `last`, the last one's time."""
+    """Of the lines so far: `tuning`, (step, loss, target tokens) of each evaluation; `last`, the last one's time."""
     lines = metrics.read(workdir)
-    evaluations = [(line["step"], line["loss"]) for line in lines if line["split"] == "tuning"]
+    evaluations = [line for line in lines if line["split"] == "tuning"]
     timed = [line for line in lines if "wall_seconds" in line]  # older versions wrote no time
     return {
-        "tuning": [(step, loss) for step, loss in evaluations if loss is not None],
+        "tuning": [(line["step"], _loss(line), _tokens(line)) for line in evaluations],
         "last": {key: timed[-1][key] for key in ("time", "wall_seconds")} if timed else None,
     }
+
+
+def _loss(line: dict[str, Any]) -> float:
+    return math.nan if line["loss"] is None else float(line["loss"])
+
+
+def _tokens(line: dict[str, Any]) -> int:
+    return sum(count for key, count in line.items() if key.startswith("tokens/"))

@@ -15,7 +15,7 @@ import pytest
 
 from cometjax import checkpoint_files
 from cometjax import workdir as workdirs
-from cometjax.checkpoint_files import FOLDER, KeepPolicy
+from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.checkpoints import Checkpoints, load_for_inference
 from cometjax.config import default_config
 from cometjax.model import ModelConfig
@@ -143,7 +143,7 @@ def test_the_best_and_every_kth_outlive_the_newest(tmp_path):
     checkpoints = Checkpoints(tmp_path, KeepPolicy(1, every=4, best=2))
     for step, loss in zip(range(1, 8), (0.5, 0.2, 0.9, 0.8, 0.3, 0.6, 0.7), strict=True):
         checkpoints.save(step, state_of(0), {})
-        checkpoints.note_tuning_loss(step, loss)
+        checkpoints.note_tuning_loss(step, TuningLoss(loss, tokens=100))
     checkpoints.close()
     assert checkpoint_files.whole_steps(tmp_path / FOLDER) == [2, 4, 5, 7]
 

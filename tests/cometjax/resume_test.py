@@ -11,6 +11,7 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from cometjax import checkpoint_files, metrics, preemption, sharding, train_loop
@@ -72,6 +73,38 @@ def test_from_a_damaged_checkpoint_the_run_falls_back_to_the_one_before_and_ends
     assert f"24: skipped, {path.relative_to(workdir / FOLDER / '24')} has " in caplog.text
     assert names(workdir) == ["20", "24", "24.damaged"]
     assert losses(workdir) == losses(finished)
+
+
+def test_the_best_on_as_many_batches_and_every_kth_outlive_a_restart_and_an_easier_last_evaluation(
+    folder, tmp_path, monkeypatch
+):
+    """From step 16 on the evaluations on a batch are made hard; the last one, on the whole split, is left as it is."""
+    put, puts, batches, evaluations = sharding.put_batch, [], train_loop.evaluation_batches, []
+
+    def killed_at_step_18(mesh, batch):
+        puts.append(batch)
+        if len(puts) == 18 + 4:  # a batch of each evaluation passes here, too
+            raise KeyboardInterrupt
+        return put(mesh, batch)
+
+    def harder(*args, max_batches, **kwargs):
+        evaluations.append(max_batches)
+        wrong = 7 if max_batches and len(evaluations) >= 4 else None
+        for batch in batches(*args, max_batches=max_batches, **kwargs):
+            yield batch if wrong is None else batch | {"targets_BxL": np.full_like(batch["targets_BxL"], wrong)}
+
+    monkeypatch.setattr(train_loop, "evaluation_batches", harder)
+    monkeypatch.setattr(sharding, "put_batch", killed_at_step_18)
+    keys = {"eval_every": 4, "eval_batches": 1, "keep_checkpoints": 1, "keep_every": 16, "keep_best": 1}
+    workdir = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(config(folder, **keys), workdir, progress=False)
+    train(config(folder, **keys), workdir, progress=False)
+    on_a_batch = {line["step"]: line["loss"] for line in metrics.read(workdir) if line["split"] == "tuning"}
+    whole = on_a_batch.pop(STEPS)
+    assert list(on_a_batch) == [4, 8, 12, 16, 20] and evaluations == [1, 1, 1, 1, 1, None]
+    assert min(on_a_batch, key=on_a_batch.get) == 12 and whole < on_a_batch[12]
+    assert names(workdir) == ["12", "16", "24"]
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_both_values(folder, finished, tmp_path):
