@@ -13,7 +13,6 @@ CORPUS.partial/
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import secrets
@@ -21,7 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-from data_pipeline import corpus, pieces
+from data_pipeline import corpus, file_lock, pieces
 from data_pipeline.build_job import BuildJob
 from data_pipeline.errors import UserError
 
@@ -136,7 +135,10 @@ def _locked(root: pathlib.Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor, root)
+            if not file_lock.take(descriptor, root):
+                raise UserError(
+                    "another build is writing here", where=str(root), fix="wait for it or choose another --out"
+                )
             # The build that held it may have finished and removed the file meanwhile: then this is no lock.
             if _is_file(descriptor, root / _LOCK):
                 yield
@@ -150,20 +152,6 @@ def _is_file(descriptor: int, path: pathlib.Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _lock(descriptor: int, root: pathlib.Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            "another build is writing here", where=str(root), fix="wait for it or choose another --out"
-        ) from error
-    except OSError as error:
-        print(
-            f"{root}: this file system cannot lock files ({error.strerror}): see that no second build writes here",
-            file=sys.stderr,
-        )
 
 
 def _take_up(folder: BuildFolder, job: BuildJob) -> None:
