@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from absl import logging
 
 from cometjax import metrics
+from cometjax import workdir as workdirs
 from cometjax.tensorboard_files import Board
 
 QUEUE_LINES = 4096
@@ -34,7 +35,7 @@ class MetricsWriter:
     """Appends lines; does nothing on other processes than the first.
 
     Lines beyond `resumed_step` come from steps that were lost with a kill: they are cut, so that the file reads as one
-    uninterrupted run.
+    uninterrupted run. Raises UserError when the file cannot be cut or opened.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class MetricsWriter:
             return
         self._workdir = workdir
         path = workdir / metrics.METRICS_FILE
-        metrics.cut(path, resumed_step)
-        self._file = path.open("ab", buffering=0)
+        with workdirs.writing(path):
+            metrics.cut(path, resumed_step)
+            self._file = path.open("ab", buffering=0)
         self._board = Board(workdir / BOARD, resumed_step=resumed_step)
         self._dropped, self._unwritten = 0, 0  # by the loop; by the thread
         # Counts lines alone: a flush and the end always find room.

@@ -73,8 +73,8 @@ class TrainLoop:
         self._stepped, self._evaluated = False, False  # what was not yet called is compiled by its first call
         for step, loss in losses.items():
             self._checkpoints.note_tuning_loss(step, loss)
-        self._records = RunRecords(
-            workdir, config, model, mesh, self._clock, resumed_step=self._step, progress=progress
+        self._records = agreement.together(
+            lambda: RunRecords(workdir, config, model, mesh, self._clock, resumed_step=self._step, progress=progress)
         )
         self._profiler = profiling.Profiler(workdir, profile_steps, profile_request, self._records.say)
         if self._step:
@@ -121,9 +121,13 @@ class TrainLoop:
         result = self._records.result(
             self._step, totals, skipped_steps=int(jax.device_get(guard.nonfinite_total + guard.spike_total))
         )
-        if jax.process_index() == 0:
-            workdirs.write_json(self._workdir / workdirs.RESULT, dataclasses.asdict(result))
+        agreement.from_first(lambda: self._write_result(result))
         return result
+
+    def _write_result(self, result: TrainResult) -> None:
+        path = self._workdir / workdirs.RESULT
+        with workdirs.writing(path):
+            workdirs.write_json(path, dataclasses.asdict(result))
 
     def close(self) -> None:
         """End the save under way and close the files, also after an error."""

@@ -10,10 +10,11 @@ workdir/
   result.json       written last: a finished run
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -54,10 +55,23 @@ FREE_KEYS = (
 )
 
 
-def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture) -> None:
-    """Make a new workdir, or check that this one was started with the same corpus, vocabulary and configuration.
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turn a full disk, a place that is read-only and the like into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot be written ({error.strerror})",
+            where=str(path),
+            fix="make room or get the rights and start again with the same --workdir, or choose another",
+        ) from error
 
-    Raises UserError naming what differs, with both values.
+
+def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture) -> None:
+    """Begin a new workdir, or check that this one was started with the same corpus, vocabulary and configuration.
+
+    Raises UserError naming what differs, with both values, or what cannot be written.
     """
     new_config = _through_json(config.to_dict())
     new_corpus = {
@@ -65,20 +79,19 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpu
         "vocabulary_fingerprint": corpus.vocabulary.fingerprint,
         "source": corpus.manifest.get("source"),
     }
+    old_config = None
     if (workdir / CONFIG).exists():
+        old_config = read_json(workdir / CONFIG)
         _refuse_other_corpus(str(workdir), read_json(workdir / CORPUS), new_corpus)
-        _refuse_other_config(str(workdir), read_json(workdir / CONFIG), new_config)
-    else:
-        try:
+        _refuse_other_config(str(workdir), old_config, new_config)
+    with writing(workdir):
+        if old_config is None:
             workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot be made ({error.strerror})", where=str(workdir), fix="choose another --workdir"
-            ) from error
-        write_text(workdir / VOCABULARY, corpus.vocabulary.to_json())
-        write_json(workdir / CORPUS, new_corpus)
-    # Written last: a workdir with a config.json has the rest.
-    write_json(workdir / CONFIG, new_config)
+            write_text(workdir / VOCABULARY, corpus.vocabulary.to_json())
+            write_json(workdir / CORPUS, new_corpus)
+        # Written last: a workdir with a config.json has the rest. As it is, a full disk is no matter.
+        if new_config != old_config:
+            write_json(workdir / CONFIG, new_config)
 
 
 def refuse_other_run(
