@@ -13,6 +13,7 @@ On several hosts the same command is started on each, by Slurm, GKE or flags (`c
 corpus are folders that all of them see. On a CPU each core is a device (`cometjax.cpu_devices`).
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -63,12 +64,12 @@ def train(
     (None: from this call).
 
     Raises:
-      UserError: a wrong configuration or corpus; a workdir that was started with another, or that not all processes
-        see; too many steps in a row whose loss or gradient is not finite; the last checkpoint cannot be written, or
-        any, where config says stop.
+      UserError: a wrong configuration or corpus; a workdir that was started with another, that another process trains
+        in, that not all processes see, or that cannot be written; too many steps in a row whose loss or gradient is not
+        finite; the last checkpoint cannot be written, or any, where config says stop.
       SystemExit: with code 143, when SIGTERM came; the step was saved.
     """
-    with preemption.listening() as preempted, profiling.listening() as profile_request:
+    with contextlib.ExitStack() as held, preemption.listening() as preempted, profiling.listening() as profile_request:
         agreement.refuse_difference("configuration", config.to_dict())
         corpus, model, mesh = agreement.together(lambda: _prepare(config, workdir))
         agreement.refuse_difference("corpus", [corpus.fingerprint, corpus.vocabulary.fingerprint])
@@ -78,7 +79,7 @@ def train(
         # 3. Nothing: parameters of config.init_from, or else from config.seed, and step 0.
         # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given
         # now counts), and so must corpus and vocabulary.
-        finished = agreement.from_first(lambda: _open_workdir(workdir, config, corpus))
+        finished = agreement.from_first(lambda: _open_workdir(workdir, config, corpus, held))
         shared_workdir.refuse_unshared(workdir)
         first = jax.process_index() == 0
         if finished is not None:
@@ -132,9 +133,10 @@ def _prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[
 
 
 def _open_workdir(
-    workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture, held: contextlib.ExitStack
 ) -> dict[str, Any] | None:
-    """The workdir's result, if its run is finished."""
+    """The workdir's result, if its run is finished. No other process may train there until `held` ends."""
+    held.enter_context(workdirs.held(workdir))
     workdirs.open_workdir(workdir, config, corpus)
     result = workdir / workdirs.RESULT
     return workdirs.read_json(result) if result.exists() else None

@@ -8,17 +8,21 @@ workdir/
   metrics.jsonl, tensorboard/   cometjax.metrics_writer
   profile/          traces, where asked for: cometjax.profiling
   result.json       written last: a finished run
+  lock              held while a run writes here: a second one is refused
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
+from absl import logging
 
+from data_pipeline import file_lock
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.mixture import Mixture
@@ -27,6 +31,10 @@ CONFIG = "config.json"
 CORPUS = "corpus.json"
 VOCABULARY = "vocabulary.json"
 RESULT = "result.json"
+LOCK = "lock"
+# How long a run waits for another to leave. Of a machine that died, a network file system keeps the lock until its
+# lease ends: 90 seconds with Linux's NFS server, if nobody changed it.
+LOCK_SECONDS = 120.0
 
 # A resumed run may change these: they say how and how often, not what is computed. (`corpus` is a path: its
 # fingerprint decides. train.steps is not among them, for the learning rate's decay spans it.)
@@ -53,6 +61,35 @@ FREE_KEYS = (
     # An intervention: after a stop for spikes, the same run may go on with another threshold.
     "train.spike_threshold",
 )
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Hold the workdir, made when missing, for this process alone: two runs would delete each other's checkpoints.
+
+    Raises UserError when it cannot be written, or another process still holds it after LOCK_SECONDS.
+    """
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _wait_for_lock(descriptor, workdir)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, workdir: pathlib.Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    told = False
+    while not file_lock.take(descriptor, workdir):
+        if time.monotonic() >= deadline:
+            fix = "wait for it or choose another --workdir"
+            raise UserError("another process trains here", where=str(workdir), fix=fix)
+        if not told:
+            told = True
+            logging.warning("%s: another process trains here; waiting %.0f s for its end", workdir, LOCK_SECONDS)
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -86,7 +123,6 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpu
         _refuse_other_config(str(workdir), old_config, new_config)
     with writing(workdir):
         if old_config is None:
-            workdir.mkdir(parents=True, exist_ok=True)
             write_text(workdir / VOCABULARY, corpus.vocabulary.to_json())
             write_json(workdir / CORPUS, new_corpus)
         # Written last: a workdir with a config.json has the rest. As it is, a full disk is no matter.

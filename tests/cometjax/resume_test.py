@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cometjax import checkpoint_files, metrics, preemption, sharding, train_loop
+from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER
 from cometjax.metrics_writer import MetricsWriter
 from cometjax.train import train
@@ -106,6 +107,26 @@ def test_the_best_on_as_many_batches_and_every_kth_outlive_a_restart_and_an_easi
     assert list(on_a_batch) == [4, 8, 12, 16, 20] and evaluations == [1, 1, 1, 1, 1, None]
     assert sorted(on_a_batch, key=on_a_batch.get)[:2] == [12, 8] and whole < on_a_batch[12]
     assert names(workdir) == ["12", "16", "24", "8"]
+
+
+def test_a_second_run_in_a_workdir_is_refused_and_the_first_goes_on_undisturbed(
+    folder, finished, tmp_path, monkeypatch
+):
+    put, puts, workdir, refused = sharding.put_batch, [], tmp_path / "run", []
+
+    def another_is_started(mesh, batch):
+        puts.append(batch)
+        if len(puts) == 6:  # a checkpoint is written, and the next may be under way
+            with pytest.raises(UserError, match="run: another process trains here; wait for it or choose") as told:
+                train(config(folder), workdir, progress=False)
+            refused.append(told.value)
+        return put(mesh, batch)
+
+    monkeypatch.setattr(workdirs, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(sharding, "put_batch", another_is_started)
+    train(config(folder), workdir, progress=False)
+    assert len(refused) == 1 and losses(workdir) == losses(finished)
+    assert names(workdir) == ["20", "24"]
 
 
 @contextlib.contextmanager
