@@ -166,8 +166,8 @@ def make_evaluation_step(model: ModelConfig, tables: TokenTables) -> Callable[[A
 
 
 def _segment_statistics(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    # A segment of length n has positions 0..n-1, and the sum of 2i + 1 over them is n². Rows are summed as integers
-    # (exact to a row length of 46,340), then across rows in float32.
+    # A segment of length n has positions 0..n-1, and the sum of 2i + 1 over them is n². In float32, for n² of a row of
+    # 46,341 tokens is no int32; row by row, for then the terms of a sum are of a size.
     real_BxL = batch["segment_ids_BxL"] > 0
-    squares_B = jnp.sum(jnp.where(real_BxL, 2 * batch["positions_BxL"] + 1, 0), axis=1, dtype=jnp.int32)
-    return jnp.sum(real_BxL, dtype=jnp.int32), jnp.sum(squares_B.astype(jnp.float32))
+    squares_B = jnp.sum(jnp.where(real_BxL, 2 * batch["positions_BxL"] + 1, 0), axis=1, dtype=jnp.float32)
+    return jnp.sum(real_BxL, dtype=jnp.int32), jnp.sum(squares_B)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cometjax import group_norms, metrics, step_guard
+from cometjax import group_norms, metrics, step_guard, train_step
 from cometjax.config import default_config
 from cometjax.model import Decoder, ModelConfig
 from cometjax.optimizer import learning_rate_schedule, make_optimizer
@@ -79,6 +79,21 @@ def test_step_reports_positions_and_squared_segment_lengths(step_and_state):
     _, reported = step(state, batch_of(0))
     assert int(reported.positions) == 4 * 13
     assert int(reported.segment_squares) == 4 * (6**2 + 7**2)
+
+
+@pytest.mark.parametrize("length", [8_192, 46_341, 65_536])
+def test_squared_segment_lengths_are_right_to_a_ten_millionth_in_long_rows(length):
+    """FLOPs and MFU are made of them; 46,341² is more than an int32 holds."""
+    lengths = [[length], [length - 1_000, 1_000]]
+    segment_ids, positions = np.zeros((2, len(lengths), length), np.int32)
+    for row, segments in enumerate(lengths):
+        begin = 0
+        for number, n in enumerate(segments):
+            segment_ids[row, begin : begin + n], positions[row, begin : begin + n] = number + 1, np.arange(n)
+            begin += n
+    batch = {"segment_ids_BxL": jnp.asarray(segment_ids), "positions_BxL": jnp.asarray(positions)}
+    _, squares = jax.jit(train_step._segment_statistics)(batch)
+    assert float(squares) == pytest.approx(sum(n * n for row in lengths for n in row), rel=1e-7)
 
 
 def test_norms_by_kind_and_by_layer_are_those_of_gradients_and_of_what_the_step_changed(step_and_state):
