@@ -9,7 +9,7 @@ Every second from the start of a run's first process belongs to one cause:
     evaluation  on the tuning split
     setup       from the start of the first process to its first step: imports, corpus, first batch, initial state
     restart     the same of every later process, with the checkpoint's restoring
-    lost        what earlier processes did beyond the checkpoint that the next went on from: those steps are done again
+    lost        what earlier processes did beyond the checkpoint that the next went on from, and beyond its evaluation
     down        no process ran, as far as the records tell: from the last line of one to the start of the next
     other       the rest: lines of metrics, traces, signals
 
@@ -40,8 +40,9 @@ def process_start() -> float:
 class Clock:
     """Seconds by cause, and what the steps did in them: `tokens` (real target tokens) and `flops`.
 
-    `carried` is `to_dict` of the checkpoint that this process goes on from, `last_record` the last record that
-    processes before this one left (`record`, in a line of metrics.jsonl). Time since `started` (a `time.perf_counter`;
+    `carried` is `to_dict` of the checkpoint that this process goes on from. Of the records that processes before this
+    one left (`record`, in lines of metrics.jsonl) `kept_record` is the last that stays: that of an evaluation after the
+    checkpoint, say; and `last_record` the last of all. Time since `started` (a `time.perf_counter`;
     None: now) counts as setup or restart until `measure` or `begin` say otherwise. For one thread.
     """
 
@@ -49,11 +50,15 @@ class Clock:
         self,
         carried: Mapping[str, Any] | None = None,
         *,
+        kept_record: Mapping[str, Any] | None = None,
         last_record: Mapping[str, Any] | None = None,
         started: float | None = None,
     ) -> None:
         self._mark = time.perf_counter() if started is None else started
         carried = carried or {"seconds": {}, "tokens": 0, "flops": 0.0, "wall": 0.0}
+        if kept_record is not None and kept_record["wall_seconds"] > carried["wall"]:
+            seconds = {cause: kept_record[f"seconds/{cause}"] for cause in CAUSES}
+            carried = {**carried, "seconds": seconds, "wall": kept_record["wall_seconds"]}
         self.seconds = dict.fromkeys(CAUSES, 0.0) | dict(carried["seconds"])
         # Checkpoints of older versions counted only a part of the time.
         self.seconds["other"] += max(0.0, carried["wall"] - sum(self.seconds.values()))

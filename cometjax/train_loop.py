@@ -10,6 +10,7 @@ import functools
 import math
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,9 +65,10 @@ class TrainLoop:
         keep = KeepPolicy(config.train.keep_checkpoints, every=config.train.keep_every, best=config.train.keep_best)
         # A run that goes on from a checkpoint is to have the lines of all steps before it.
         self._checkpoints = Checkpoints(workdir, keep, before_commit=lambda: self._records.flush())
-        earlier = agreement.from_first(lambda: _earlier_records(workdir))
-        self._restore(earlier["last"], started)
-        losses = {step: TuningLoss(loss, tokens) for step, loss, tokens in earlier["tuning"] if step <= self._step}
+        newest = self._checkpoints.newest(verify=config.train.verify_checkpoints)
+        earlier = agreement.from_first(lambda: _earlier_records(workdir, newest or 0))
+        self._restore(newest, {"kept_record": earlier["kept"], "last_record": earlier["last"], "started": started})
+        losses = {step: TuningLoss(loss, tokens) for step, loss, tokens in earlier["tuning"]}
         self._evaluated_step = self._step if self._step in losses else 0
         # Any: what Grain returns can be closed.
         self._batches: Any = None
@@ -83,10 +85,10 @@ class TrainLoop:
         if model.scan_layers and jax.default_backend() == "gpu":
             self._records.say("layers are scanned; on a GPU config.model.scan_layers=False is a fifth faster")
 
-    def _restore(self, last_record: dict[str, float] | None, started: float | None) -> None:
-        newest = self._checkpoints.newest(verify=self._config.train.verify_checkpoints)
+    def _restore(self, newest: int | None, earlier: Mapping[str, Any]) -> None:
+        """Go on from the checkpoint `newest`, or begin; `earlier` is what the clock wants to know besides."""
         if newest is None:
-            self._clock = Clock(last_record=last_record, started=started)
+            self._clock = Clock(**earlier)
             self._state: TrainState = self._steps.init()
             if self._config.init_from:
                 self._state = self._with_given_weights(self._state)
@@ -95,7 +97,7 @@ class TrainLoop:
         metadata = self._checkpoints.metadata(newest)
         where = f"{self._workdir / FOLDER / str(newest)}"
         workdirs.refuse_other_run(where, metadata, self._config, self._corpus)
-        self._clock = Clock(metadata["clock"], last_record=last_record, started=started)
+        self._clock = Clock(metadata["clock"], **earlier)
         self._state = self._checkpoints.restore(newest, self._steps.abstract_state)
         self._step = newest
 
@@ -309,14 +311,20 @@ class TrainLoop:
         )
 
 
-def _earlier_records(workdir: pathlib.Path) -> dict[str, Any]:
-    """Of the lines so far: `tuning`, (step, loss, target tokens) of each evaluation; `last`, the last one's time."""
+def _earlier_records(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """What the lines so far tell a run that goes on from `step`.
+
+    `tuning`: (step, loss, target tokens) of each evaluation up to there; `kept`: the last line up to there, or None;
+    `last`: the last line of all, or None.
+    """
     lines = metrics.read(workdir)
-    evaluations = [line for line in lines if line["split"] == "tuning"]
-    timed = [line for line in lines if "wall_seconds" in line]  # older versions wrote no time
+    evaluations = [line for line in lines if line["split"] == "tuning" and line["step"] <= step]
+    timed = [line for line in lines if "seconds/step" in line]  # older versions wrote no time
+    kept = [line for line in timed if line["step"] <= step]
     return {
         "tuning": [(line["step"], _loss(line), _tokens(line)) for line in evaluations],
-        "last": {key: timed[-1][key] for key in ("time", "wall_seconds")} if timed else None,
+        "kept": kept[-1] if kept else None,
+        "last": timed[-1] if timed else None,
     }
 
 

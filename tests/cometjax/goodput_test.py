@@ -94,6 +94,24 @@ def test_a_run_killed_before_its_first_checkpoint_has_lost_all_of_it(tick):
     assert again.wall == 50 + 7 + 1 and spent(again) == {"lost": 50, "down": 7, "restart": 1}
 
 
+def test_an_evaluation_whose_line_is_kept_is_not_lost(tick):
+    clock = Clock()
+    clock.begin("step")
+    tick(20)
+    saved = json.loads(json.dumps(clock.to_dict()))
+    with clock.measure("evaluation"):
+        tick(50)
+    kept = json.loads(json.dumps(clock.record()))
+    tick(4)
+    last = json.loads(json.dumps(clock.record()))
+    tick(1)
+    again = Clock(saved, kept_record=kept, last_record=last)
+    assert spent(again) == {"step": 20, "evaluation": 50, "lost": 4, "down": 1}
+    # A line from before the checkpoint says nothing that the checkpoint does not.
+    assert spent(Clock(kept_record=None, carried=again.to_dict())) == spent(again)
+    assert spent(Clock(again.to_dict(), kept_record=kept, last_record=kept))["lost"] == 4
+
+
 def test_a_run_that_was_stopped_at_its_checkpoint_has_lost_nothing(tick):
     saved, _ = run_until_killed(tick)
     assert spent(Clock(saved)) == {"step": 20}

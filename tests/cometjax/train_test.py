@@ -133,6 +133,7 @@ def test_a_run_killed_between_its_last_evaluation_and_its_result_finishes_withou
     (workdir / "result.json").unlink()
     again = train(config_of(folder), workdir, progress=False)
     assert (again.tuning_loss, again.tokens, again.step) == (result.tuning_loss, result.tokens, STEPS)
+    assert again.seconds["lost"] == 0  # its evaluation is after its checkpoint, and is kept
     assert (workdir / metrics.METRICS_FILE).read_bytes() == before
 
 
