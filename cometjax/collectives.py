@@ -14,7 +14,6 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*)")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(calls|to_apply|body|async_execution_thread)=%([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +123,9 @@ def _walk(computations: Mapping[str, list[_Instruction]], entry: str) -> Iterato
                 trips = _trips(instruction, computations[name], computations.get(condition, []))
                 pending.append((body, body, times * trips, False))
                 continue
-            for key, called in _CALLED.findall(instruction.rest):
-                if key == "calls":
-                    spread = "async_collective_fusion" in called or instruction.opcode == "async-start"
-                    pending.append((owner, called, times, overlapped or spread))
+            if called := _called(instruction, "calls"):
+                spread = "async_collective_fusion" in called or instruction.opcode == "async-start"
+                pending.append((owner, called, times, overlapped or spread))
 
 
 def _called(instruction: _Instruction, key: str) -> str:

@@ -129,7 +129,8 @@ def evaluation_batches(
     batches = batches if max_batches is None else min(batches, max_batches)
 
     def rows_at(index: int) -> list[RowPlan]:
-        return _evaluation_rows(plan, _evaluation_places(index, config.batch_rows, host, hosts))
+        places = range(index * config.batch_rows, (index + 1) * config.batch_rows)
+        return _evaluation_rows(plan, _share(places, host, hosts))
 
     return _iterate(split, plan, rows_at, range(batches), config)
 
@@ -145,13 +146,6 @@ def batch_at(
     """The host's share of the training batch of `step`, by random access."""
     places = places_of_steps(plan, config.batch_rows, config.group_by_length, config.seed)(step)
     return _batch(split, plan, _training_rows(plan, _share(places, host, hosts)))
-
-
-def evaluation_batch_at(
-    split: RecordSource, plan: PackingPlan, index: int, *, batch_rows: int, host: int = 0, hosts: int = 1
-) -> Batch:
-    """The host's share of evaluation batch `index`, by random access; rows after the last are empty."""
-    return _batch(split, plan, _evaluation_rows(plan, _evaluation_places(index, batch_rows, host, hosts)))
 
 
 def refuse_empty(split: RecordSource) -> None:
@@ -177,10 +171,6 @@ def _validate(config: LoaderConfig, host: int, hosts: int) -> None:
     for key in ("workers", "prefetch", "group_by_length"):
         if getattr(config, key) < 0:
             raise UserError(f"{getattr(config, key)} is negative", where=key, fix="choose 0 or more")
-
-
-def _evaluation_places(index: int, batch_rows: int, host: int, hosts: int) -> Sequence[int]:
-    return _share(range(index * batch_rows, (index + 1) * batch_rows), host, hosts)
 
 
 def _share(places: Sequence[int], host: int, hosts: int) -> Sequence[int]:

@@ -65,12 +65,6 @@ class Schedule:
         part = int(self._parts_Q[offset])
         return part, period * self.weights[part] + int(self._before_Q[offset])
 
-    def rows_before(self, place: int) -> tuple[int, ...]:
-        """Rows of each part among the first `place`."""
-        period, offset = divmod(place, len(self._parts_Q))
-        counts = np.bincount(self._parts_Q[:offset], minlength=len(self.weights))
-        return tuple(period * weight + int(count) for weight, count in zip(self.weights, counts, strict=True))
-
     @functools.cached_property
     def _parts_Q(self) -> np.ndarray:
         """Part of each row of a period, after Tijdeman, "The chairman assignment problem", Discrete Math. 32 (1980).
@@ -163,11 +157,6 @@ class MixedPlan:
         part, number = self.schedule.at(place)
         row = self.plans[part].stream(number)
         return row._replace(record_S=row.record_S + np.int64(self.first_records[part]))
-
-    def epochs_before(self, place: int) -> tuple[float, ...]:
-        """How often each part was gone through in the first `place` rows."""
-        rows = self.schedule.rows_before(place)
-        return tuple(count / plan.num_rows for count, plan in zip(rows, self.plans, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,9 +203,6 @@ def test_random_access_gives_the_batches_of_the_stream():
     plan = loader.training_plan(SPLIT, CONFIG)
     batches = [loader.batch_at(SPLIT, plan, CONFIG, step) for step in range(5)]
     assert_equal(take(loader.train_batches(SPLIT, CONFIG), 5), batches)
-    plan = loader.evaluation_plan(SPLIT, CONFIG)
-    batches = [loader.evaluation_batch_at(SPLIT, plan, index, batch_rows=8) for index in range(2)]
-    assert_equal(take(loader.evaluation_batches(SPLIT, CONFIG), 2), batches)
 
 
 def test_starting_at_a_far_step_is_as_quick_as_starting_at_the_first():

@@ -95,7 +95,6 @@ def test_after_any_number_of_rows_each_part_is_within_a_row_of_its_share(weights
     total, counts = sum(weights), np.zeros(len(weights), int)
     bound = 1 - fractions.Fraction(1, max(2 * len(weights) - 2, 1)) if len(weights) > 1 else 0
     for place in range(2 * total + 3):
-        assert schedule.rows_before(place) == tuple(counts)
         part, before = schedule.at(place)
         assert before == counts[part]
         counts[part] += 1
@@ -124,17 +123,13 @@ def test_every_batch_holds_the_corpora_in_proportion(mixed):
 
 def test_each_corpus_has_epochs_of_its_own(mixed, folders):
     split = mixed.split("train")
-    plan = loader.training_plan(split, CONFIG)
-    rows = 40 * 24
     seen = {1: [], 2: [], 3: []}
     for batch in take(loader.train_batches(split, CONFIG), 40):
         for part, tokens_L in zip(parts_of(batch), batch["tokens_BxL"], strict=True):
             seen[part].append(tokens_L.tobytes())
-    epochs = dict(zip((c.root.name for c in mixed.corpora), plan.epochs_before(rows), strict=True))
     for name, part in (("a", 1), ("b", 2), ("c", 3)):
         alone = corpus.Corpus.open(folders / name).split("train")
-        num_rows = loader.training_plan(alone, CONFIG).num_rows
-        assert epochs[name] == pytest.approx(len(seen[part]) / num_rows)
+        assert len(seen[part]) > 2 * loader.training_plan(alone, CONFIG).num_rows
         # The rows of the mixture are, in their order, those of training on the corpus alone.
         config = dataclasses.replace(CONFIG, batch_rows=1)
         by_itself = [batch["tokens_BxL"][0] for batch in take(loader.train_batches(alone, config), len(seen[part]))]
