@@ -60,7 +60,7 @@ def ask(
     label_folder: str = "",
     producible: Iterable[str] | None = None,
 ) -> Asked:
-    """Label the tasks on the subjects of the split, and on training subjects for what learns.
+    """Label the tasks on the subjects of the split, and on training subjects for what learns, none of them scored.
 
     Args:
         dataset, code_map: the data and how its codes are read.
@@ -76,6 +76,7 @@ def ask(
     """
     scored = subjects_of(dataset, split.split(","))
     training = subjects_of(dataset, ["train"])
+    training = training.filter(~training.is_in(scored.implode()))
     keys = label_module.row_hash(training, pl.zeros(len(training), pl.Int64, eager=True), seed)
     training = training.gather(np.sort(np.argsort(keys, kind="stable")[:max_training_subjects]))
     events = task_module.read_events(dataset, pl.concat([scored, training]).unique().to_list(), code_map)

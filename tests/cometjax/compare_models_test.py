@@ -128,6 +128,16 @@ def test_one_evaluation_makes_a_page_too(folders, tmp_path) -> None:
     assert "No task has 10000 events" in text and "Does size help" not in text
 
 
+def test_subjects_are_called_unseen_only_where_no_training_subject_is_scored(folders, compared, tmp_path) -> None:
+    def of_train(results: dict) -> None:
+        results["run"]["options"]["split"] = "train"
+
+    found = evaluations.read([changed(folders["large"], tmp_path / "train", of_train)])
+    compare_models.write(tmp_path / "page", found, min_events=MIN_EVENTS, progress=False)
+    told = (tmp_path / "page" / "report.html").read_text(), (compared / "report.html").read_text()
+    assert ["not seen (" in page for page in told] == [False, True] and "subjects (train split" in told[0]
+
+
 def test_where_no_best_possible_is_known_there_are_no_columns_of_it(folders, compared, tmp_path) -> None:
     def forget(results: dict) -> None:
         for task in results["tasks"].values():

@@ -300,6 +300,16 @@ def test_the_page_shows_the_figures_of_the_results(page: str) -> None:
         assert name in page and report.with_interval(task) in page
 
 
+@pytest.mark.parametrize(
+    ("split", "unseen"), [("held_out", True), ("tuning,held_out", True), ("train,held_out", False)]
+)
+def test_subjects_are_called_unseen_only_where_no_training_subject_is_scored(split, unseen) -> None:
+    results = made_up_results()
+    results["run"]["options"]["split"] = split
+    page = report.render(results, [], None)
+    assert ("about subjects it has not seen (" in page) == unseen != ("about subjects (train" in page)
+
+
 def test_text_from_outside_is_escaped() -> None:
     results = made_up_results()
     results["run"]["dataset"]["name"] = "<script>alert(1)</script>"
