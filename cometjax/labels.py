@@ -74,20 +74,22 @@ def labels(
     return label(read_events(dataset, subjects, code_map), subjects, task, seed=seed)
 
 
-def label_files(folder: str | pathlib.Path, tasks: Sequence[Task], subjects: pl.Series) -> dict[str, pl.DataFrame]:
+def label_files(
+    folder: str | pathlib.Path, tasks: Sequence[Task], dataset: meds.MedsDataset
+) -> dict[str, pl.DataFrame]:
     """Every task's rows from FOLDER/TASK.parquet, or the parquet files in FOLDER/TASK: the MEDS label schema.
 
     Returns frames [subject_id, prediction_time, VALUE_COLUMN[task.kind]], sorted, of whichever subjects they are.
     Raises UserError for a task without a file, one without its value, a row that is there twice, and whatever
     `data_pipeline.meds.read_labels` refuses.
     """
-    frames = {}
+    frames, subjects, begins = {}, dataset.splits.get_column("subject_id"), meds.first_events(dataset)
     for task in tasks:
         path = pathlib.Path(folder) / f"{task.name}.parquet"
         path = path if path.is_file() else path.with_suffix("")
         if not path.exists():
             raise UserError(f"no labels of task {task.name!r}", where=str(folder), fix=f"write {task.name}.parquet")
-        frame, column = meds.read_labels(path, subjects), VALUE_COLUMN[task.kind]
+        frame, column = meds.read_labels(path, subjects, begins), VALUE_COLUMN[task.kind]
         if column not in frame.columns or frame.get_column(column).null_count():
             raise UserError(
                 f"a row without {column}, which task {task.name!r} (kind {task.kind!r}) asks for",

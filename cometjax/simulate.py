@@ -52,7 +52,7 @@ def simulate(
     """
     output_folder.refuse_taken(out)
     dataset = meds.open_dataset(meds_root)
-    rows = meds.read_labels(labels, dataset.splits["subject_id"])
+    rows = meds.read_labels(labels, dataset.splits["subject_id"], meds.first_events(dataset))
     rows = rows.select("subject_id", "prediction_time").unique(maintain_order=True)
     model, vocabulary, _, step = checkpoints.load_for_inference(workdir)
     prompts = build_prompts(dataset, rows, vocabulary)

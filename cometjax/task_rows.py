@@ -80,9 +80,7 @@ def ask(
     keys = label_module.row_hash(training, pl.zeros(len(training), pl.Int64, eager=True), seed)
     training = training.gather(np.sort(np.argsort(keys, kind="stable")[:max_training_subjects]))
     events = task_module.read_events(dataset, pl.concat([scored, training]).unique().to_list(), code_map)
-    files = (
-        label_module.label_files(label_folder, tasks, dataset.splits.get_column("subject_id")) if label_folder else {}
-    )
+    files = label_module.label_files(label_folder, tasks, dataset) if label_folder else {}
     rows, cannot_run = {}, {}
     for task in tasks:
         reason = obstacle(

@@ -163,6 +163,13 @@ def read_subjects(
     return pl.concat([empty, *frames.values()]).sort("subject_id", "time", nulls_last=False, maintain_order=True)
 
 
+def first_events(dataset: MedsDataset) -> pl.DataFrame:
+    """[subject_id, begin_us Int64]: when each subject's first event is; one without time is before all times."""
+    begin_us = pl.col("time").dt.epoch("us").fill_null(-(2**63)).min()
+    frames = [parquet_tables.read(shard, _EVENT_COLUMNS[:2]) for shard in dataset.shards]
+    return pl.concat([frame.group_by("subject_id").agg(begin_us=begin_us) for frame in frames])
+
+
 def check_subjects_once(subjects_by_shard: Mapping[pathlib.Path, pl.Series | np.ndarray]) -> None:
     """Raise a UserError naming two files if one subject lies in both; each entry is the subject ids of a file."""
     shards = list(subjects_by_shard)
@@ -182,19 +189,23 @@ def check_subjects_once(subjects_by_shard: Mapping[pathlib.Path, pl.Series | np.
         )
 
 
-def read_labels(path: str | pathlib.Path, subjects: Iterable[int] | pl.Series) -> pl.DataFrame:
+def read_labels(
+    path: str | pathlib.Path, subjects: Iterable[int] | pl.Series, begins: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """Label rows (subject, prediction time, values) of a parquet file, or of all those in a folder, in their order.
 
     Args:
         path: file or folder.
         subjects: ids of the subjects there are.
+        begins: `first_events`, where every row must have a history to be asked about.
 
     Returns:
         [subject_id Int64, prediction_time Datetime("us")], and those of boolean_value, integer_value (Int64),
         float_value (Float64) and categorical_value that occur; other columns are left out.
 
     Raises:
-        UserError: no file or no row; a column missing or of the wrong type; a null subject or time; an unknown subject.
+        UserError: no file or no row; a column missing or of the wrong type; a null subject or time; an unknown subject;
+            with `begins`, a subject without data at or before its prediction time.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -203,7 +214,7 @@ def read_labels(path: str | pathlib.Path, subjects: Iterable[int] | pl.Series) -
     if not files:
         raise UserError("no parquet file in it", where=str(path))
     known = _as_ids(subjects)
-    frames = [_read_label_file(file, known) for file in files]
+    frames = [_read_label_file(file, known, begins) for file in files]
     labels = pl.concat(frames, how="diagonal")
     if not len(labels):
         raise UserError("no label rows in it", where=str(path))
@@ -211,7 +222,7 @@ def read_labels(path: str | pathlib.Path, subjects: Iterable[int] | pl.Series) -
     return labels.select(order)
 
 
-def _read_label_file(path: pathlib.Path, known: pl.Series) -> pl.DataFrame:
+def _read_label_file(path: pathlib.Path, known: pl.Series, begins: pl.DataFrame | None) -> pl.DataFrame:
     labels = parquet_tables.read(path, _LABEL_COLUMNS, fill_missing=False)
     _check_no_nulls(labels, path, _LABEL_COLUMNS)
     late = _first(event_faults.outside_calendar(labels["prediction_time"]))
@@ -229,6 +240,15 @@ def _read_label_file(path: pathlib.Path, known: pl.Series) -> pl.DataFrame:
             where=parquet_tables.place(path, first, "subject_id"),
             fix="use labels made from this data set, or leave those rows out",
         )
+    if begins is not None:
+        begin_us = labels.join(begins, on="subject_id", how="left", maintain_order="left").get_column("begin_us")
+        early = _first(begin_us.is_null() | (begin_us > labels["prediction_time"].dt.epoch("us")))
+        if early is not None:
+            raise UserError(
+                "the subject has no data at or before its prediction time",
+                where=parquet_tables.place(path, early, "prediction_time"),
+                fix="leave the row out",
+            )
     return labels
 
 

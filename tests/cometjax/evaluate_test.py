@@ -314,7 +314,7 @@ def test_acess_labels_are_the_same_as_ours_and_are_scored(aces_labels, run, worl
     subjects = dataset.splits["subject_id"]
     ours = labels.labels(dataset, subjects.to_list(), task, code_maps.named("world")).frame
     events = tasks.read_events(dataset, subjects.to_list(), code_maps.named("world"))
-    theirs = labels.complete(labels.label_files(aces_labels, [task], subjects)["readmission"], events, task)
+    theirs = labels.complete(labels.label_files(aces_labels, [task], dataset)["readmission"], events, task)
     assert len(theirs) > 100 and theirs.equals(ours)
     options = dataclasses.replace(OPTIONS, labels=str(aces_labels))
     results = evaluate.evaluate(

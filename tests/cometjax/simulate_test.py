@@ -143,6 +143,15 @@ def test_a_label_row_given_twice_is_simulated_once(workdir, world_meds, labels, 
     assert summary["prompts"] == 6
 
 
+def test_a_row_without_history_is_named_as_the_file_has_it(workdir, write_meds, tmp_path) -> None:
+    days = [datetime.datetime(2020, 1, day) for day in (3, 3, 4, 4, 1)]
+    root = write_meds({"train/0": [(7, days[0], "CPT//99213", None)]}, {7: "train"})
+    file = tmp_path / "dup.parquet"
+    pl.DataFrame({"subject_id": [7] * 5, "prediction_time": days}).write_parquet(file)
+    with pytest.raises(UserError, match=r"dup\.parquet, row 4, column prediction_time: the subject has no data"):
+        simulate.simulate(workdir=workdir, meds_root=root, labels=file, out=tmp_path / "out", config=CONFIG)
+
+
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(workdir, world_meds, labels, tmp_path) -> None:
     out = tmp_path / "out"
     out.mkdir()

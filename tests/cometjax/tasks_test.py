@@ -353,7 +353,7 @@ def test_labels_of_files_are_read_by_task_and_completed(label, tmp_path) -> None
     (tmp_path / "count").mkdir()
     own.with_columns(integer_value=pl.Series([4, 0])).write_parquet(tmp_path / "count" / "held_out.parquet")
     counted = changed(name="count", kind="count")
-    files = label_module.label_files(tmp_path, [VISIT, counted], dataset.splits["subject_id"])
+    files = label_module.label_files(tmp_path, [VISIT, counted], dataset)
     events = tasks.read_events(dataset, [1, 2], code_maps.named("world"))
     assert label_module.complete(files["visit"], events, VISIT).rows() == [
         (1, day(2), False, True),
@@ -362,10 +362,13 @@ def test_labels_of_files_are_read_by_task_and_completed(label, tmp_path) -> None
     assert label_module.complete(files["count"], events, counted)["integer_value"].to_list() == [0, 4]
     for task, says in ((changed(name="other"), "no labels of task"), (changed(kind="duration"), "float_value")):
         with pytest.raises(UserError, match=says):
-            label_module.label_files(tmp_path, [task], dataset.splits["subject_id"])
+            label_module.label_files(tmp_path, [task], dataset)
     pl.concat([own, own]).write_parquet(tmp_path / "visit.parquet")
     with pytest.raises(UserError, match="twice"):
-        label_module.label_files(tmp_path, [VISIT], dataset.splits["subject_id"])
+        label_module.label_files(tmp_path, [VISIT], dataset)
+    own.with_columns(prediction_time=pl.Series([day(1), day(-4)])).write_parquet(tmp_path / "visit.parquet")
+    with pytest.raises(UserError, match=r"visit\.parquet, row 1, column prediction_time: the subject has no data"):
+        label_module.label_files(tmp_path, [VISIT], dataset)
 
 
 @pytest.mark.parametrize(

@@ -479,6 +479,17 @@ def test_wrong_labels_are_refused(shard, columns: dict[str, object], complaint: 
     assert message(meds.read_labels, path, {1, 7}).startswith(f"{path}{complaint}")
 
 
+def test_a_row_without_history_is_named_by_file_and_row_where_history_is_asked_for(write_meds, shard) -> None:
+    events = [(1, None, "GENDER//F", None), (7, T0, "DEATH", None)]
+    begins = meds.first_events(meds.open_dataset(write_meds({"train/0": events}, {1: "train", 7: "train", 8: "train"})))
+    second = datetime.timedelta(seconds=1)
+    for rows, bad in (([7, 1, 7], 2), ([1, 8, 7], 1)):
+        path = shard(pl.DataFrame({"subject_id": rows, "prediction_time": [T0, T0 - 9 * second, T0 - second]}))
+        assert len(meds.read_labels(path, {1, 7, 8})) == 3
+        told = message(meds.read_labels, path, {1, 7, 8}, begins)
+        assert told.startswith(f"{path}, row {bad}, column prediction_time: the subject has no data at or before")
+
+
 @pytest.mark.parametrize("column", ["subject_id", "prediction_time"])
 def test_a_missing_label_column_is_named(shard, column: str) -> None:
     assert f"no column {column}" in message(meds.read_labels, shard(labels().drop(column)), {1, 7})
