@@ -23,6 +23,9 @@ CENSORINGS = ("dataset_end", "assume_complete")
 # Static rows have no time: they come before everything. Far enough from the int64 border that adding horizons is safe.
 BEFORE_ALL_TIME_US = -(2**61)
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+# Microseconds of more, added to a time, may pass the int64 border.
+_MOST_DAYS = 10_000_000
+_FIELDS_OF_DAYS = ("horizon_days", "washout_days", "history_days", "cohort_days")
 _PATTERNS = ("index", "outcome", "until", "cohort", "exclude")
 
 
@@ -52,7 +55,8 @@ class Task:
             that positives are not over-sampled. "assume_complete": what is not recorded did not happen; for data whose
             dates are shifted by subject, where no common end exists.
         family: group of tasks it belongs to.
-        description: one line for the report.
+        description: one line for the report. In a task file, {horizon_days} in it and other such fields in braces stand
+            for their values in words (`described`).
     """
 
     name: str
@@ -83,10 +87,10 @@ class Task:
                 raise UserError(f"{field} is not a regular expression ({error})", where=where) from error
         if not self.horizon_days > 0:
             raise UserError(f"horizon_days is {self.horizon_days}", where=where, fix="give a positive number of days")
-        for field in ("washout_days", "history_days", "cohort_days"):
-            if (getattr(self, field) or 0) < 0:
+        for field in _FIELDS_OF_DAYS:
+            if not 0 <= (getattr(self, field) or 0) <= _MOST_DAYS:
                 raise UserError(
-                    f"{field} is {getattr(self, field)}", where=where, fix="give a number of days, 0 or more"
+                    f"{field} is {getattr(self, field)}", where=where, fix=f"give days, from 0 to {_MOST_DAYS:,}"
                 )
         if self.cohort_days is not None and not self.cohort:
             raise UserError("cohort_days without a cohort", where=where, fix="give cohort, the event to look for")
@@ -111,6 +115,26 @@ class Task:
 def compiled(pattern: str) -> re.Pattern[str]:
     """The regex; hundreds of patterns are asked again and again, more than `re` keeps."""
     return re.compile(pattern)
+
+
+def in_words(days: float) -> str:
+    """A number of days as one says it."""
+    for length, unit in ((365, "year"), (1, "day")):
+        if days >= length and days % length == 0:
+            count = round(days / length)
+            return f"{count} {unit}s" if count > 1 else f"a {unit}"
+    return f"{days:g} days"
+
+
+def described(task: Task) -> Task:
+    """The task with its fields of days, in words, where its description names them in braces.
+
+    So a description is true whatever has been overridden of these.
+    """
+    text = task.description
+    for field in _FIELDS_OF_DAYS:
+        text = text.replace(f"{{{field}}}", in_words(getattr(task, field) or 0))
+    return dataclasses.replace(task, description=text)
 
 
 def microseconds(days: float) -> int:
@@ -159,7 +183,7 @@ def tasks_from_config(config: Mapping[str, Any], only: Sequence[str] = ()) -> tu
             raise UserError(f"unknown key {unknown[0]!r}", where=f"task {name!r}", fix=f"known: {sorted(fields)}")
         if missing := sorted({"index", "horizon_days", "outcome"} - set(values)):
             raise UserError(f"{missing[0]} is missing", where=f"task {name!r}")
-        tasks.append(Task(name=name, **dict(values)))
+        tasks.append(described(Task(name=name, **dict(values))))
     return tuple(tasks)
 
 

@@ -20,17 +20,17 @@ def get_config() -> ConfigDict:
     """Tasks by name; the fields are those of cometjax.tasks.Task."""
     tasks = {
         "death_1y": {
-            "description": "Death within a year of a hospital discharge",
+            "description": "Death within {horizon_days} of a hospital discharge",
             "outcome": r"DEATH",
             "horizon_days": 365.0,
         },
         "readmission_30d": {
-            "description": "Hospital admission within 30 days of a hospital discharge",
+            "description": "Hospital admission within {horizon_days} of a hospital discharge",
             "outcome": r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
             "horizon_days": 30.0,
         },
         "anemia_onset_2y": {
-            "description": "First anemia (ICD-10 D50, D62-D64; ICD-9 280, 285) within two years of a discharge",
+            "description": "First anemia (ICD-10 D50, D62-D64; ICD-9 280, 285) within {horizon_days} of a discharge",
             "outcome": r"DIAGNOSIS//(ICD10CM//D(50|6[234])|ICD9CM//28[05]).*",
             "horizon_days": 730.0,
             "exclude_prior": True,

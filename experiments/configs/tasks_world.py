@@ -18,21 +18,21 @@ def get_config() -> ConfigDict:
     tasks = {
         # Both at discharges: those at risk, and one set of prompts answers both.
         "death_1y": {
-            "description": "Death within a year of an inpatient discharge",
+            "description": "Death within {horizon_days} of an inpatient discharge",
             "index": INPATIENT_DISCHARGE,
             "outcome": r"DEATH",
             "horizon_days": 365.0,
             "index_choice": "all",
         },
         "readmission_30d": {
-            "description": "Inpatient admission within 30 days of an inpatient discharge",
+            "description": "Inpatient admission within {horizon_days} of an inpatient discharge",
             "index": INPATIENT_DISCHARGE,
             "outcome": r"ENCOUNTER//ENCOUNTER_START//INPATIENT.*",
             "horizon_days": 30.0,
             "index_choice": "all",
         },
         "diabetes_onset_2y": {
-            "description": "First type 2 diabetes diagnosis within two years of the end of an encounter",
+            "description": "First type 2 diabetes diagnosis within {horizon_days} of the end of an encounter",
             "index": ANY_ENCOUNTER_END,
             "outcome": r"DIAGNOSIS//ICD10CM//E11.*",
             "horizon_days": 730.0,

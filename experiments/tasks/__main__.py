@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from cometjax import labels, task_rows, tasks
-from cometjax.tasks import CENSORINGS, Task
+from cometjax.tasks import CENSORINGS, Task, in_words
 from data_pipeline import code_maps, command_line, meds
 from data_pipeline.errors import UserError
 from experiments.tasks import suite
-from experiments.tasks.question import in_words
 
 
 def survey(dataset: meds.MedsDataset, code_map: code_maps.CodeMap, asked: Sequence[Task], split: str) -> dict[str, str]:

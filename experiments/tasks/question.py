@@ -55,7 +55,7 @@ class Question:
     history_days: float = 0.0
 
     def task(self, family: str, censoring: str) -> Task:
-        """The task, with a sentence that says all of it."""
+        """The task, with a sentence that says all of it (`tasks.described`)."""
         return Task(
             name=self.name,
             family=family,
@@ -75,28 +75,19 @@ class Question:
         )
 
     def sentence(self) -> str:
-        """Outcome, window, index, cohort and who is left out, in words."""
+        """Outcome, window, index, cohort and who is left out, in words; fields of days are named in braces."""
         what = f"number of {self.outcome.words}" if self.kind == "count" else self.outcome.words
-        window = f"within {in_words(self.days)} of {self.at.words}"
+        window = f"within {{horizon_days}} of {self.at.words}"
         if self.until:
-            window = f"from {self.at.words} until {self.until.words}, at most {in_words(self.days)}"
+            window = f"from {self.at.words} until {self.until.words}, at most {{horizon_days}}"
         if self.kind == "duration":
-            what, window = f"days from {self.at.words} until {what},", f"at most {in_words(self.days)}"
+            what, window = f"days from {self.at.words} until {what},", "at most {horizon_days}"
         clauses = [f"{what[0].upper()}{what[1:]} {window}"]
         if self.cohort:
-            lately = f" in the last {in_words(self.cohort_days)}" if self.cohort_days else ""
+            lately = " in the last {cohort_days}" if self.cohort_days else ""
             clauses.append(f"{'for' if self.cohort_days == 0 else 'of those with'} {self.cohort.words}{lately}")
         out = [f"have had {self.exclude.words}"] if self.exclude else []
         out += ["have had it before"] if self.first_only else []
-        out += [f"had it in the last {in_words(self.washout_days)}"] if self.washout_days else []
-        out += [f"are known for less than {in_words(self.history_days)}"] if self.history_days else []
+        out += ["had it in the last {washout_days}"] if self.washout_days else []
+        out += ["are known for less than {history_days}"] if self.history_days else []
         return "; ".join([*clauses, *([f"without those who {' or '.join(out)}"] if out else [])])
-
-
-def in_words(days: float) -> str:
-    """A number of days as one says it."""
-    for length, unit in ((365, "year"), (1, "day")):
-        if days >= length and days % length == 0:
-            count = round(days / length)
-            return f"{count} {unit}s" if count > 1 else f"a {unit}"
-    return f"{days:g} days"

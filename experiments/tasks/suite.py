@@ -14,7 +14,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from cometjax.tasks import Task
+from cometjax.tasks import Task, described
 from experiments.tasks import (
     differential_diagnosis,
     disease_outcomes,
@@ -36,10 +36,14 @@ FAMILIES = {
 
 def get_config(censoring: str = "dataset_end") -> ConfigDict:
     """Tasks by name; the fields are those of cometjax.tasks.Task. `censoring`: Task.censoring of all of them."""
-    fields = {task.name: dataclasses.asdict(task) for task in make_tasks(censoring)}
+    fields = {task.name: dataclasses.asdict(task) for task in _undescribed(censoring)}
     return ConfigDict({"tasks": {name: {k: v for k, v in own.items() if k != "name"} for name, own in fields.items()}})
 
 
 def make_tasks(censoring: str = "dataset_end") -> tuple[Task, ...]:
     """The tasks in the order of their families (a ConfigDict sorts by name)."""
-    return tuple(question.task(family, censoring) for family, own in FAMILIES.items() for question in own)
+    return tuple(map(described, _undescribed(censoring)))
+
+
+def _undescribed(censoring: str) -> list[Task]:
+    return [question.task(family, censoring) for family, own in FAMILIES.items() for question in own]

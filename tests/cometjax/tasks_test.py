@@ -12,6 +12,7 @@ from cometjax.tasks import Task
 from data_pipeline import code_maps, meds
 from data_pipeline.errors import UserError
 from experiments.configs import tasks_mimic, tasks_world
+from experiments.tasks import suite
 
 START, END = "ENCOUNTER_START//INPATIENT", "ENCOUNTER_END//INPATIENT//HOME"
 DAY0 = datetime.datetime(2020, 1, 1, 12)
@@ -195,6 +196,9 @@ def test_the_hash_is_fixed_and_uniform() -> None:
     [
         ({"index": "("}, "regular expression"),
         ({"horizon_days": 0}, "horizon_days"),
+        ({"horizon_days": float("inf")}, "horizon_days"),
+        ({"horizon_days": float("nan")}, "horizon_days"),
+        ({"washout_days": 1e12}, "washout_days"),
         ({"censoring": "none"}, "censoring"),
         ({"index_choice": "some"}, "index_choice"),
         ({"name": "a/b"}, "name"),
@@ -203,6 +207,19 @@ def test_the_hash_is_fixed_and_uniform() -> None:
 def test_a_wrong_task_is_refused_by_field(change, says) -> None:
     with pytest.raises(UserError, match=says):
         Task(**{**READMISSION.__dict__, **change})
+
+
+def test_a_description_is_true_of_overridden_fields() -> None:
+    config = suite.get_config()
+    config.tasks.readmission_30d.horizon_days = 90
+    config.tasks.heart_failure_acute.washout_days = 60
+    (acute, readmission) = tasks.tasks_from_config(config, ["readmission_30d", "heart_failure_acute"])
+    assert "within 90 days of" in readmission.description and "30 days" not in readmission.description
+    assert "within a year of" in acute.description and acute.description.endswith("had it in the last 60 days")
+    described = {task.name: task.description for task in tasks.tasks_from_config(tasks_world.get_config())}
+    assert described["diabetes_onset_2y"] == (
+        "First type 2 diabetes diagnosis within 2 years of the end of an encounter"
+    )
 
 
 def test_a_wrong_task_file_is_refused_by_key() -> None:
