@@ -9,7 +9,9 @@ from data_pipeline.errors import UserError
 
 
 def refuse_taken(out: pathlib.Path) -> None:
-    """Raise UserError where the folder holds something."""
+    """Raise UserError where the folder holds something, or has no name to put another beside it by (".", "..", "/")."""
+    if out.name in ("", ".."):
+        raise UserError("is not the name of a folder", where=str(out), fix="name a new folder, such as out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("is not an empty folder", where=str(out), fix="give a new folder, or remove this one")
 

@@ -1,6 +1,7 @@
 """An output folder appears whole or not at all."""
 
 import errno
+import pathlib
 
 import pytest
 
@@ -19,6 +20,13 @@ def test_a_folder_appears_when_it_is_whole_and_an_empty_one_is_taken(tmp_path):
             output_folder.refuse_taken(out)
         (out / "file").unlink()
         output_folder.refuse_taken(out)
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)  # empty
+    with pytest.raises(UserError, match="is not the name of a folder"):
+        output_folder.refuse_taken(pathlib.Path(out))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
