@@ -159,9 +159,8 @@ def _cumulative_incidence(axes: Axes, story: Story) -> None:
         x = np.concatenate(([0.0], days, [horizon]))
         share = np.concatenate((np.arange(len(days) + 1), [len(days)])) / samples
         error = 1.96 * np.sqrt(share * (1 - share) / samples)
-        axes.step(
-            x, share, where="post", color=colour, linestyle=style, label=f"{task}: {share[-1]:.2f} ± {error[-1]:.2f}"
-        )
+        said = f"{task}: {share[-1]:.2f} ± {error[-1]:.2f}; scored {story.risks[task]:.3f}"
+        axes.step(x, share, where="post", color=colour, linestyle=style, label=said)
         axes.fill_between(
             x,
             np.maximum(0, share - error),
@@ -191,4 +190,4 @@ def _cumulative_incidence(axes: Axes, story: Story) -> None:
         ylim=(0, min(1.0, top) * 1.35),
         xlim=(0, story.horizon_days * 1.01),
     )
-    axes.legend(loc="upper right", title="risk at the task's horizon ± 1.96 SE", title_fontsize=8.5)
+    axes.legend(loc="upper right", title="share at the task's horizon ± 1.96 SE; scored risk", title_fontsize=8.5)

@@ -43,9 +43,19 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """A subject at one prediction time. `tasks`: name → horizon in days; `recorded`: what did happen, as recorded."""
+    """A subject at one prediction time.
+
+    Attributes:
+        tasks: by name the horizon in days.
+        risks: by name the risk that is scored.
+        horizon_days: the longest of the horizons.
+        history: events up to the prediction time.
+        recorded: what did happen, as recorded.
+        futures: what was simulated.
+    """
 
     tasks: Mapping[str, float]
+    risks: Mapping[str, float]
     horizon_days: float
     history: tuple[DatedEvent, ...]
     recorded: Strip
@@ -86,7 +96,8 @@ def choose(
     times = simulations[group].times.with_row_index().join(chosen.select(_KEYS), on=_KEYS, maintain_order="left")
     futures = [simulations[group].futures[index] for index in times.get_column("index")]
     subject_id, time_us = chosen.select("subject_id", pl.col("prediction_time").dt.epoch("us")).row(0)
-    return tell(events, subject_id, time_us, asked, times, futures, vocabulary)
+    scored = {task.name: own[task.name].get_column("risk")[0] for task in asked}
+    return tell(events, subject_id, time_us, asked, scored, times, futures, vocabulary)
 
 
 def tell(
@@ -94,11 +105,15 @@ def tell(
     subject_id: int,
     time_us: int,
     tasks: Sequence[Task],
+    risks: Mapping[str, float],
     times: pl.DataFrame,
     futures: Sequence[Future],
     vocabulary: Vocabulary,
 ) -> Story:
-    """The story of one prompt: `futures` are its samples, `times` their rows of estimators.outcome_times."""
+    """The story of one prompt.
+
+    `risks` are those scored of it, by task; `futures` its samples, `times` their rows of estimators.outcome_times.
+    """
     horizon_days = max(task.horizon_days for task in tasks)
     own = events.frame.filter((pl.col("subject_id") == subject_id) & (pl.col("time_us") != BEFORE_ALL_TIME_US))
     relative = own.select((pl.col("time_us") - time_us) / MICROSECONDS_PER_DAY, "concept")
@@ -111,6 +126,7 @@ def tell(
     last_day = max((days for days, _ in dated), default=0.0)
     return Story(
         tasks={task.name: task.horizon_days for task in tasks},
+        risks=risks,
         horizon_days=horizon_days,
         history=tuple(history),
         recorded=Strip(tuple(recorded), _recorded_outcomes(events, dated, tasks), "", min(last_day, horizon_days)),

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import ml_collections
@@ -178,6 +179,15 @@ def test_a_world_whose_truth_cannot_be_computed_says_why(evaluated) -> None:
         assert ("shortfall" in task["best"]) == (task["best"]["auroc"] is not None)
         assert task["best"]["auroc"] is not None or task["best"]["reason"]
     assert reason in (out / "report.html").read_text() and reason in report.text_table(results)
+
+
+def test_the_report_tells_the_risk_that_is_scored_of_its_subject(evaluated) -> None:
+    out, _ = evaluated
+    told = re.findall(r"(\w+): \S+ ± \S+; scored ([\d.]+)<", (out / "report.html").read_text())
+    assert told
+    for name, risk in told:
+        predictions = pl.read_parquet(out / "predictions" / f"{name}.parquet")["predicted_boolean_probability"]
+        assert risk in {f"{prediction:.3f}" for prediction in predictions}
 
 
 def test_the_report_shows_no_subject_id(evaluated) -> None:

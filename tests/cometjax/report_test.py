@@ -250,9 +250,9 @@ def made_up_story(samples: int = 16) -> Story:
             events(visits), outcomes, "death" if died else ("length" if rng.random() < 0.1 else "horizon"), days
         )
 
-    return Story(
-        tasks, 730.0, events(np.sort(-rng.uniform(0, 3600, 40))), strip(), tuple(strip() for _ in range(samples))
-    )
+    risks = {"death_1y": 0.219, "readmission_30d": 0.187, "diabetes_onset_2y": 0.104}
+    past = events(np.sort(-rng.uniform(0, 3600, 40)))
+    return Story(tasks, risks, 730.0, past, strip(), tuple(strip() for _ in range(samples)))
 
 
 class _Resources(html.parser.HTMLParser):
@@ -308,6 +308,17 @@ def test_subjects_are_called_unseen_only_where_no_training_subject_is_scored(spl
     results["run"]["options"]["split"] = split
     page = report.render(results, [], None)
     assert ("about subjects it has not seen (" in page) == unseen != ("about subjects (train" in page)
+
+
+def test_a_subjects_figure_tells_the_share_of_futures_and_beside_it_the_risk_that_is_scored() -> None:
+    story = made_up_story(samples=8)
+    died = sum("death_1y" in future.outcomes for future in story.futures)
+    page = report.render(made_up_results(), [], story)
+    assert (
+        0 < died < 8
+        and f"death_1y: {died / 8:.2f} ± {1.96 * (died * (8 - died) / 8**3) ** 0.5:.2f}; scored 0.219" in page
+    )
+    assert "the last value" not in page and "this share, futures that ran out" in page
 
 
 def test_text_from_outside_is_escaped() -> None:
