@@ -48,6 +48,7 @@ from cometjax.amount_results import score_amounts
 from cometjax.task_results import Rows, score_task
 from cometjax.tasks import Task
 from data_pipeline import command_line, meds, prompts
+from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary
 
@@ -103,6 +104,10 @@ class Options:
     true_risk_draws: int = 200
     show_patient: bool = True
     batch_rows: int = engine.SimulationConfig.batch_rows
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:  # scikit-learn's bounds, which baselines would meet after the simulation
+            raise UserError(f"seed is {self.seed}", where="seed", fix=f"give one from 0 to {2**32 - 1:,}")
 
 
 def evaluate(

@@ -207,6 +207,12 @@ def test_a_folder_in_use_is_refused_and_left_alone(evaluated, run, world_meds) -
     assert (out / "results.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_a_baseline_cannot_have_is_refused_before_anything_is_drawn(seed) -> None:
+    with pytest.raises(UserError, match="seed"):
+        Options(seed=seed)
+
+
 @pytest.mark.parametrize(
     ("options", "chosen", "says"),
     [
