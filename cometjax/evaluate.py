@@ -30,6 +30,7 @@ from cometjax import (
     estimators,
     evaluation_files,
     fine_tuned,
+    futures,
     metrics,
     output_folder,
     report,
@@ -262,10 +263,7 @@ def simulate_all(
 
 
 def _token_bounds(config: Any, options: Options) -> tuple[int, int]:
-    """(of a prompt, of a future): by default together within the positions that training saw."""
-    length = config.train.row_length
-    max_new_tokens = options.max_new_tokens or length // 2
-    return options.max_prompt_tokens or max(length - max_new_tokens, length // 2), max_new_tokens
+    return futures.token_bounds(config.train.row_length, options.max_prompt_tokens, options.max_new_tokens)
 
 
 def _backbone(model: Any, config: Any, options: Options) -> fine_tuned.Backbone | None:

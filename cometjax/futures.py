@@ -97,6 +97,12 @@ class SimulationConfig:
         check_horizon(self.horizon_seconds)
 
 
+def token_bounds(row_length: int, max_prompt_tokens: int, max_new_tokens: int) -> tuple[int, int]:
+    """(of a prompt, of a future): by default (0) together within the positions that training saw, of rows so long."""
+    max_new_tokens = max_new_tokens or row_length // 2
+    return max_prompt_tokens or max(row_length - max_new_tokens, row_length // 2), max_new_tokens
+
+
 def check_horizon(seconds: float) -> None:
     """Raise UserError where a horizon is not above 0, or does not fit the clock."""
     if not 0 < seconds < _LONGEST_HORIZON:

@@ -22,13 +22,13 @@ import collections
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
 from cometjax import checkpoints, compile_cache, output_folder, simulation_job, trajectories
-from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig
+from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig, token_bounds
 from data_pipeline import command_line, meds
 from data_pipeline.prompts import build_prompts
 from data_pipeline.vocabulary import Vocabulary
@@ -42,10 +42,12 @@ def simulate(
     meds_root: pathlib.Path,
     labels: pathlib.Path,
     out: pathlib.Path,
-    config: SimulationConfig,
+    settings: Callable[[int], SimulationConfig],
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Simulate `config.samples` futures of each label row and write them to `out`; returns what summary.json says.
+    """Simulate futures of each label row and write them to `out`; returns what summary.json says.
+
+    `settings`: how to simulate, by the length of the rows that the model was trained with.
 
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels, an unfinished job
     of other settings. Nothing is left at `out` then.
@@ -54,7 +56,8 @@ def simulate(
     dataset = meds.open_dataset(meds_root)
     rows = meds.read_labels(labels, dataset.splits["subject_id"], meds.first_events(dataset))
     rows = rows.select("subject_id", "prediction_time").unique(maintain_order=True)
-    model, vocabulary, _, step = checkpoints.load_for_inference(workdir)
+    model, vocabulary, run, step = checkpoints.load_for_inference(workdir)
+    config = settings(run.train.row_length)
     prompts = build_prompts(dataset, rows, vocabulary)
     began = time.perf_counter()
     job = simulation_job.Job(out, model, vocabulary, prompts, config)
@@ -63,6 +66,8 @@ def simulate(
     summary |= {
         "checkpoint_step": step,
         "samples": config.samples,
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "max_new_tokens": config.max_new_tokens,
         "horizon_seconds": config.horizon_seconds,
         "seed": config.seed,
         "grammar": config.grammar,
@@ -112,8 +117,12 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
     flags.DEFINE_integer("samples", 16, "futures for each label row")
     flags.DEFINE_float("horizon_days", 365.0, "how far to simulate, in days after the prediction time")
-    flags.DEFINE_integer("max_new_tokens", 256, "bound on the tokens of a future")
-    flags.DEFINE_integer("max_prompt_tokens", 512, "bound on the tokens of a history: the latest count")
+    flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
+    flags.DEFINE_integer(
+        "max_prompt_tokens",
+        0,
+        "bound on a history's tokens, of which the latest count; 0 = what remains of the row length",
+    )
     flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
     flags.DEFINE_integer("seed", 0, "of sampling")
     flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time")
@@ -130,25 +139,29 @@ def main() -> None:
     """Simulate as the flags say."""
     values = flags.FLAGS
     compile_cache.turn_on()
-    config = SimulationConfig(
-        samples=values.samples,
-        horizon_seconds=values.horizon_days * SECONDS_PER_DAY,
-        max_new_tokens=values.max_new_tokens,
-        max_prompt_tokens=values.max_prompt_tokens,
-        temperature=values.temperature,
-        seed=values.seed,
-        stop_at_timeline_end=values.stop_at_timeline_end,
-        batch_rows=values.batch_rows,
-        grammar=values.grammar,
-        cache_dtype=values.cache_dtype,
-    )
+
+    def settings(row_length: int) -> SimulationConfig:
+        max_prompt_tokens, max_new_tokens = token_bounds(row_length, values.max_prompt_tokens, values.max_new_tokens)
+        return SimulationConfig(
+            samples=values.samples,
+            horizon_seconds=values.horizon_days * SECONDS_PER_DAY,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            temperature=values.temperature,
+            seed=values.seed,
+            stop_at_timeline_end=values.stop_at_timeline_end,
+            batch_rows=values.batch_rows,
+            grammar=values.grammar,
+            cache_dtype=values.cache_dtype,
+        )
+
     out = pathlib.Path(values.out)
     summary = simulate(
         workdir=pathlib.Path(values.workdir),
         meds_root=pathlib.Path(values.meds),
         labels=pathlib.Path(values.labels),
         out=out,
-        config=config,
+        settings=settings,
     )
     speed = summary["tokens_per_second"]
     print(

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,7 @@ import pytest
 from benchmarks import decode
 from cometjax import checkpoints, engine, simulate, trajectories
 from cometjax.engine import SimulationConfig
+from cometjax.futures import token_bounds
 from cometjax.model import ModelConfig
 from data_pipeline import build, build_config
 from data_pipeline.corpus import Corpus
@@ -26,6 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = SimulationConfig(
     samples=3, horizon_seconds=365 * 86_400, max_new_tokens=8, max_prompt_tokens=100, batch_rows=8, chunk_steps=4
 )
+# As of the configuration of a run.
+RUN = types.SimpleNamespace(train=types.SimpleNamespace(row_length=128))
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def workdir(world_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> path
     """A run of a random model; loading a real checkpoint is tested where checkpoints are."""
     vocabulary = Corpus.open(world_corpus).vocabulary
     model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, None, 7))
+    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, RUN, 7))
     return pathlib.Path("unused")
 
 
@@ -61,9 +65,14 @@ def test_futures_with_fused_values_have_their_values(
 ) -> None:
     vocabulary = Corpus.open(fused_corpus).vocabulary
     model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, None, 7))
+    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, RUN, 7))
     summary = simulate.simulate(
-        workdir=workdir, meds_root=world_meds, labels=labels, out=tmp_path / "out", config=CONFIG, progress=False
+        workdir=workdir,
+        meds_root=world_meds,
+        labels=labels,
+        out=tmp_path / "out",
+        settings=lambda _: CONFIG,
+        progress=False,
     )
     assert summary["futures"] == 18
     rows = pl.concat(read(tmp_path / "out")).filter(pl.col("numeric_value").is_not_null())
@@ -78,7 +87,7 @@ def read(out: pathlib.Path) -> list[pl.DataFrame]:
 def test_each_sample_is_a_file_with_a_trajectory_for_every_label_row(workdir, world_meds, labels, tmp_path) -> None:
     out = tmp_path / "out"
     summary = simulate.simulate(
-        workdir=workdir, meds_root=world_meds, labels=labels, out=out, config=CONFIG, progress=False
+        workdir=workdir, meds_root=world_meds, labels=labels, out=out, settings=lambda _: CONFIG, progress=False
     )
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["prompts"] == 6 and summary["futures"] == 18 == sum(summary["stops"].values())
@@ -115,7 +124,12 @@ def test_nothing_after_the_prediction_time_changes_the_futures(workdir, world_me
         events.drop("prediction_time").write_parquet(target)
     for root, name in ((world_meds, "a"), (changed, "b")):
         simulate.simulate(
-            workdir=workdir, meds_root=root, labels=labels, out=tmp_path / name, config=CONFIG, progress=False
+            workdir=workdir,
+            meds_root=root,
+            labels=labels,
+            out=tmp_path / name,
+            settings=lambda _: CONFIG,
+            progress=False,
         )
     before, after = read(tmp_path / "a"), read(tmp_path / "b")
     assert all(first.equals(second) for first, second in zip(before, after, strict=True))
@@ -127,18 +141,48 @@ def test_an_earlier_event_does_change_the_futures(workdir, world_meds, labels, t
     moved.write_parquet(tmp_path / "moved.parquet")
     for file, name in ((labels, "a"), (tmp_path / "moved.parquet", "b")):
         simulate.simulate(
-            workdir=workdir, meds_root=world_meds, labels=file, out=tmp_path / name, config=CONFIG, progress=False
+            workdir=workdir,
+            meds_root=world_meds,
+            labels=file,
+            out=tmp_path / name,
+            settings=lambda _: CONFIG,
+            progress=False,
         )
     codes = [np.concatenate([rows["code"].to_numpy() for rows in read(tmp_path / name)]) for name in "ab"]
     assert codes[0].tolist() != codes[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("asked", "bounds"), [((0, 0), (64, 64)), ((0, 100), (64, 100)), ((0, 28), (100, 28)), ((100, 0), (100, 64))]
+)
+def test_by_default_a_history_and_its_future_fill_the_rows_that_the_model_was_trained_with(asked, bounds) -> None:
+    assert token_bounds(RUN.train.row_length, *asked) == bounds
+
+
+def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir, monkeypatch) -> None:
+    given = {"samples": 2, "horizon_days": 1.0, "max_new_tokens": 0, "max_prompt_tokens": 0, "temperature": 1.0}
+    given |= {"seed": 0, "stop_at_timeline_end": False, "batch_rows": 8, "grammar": False, "cache_dtype": ""}
+    values = types.SimpleNamespace(**given, workdir="w", meds="m", labels="l", out="o")
+    monkeypatch.setattr(simulate, "flags", types.SimpleNamespace(FLAGS=values))
+    monkeypatch.setattr(simulate.compile_cache, "turn_on", lambda: None)
+    found = {}
+
+    def stop(**arguments) -> None:
+        found["config"] = arguments["settings"](128)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate, "simulate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        simulate.main()
+    assert (found["config"].max_prompt_tokens, found["config"].max_new_tokens) == (64, 64)
 
 
 def test_a_label_row_given_twice_is_simulated_once(workdir, world_meds, labels, tmp_path) -> None:
     rows = pl.read_parquet(labels)
     pl.concat([rows, rows.head(2)]).write_parquet(tmp_path / "twice.parquet")
     summary = simulate.simulate(
-        workdir=workdir, meds_root=world_meds, labels=tmp_path / "twice.parquet", out=tmp_path / "out", config=CONFIG,
-        progress=False,
+        workdir=workdir, meds_root=world_meds, labels=tmp_path / "twice.parquet", out=tmp_path / "out",
+        settings=lambda _: CONFIG, progress=False,
     )  # fmt: skip
     assert summary["prompts"] == 6
 
@@ -149,7 +193,7 @@ def test_a_row_without_history_is_named_as_the_file_has_it(workdir, write_meds, 
     file = tmp_path / "dup.parquet"
     pl.DataFrame({"subject_id": [7] * 5, "prediction_time": days}).write_parquet(file)
     with pytest.raises(UserError, match=r"dup\.parquet, row 4, column prediction_time: the subject has no data"):
-        simulate.simulate(workdir=workdir, meds_root=root, labels=file, out=tmp_path / "out", config=CONFIG)
+        simulate.simulate(workdir=workdir, meds_root=root, labels=file, out=tmp_path / "out", settings=lambda _: CONFIG)
 
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(workdir, world_meds, labels, tmp_path) -> None:
@@ -157,7 +201,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(workdir, world_
     out.mkdir()
     (out / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not an empty folder"):
-        simulate.simulate(workdir=workdir, meds_root=world_meds, labels=labels, out=out, config=CONFIG)
+        simulate.simulate(workdir=workdir, meds_root=world_meds, labels=labels, out=out, settings=lambda _: CONFIG)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
@@ -167,7 +211,7 @@ def test_unknown_subjects_are_refused_and_nothing_is_written(workdir, world_meds
     with pytest.raises(UserError, match="subject"):
         simulate.simulate(
             workdir=workdir, meds_root=world_meds, labels=tmp_path / "unknown.parquet", out=tmp_path / "out",
-            config=CONFIG,
+            settings=lambda _: CONFIG,
         )  # fmt: skip
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
@@ -183,7 +227,7 @@ from tests.cometjax import simulate_test
 corpus, meds, labels, out = map(pathlib.Path, sys.argv[1:])
 vocabulary = Corpus.open(corpus).vocabulary
 model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
-checkpoints.load_for_inference = lambda _: (model, vocabulary, None, 7)
+checkpoints.load_for_inference = lambda _: (model, vocabulary, simulate_test.RUN, 7)
 finished_prompts.PART_SECONDS = 0.0
 write_part, written = finished_prompts.FinishedPrompts._write_part, []
 
@@ -195,7 +239,7 @@ def write_two(finished, folder, part):
 
 finished_prompts.FinishedPrompts._write_part = write_two
 simulate.simulate(
-    workdir=out, meds_root=meds, labels=labels, out=out, config=simulate_test.SLOW, progress=False
+    workdir=out, meds_root=meds, labels=labels, out=out, settings=lambda _: simulate_test.SLOW, progress=False
 )
 """
 # One prompt at a time.
@@ -226,12 +270,12 @@ def test_a_killed_job_goes_on_where_it_was(workdir, world_corpus, world_meds, la
     monkeypatch.setattr(engine, "iter_futures", watched)
     simulate_to = functools.partial(simulate.simulate, workdir=workdir, meds_root=world_meds, labels=labels)
     with pytest.raises(UserError, match="of other settings"):
-        simulate_to(out=out, config=dataclasses.replace(SLOW, seed=1), progress=False)
+        simulate_to(out=out, settings=lambda _: dataclasses.replace(SLOW, seed=1), progress=False)
     assert drawn == []
-    summary = simulate_to(out=out, config=CONFIG, progress=False)  # another batch size is no other job
+    summary = simulate_to(out=out, settings=lambda _: CONFIG, progress=False)  # another batch size is no other job
     assert 6 <= summary["resumed_futures"] < 18 and len(drawn) == 6 - summary["resumed_futures"] // 3
     assert not (tmp_path / ".out.job").exists()
-    simulate_to(out=tmp_path / "whole", config=CONFIG, progress=False)
+    simulate_to(out=tmp_path / "whole", settings=lambda _: CONFIG, progress=False)
     assert len(drawn) == 6 - summary["resumed_futures"] // 3 + 6
     assert all(one.equals(other) for one, other in zip(read(out), read(tmp_path / "whole"), strict=True))
 
@@ -241,7 +285,7 @@ def test_under_the_grammar_the_summary_tells_of_no_invalid_event(workdir, world_
     for keep in (False, True):
         summary = simulate.simulate(
             workdir=workdir, meds_root=world_meds, labels=labels, out=tmp_path / f"{keep}",
-            config=dataclasses.replace(CONFIG, grammar=keep), progress=False,
+            settings=lambda _, keep=keep: dataclasses.replace(CONFIG, grammar=keep), progress=False,
         )  # fmt: skip
         rates[keep] = summary["invalid_rate"]
     assert rates[True] == 0 < rates[False]
