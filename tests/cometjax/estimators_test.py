@@ -96,6 +96,11 @@ def test_samples_cut_short_are_censored_as_kaplan_and_meier_do(vocabulary) -> No
     assert died["truncated"] == 0.25
 
 
+def test_at_one_instant_the_outcome_comes_before_a_sample_that_is_cut_short_there(vocabulary) -> None:
+    futures = [future(vocabulary, ["1d-3d"], 0, stop="length"), future(vocabulary, ["1d-3d", "DEATH"], 1, stop="death")]
+    assert risk(vocabulary, futures, DEATH)["risk"] == 0.5
+
+
 def test_a_prompt_whose_samples_all_have_the_outcome_has_risk_one(vocabulary) -> None:
     futures = [future(vocabulary, ["1d-3d", "DEATH"], sample, stop="death") for sample in range(3)]
     died = risk(vocabulary, futures, DEATH)

@@ -7,16 +7,17 @@ import os
 import pathlib
 import re
 import subprocess
+import types
 
 import ml_collections
 import polars as pl
 import pytest
 
-from cometjax import engine, evaluate, finished_prompts, labels, report, run_description, tasks
+from cometjax import engine, evaluate, finished_prompts, labels, report, risks, run_description, tasks
 from cometjax.config import default_config
 from cometjax.evaluate import Options
 from cometjax.train import train
-from data_pipeline import code_maps, meds
+from data_pipeline import code_maps, meds, prompts
 from data_pipeline.errors import UserError
 from experiments.configs import tasks_world
 
@@ -29,6 +30,8 @@ AMOUNTS = (
     tasks.Task(name="visits", index=ENDS, horizon_days=180, outcome=STARTS, kind="count"),
     tasks.Task(name="stay", index=STARTS[:-2] + "INPATIENT.*", horizon_days=60, outcome=ENDS, kind="duration"),
 )
+# As of the configuration of a run.
+RUN = types.SimpleNamespace(train=types.SimpleNamespace(row_length=128))
 NOWHERE = tasks.Task(name="nowhere", index=ENDS, horizon_days=9, outcome="DIAGNOSIS//ICD9CM//250.*")
 
 
@@ -264,6 +267,44 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(evaluated, run, world_m
     again(options=dataclasses.replace(OPTIONS, seed=1, batch_rows=16), out=tmp_path / "other")
     assert len(drawn) > results["simulation"]["prompts"]
     assert rows_at_a_time[0] == 128 and rows_at_a_time[-1] == 16
+
+
+def test_each_prompt_lives_to_its_longest_horizon_and_records_end_only_where_that_is_an_answer(monkeypatch) -> None:
+    calls = {}
+
+    def record(self, asked, days, chosen, *_, **__) -> str:
+        calls[self.config.stop_at_timeline_end] = self.config, dict(zip(asked, days, strict=True)), chosen
+        return f"of {len(chosen)}"
+
+    monkeypatch.setattr(risks.Sampler, "simulate", record)
+    monkeypatch.setattr(prompts, "build_prompts", lambda _, wanted, __: wanted.get_column("subject_id").to_list())
+    rows = {}
+
+    def task(name: str, days: float, censoring: str, subjects: list[int]) -> tasks.Task:
+        frame = pl.DataFrame({"subject_id": subjects}).with_columns(prediction_time=pl.datetime(2020, 1, 1))
+        rows[name] = types.SimpleNamespace(scored=frame)
+        return tasks.Task(name=name, index="X", outcome="Y", horizon_days=days, censoring=censoring)
+
+    soon, late = task("soon", 30, "dataset_end", [1, 2]), task("late", 365, "dataset_end", [2, 3])
+    whole = task("whole", 90, "assume_complete", [1])
+    found = evaluate.simulate_all(
+        None, None, None, [soon, whole, late], rows, RUN, Options(samples=3), pathlib.Path("never"), progress=False
+    )
+    assert found == {"dataset_end": "of 2", "assume_complete": "of 1"}
+    config, days, chosen = calls[False]
+    assert days == {1: 30, 2: 365, 3: 365} and chosen == [soon, late] and config.horizon_seconds == 365 * 86_400
+    config, days, chosen = calls[True]
+    assert days == {1: 90} and chosen == [whole] and config.horizon_seconds == 90 * 86_400
+    assert (config.samples, config.max_prompt_tokens, config.max_new_tokens) == (3, 64, 64)
+
+
+def test_the_constant_of_a_duration_is_the_training_rows_median(evaluated, world_meds) -> None:
+    dataset, stay = meds.open_dataset(world_meds), AMOUNTS[1]
+    subjects = dataset.splits.filter(split="train")["subject_id"].to_list()
+    events = tasks.read_events(dataset, subjects, code_maps.named("world"))
+    days = labels.label(events, subjects, stay).frame["float_value"]
+    constant = evaluated[1]["amounts"]["stay"]["constant"]["value"]
+    assert (days < constant).mean() <= 0.5 and (days > constant).mean() <= 0.5
 
 
 def test_scores_by_samples_are_told_of_every_task(evaluated) -> None:

@@ -187,6 +187,13 @@ def test_calibration_bins_hold_every_row_once_and_never_split_a_tie() -> None:
     assert error == pytest.approx(expected) and error > 0.02
 
 
+def test_calibration_bins_of_few_rows_are_few() -> None:
+    labels_N, predictions_N = np.arange(59) % 2.0, np.linspace(0, 1, 59)
+    assert [row["rows"] for row in scores.calibration(labels_N, predictions_N)[0]] == [30, 29]
+    assert len(scores.calibration(labels_N, predictions_N, min_rows=5)[0]) == 10
+    assert [row["rows"] for row in scores.calibration(labels_N[:9], predictions_N[:9])[0]] == [9]
+
+
 def test_calibration_error_of_true_probabilities_is_small_and_of_shifted_ones_is_the_shift() -> None:
     rng = np.random.default_rng(0)
     true_N = rng.uniform(0.1, 0.7, 20_000)

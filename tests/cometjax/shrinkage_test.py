@@ -58,6 +58,12 @@ def test_noise_alone_keeps_the_order_of_rows_and_what_is_above_one_is_cut_last()
     assert shrunk["risk"].is_between(0, 1).all() and shrunk["risk"].n_unique() == 4
 
 
+def test_risks_that_are_more_alike_than_their_noise_keep_their_order() -> None:
+    alike = pl.DataFrame({"risk": [0.4, 0.5, 0.6], "standard_error": [0.2] * 3, "samples": [6] * 3})
+    shrunk = shrinkage.predictions(alike, counted=True)
+    assert 0 < shrunk["reliability"][0] < 0.1 and shrunk["risk"].is_sorted() and shrunk["risk"].n_unique() == 3
+
+
 @pytest.mark.parametrize("risks", [[0.3], [0.3, 0.3], []])
 def test_where_nothing_is_known_of_the_spread_nothing_is_drawn(risks) -> None:
     frame = pl.DataFrame(

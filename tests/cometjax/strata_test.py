@@ -70,3 +70,15 @@ def test_a_stratum_is_scored_as_its_rows_are_and_a_small_one_is_not(events) -> N
     assert women["auroc"] == pytest.approx(expected) and women["low"] < expected < women["high"]
     for small in (found["age"]["under 45"], found["sex"]["not recorded"]):
         assert small["positives"] is None and small["auroc"] is None and small["reason"] == "fewer than 20 subjects"
+
+
+def test_few_subjects_are_few_however_many_rows_they_have(events) -> None:
+    of_row_N = np.repeat(np.arange(5), 12)
+    rows = pl.DataFrame({"subject_id": of_row_N, "boolean_value": np.arange(60) % 2 == 0}).with_columns(
+        prediction_time=pl.lit(NOW).cast(pl.Datetime("us"))
+    )
+    found = strata.score(events, rows, np.linspace(0, 1, 60), scores.resample_subjects(of_row_N, 20, 0))
+    assert any(own["n"] >= strata.MIN_SUBJECTS for parts in found.values() for own in parts.values())
+    for parts in found.values():
+        for own in parts.values():
+            assert own["positives"] is None and own["mean_risk"] is None and own["reason"] == "fewer than 20 subjects"
