@@ -19,6 +19,8 @@ from data_pipeline.errors import UserError
 
 # The column of a MEDS label file that holds a task's answer.
 VALUE_COLUMN = {"binary": "boolean_value", "count": "integer_value", "duration": "float_value"}
+# The increment of splitmix64 (Steele, Lea and Flood 2014).
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ def row_hash(subject_ids: pl.Series, times_us: pl.Series, seed: int) -> np.ndarr
     """uint64 per row, a function of (seed, subject, time) alone (splitmix64): the same in every version and order."""
     state = np.uint64(seed % 2**64) * np.ones(len(subject_ids), np.uint64)
     for column in (subject_ids, times_us):
-        state = _mix(state + column.to_numpy().astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        state = _mix(state + column.to_numpy().astype(np.int64).view(np.uint64) + _GAMMA)
     return state
 
 
@@ -215,7 +217,8 @@ def _choose(rows: pl.DataFrame, choice: str, seed: int) -> pl.DataFrame:
     if choice == "last":
         return rows.group_by("subject_id", maintain_order=True).last()
     if choice == "one":
-        keys = row_hash(rows.get_column("subject_id"), rows.get_column("time_us"), seed)
+        # Not the hash that draw_rows goes by: the least of many is small, so those with many would crowd out others.
+        keys = _mix(row_hash(rows.get_column("subject_id"), rows.get_column("time_us"), seed) + _GAMMA)
         drawn = rows.with_columns(key=pl.Series(keys, dtype=pl.UInt64)).sort("subject_id", "key")
         return drawn.group_by("subject_id", maintain_order=True).first()
     return rows

@@ -157,6 +157,13 @@ def test_one_row_a_subject_depends_on_the_seed_and_not_on_the_outcome(label) -> 
     assert not label(visits, task, seed=2).frame.equals(first)
 
 
+def test_subjects_with_many_candidates_are_drawn_no_more_often_than_those_with_one(label) -> None:
+    visits = [row(s, day(50 * visit + s), END) for s in range(1000, 1600) for visit in range(20 if s % 2 else 1)]
+    chosen = label(visits, Task(**{**READMISSION.__dict__, "index_choice": "one", "censoring": "assume_complete"}))
+    drawn = label_module.draw_rows(chosen.frame, 200, seed=0)
+    assert len(chosen.frame) == 600 and 0.4 < (drawn["subject_id"] % 2).mean() < 0.6
+
+
 def test_last_is_the_last_row(label) -> None:
     task = Task(**{**READMISSION.__dict__, "index_choice": "last"})
     labels = label([row(1, day(100 * visit), END) for visit in range(4)], task)
