@@ -57,9 +57,7 @@ def score_amounts(
         "share_between_low_and_high": inside.mean(),
         "truncated_share": estimates.get_column("truncated").mean(),
         "outcome_in_vocabulary": outcome_coverage(task, events, vocabulary),
-        "constant": _constant_scores(
-            task, target_N, rows.training.get_column(column).to_numpy().astype(np.float64), estimates, drawn
-        ),
+        "constant": _constant_scores(task, target_N, rows, estimates, drawn),
         **rows.counts,
     }
     for name, (predicted, score) in SCORES.items():
@@ -70,15 +68,20 @@ def score_amounts(
 
 
 def _constant_scores(
-    task: Task, target_N: np.ndarray, train_N: np.ndarray, estimates: pl.DataFrame, drawn: scores.Resamples
+    task: Task, target_N: np.ndarray, rows: Rows, estimates: pl.DataFrame, drawn: scores.Resamples
 ) -> dict[str, Any]:
     """Of the best constants by the training rows: their median, and their mean on the scale of the RMSLE.
 
     `value`: the one of the task's main metric; `gain_of_model`: by how much the model's error is less in it, paired.
     """
+    train_N = rows.training.get_column(VALUE_COLUMN[task.kind]).to_numpy().astype(np.float64)
+    weights_N = rows.training_weights_N
     if not len(train_N):
         return {"mae": None, "rmsle": None, "value": None, "gain_of_model": None}
-    constants = {"mae": float(np.median(train_N)), "rmsle": float(np.expm1(np.log1p(train_N).mean()))}
+    constants = {
+        "mae": float(np.quantile(train_N, 0.5, weights=weights_N, method="inverted_cdf")),
+        "rmsle": float(np.expm1(np.average(np.log1p(train_N), weights=weights_N))),
+    }
     ones_1xN = np.ones((1, len(target_N)))
     said: dict[str, Any] = {
         name: float(SCORES[name][1](target_N, np.full(len(target_N), value), ones_1xN)[0])

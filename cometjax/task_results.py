@@ -20,10 +20,12 @@ _GAIN_OVER_CHANCE = {"value": "auroc", "low": "low", "high": "high"}
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A task's labelled rows: those scored, and those that its baselines learn from."""
+    """A task's labelled rows: those scored, and those that its baselines learn from. `training_weights_N`: what each of
+    these counts in a mean, so that it is of rows such as the scored ones (of which a subject may have one only)."""
 
     scored: pl.DataFrame
     training: pl.DataFrame
+    training_weights_N: np.ndarray
     counts: Mapping[str, Any]
 
 
@@ -48,7 +50,6 @@ def score_task(
     risks_N = risks.get_column("risk").to_numpy()
     reason = scores.undefined(labels_N)
     drawn = scores.resample_subjects(subjects_N, resamples, seed)
-    train_N = rows.training.get_column("boolean_value").to_numpy()
     result = {
         **dataclasses.asdict(task),
         **_scores(labels_N, risks_N, drawn),
@@ -67,7 +68,7 @@ def score_task(
     }
     result["by_history"] = _by_history(rows.scored.get_column("prior_outcome"), labels_N, risks_N, drawn)
     result["strata"] = strata.score(events, rows.scored, risks_N, drawn)
-    result["baselines"] = {"prevalence": _prevalence_scores(labels_N, train_N, result)} | {
+    result["baselines"] = {"prevalence": _prevalence_scores(labels_N, rows, result)} | {
         name: _rival_scores(rival, labels_N, risks_N, drawn) for name, rival in rivals.items()
     }
     return result
@@ -135,9 +136,10 @@ def _unshrunk(labels_N: np.ndarray, risks_N: np.ndarray) -> dict[str, float | No
     }
 
 
-def _prevalence_scores(labels_N: np.ndarray, train_N: np.ndarray, of_model: Mapping[str, Any]) -> dict[str, Any]:
+def _prevalence_scores(labels_N: np.ndarray, rows: Rows, of_model: Mapping[str, Any]) -> dict[str, Any]:
     """The constant prediction: the training rows' prevalence. Its AUROC is 0.5, whatever the rows."""
-    prevalence = float(train_N.mean()) if len(train_N) else None
+    train_N = rows.training.get_column("boolean_value").to_numpy()
+    prevalence = float(np.average(train_N, weights=rows.training_weights_N)) if len(train_N) else None
     brier = float(np.mean((labels_N - prevalence) ** 2)) if prevalence is not None and len(labels_N) else None
     auroc = None if scores.undefined(labels_N) else 0.5
     gain = {name: None if of_model[key] is None else of_model[key] - 0.5 for name, key in _GAIN_OVER_CHANCE.items()}

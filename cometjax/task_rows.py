@@ -8,6 +8,7 @@ import polars as pl
 
 from cometjax import labels as label_module
 from cometjax import tasks as task_module
+from cometjax.baselines import TrainingRows
 from cometjax.task_results import Rows
 from cometjax.tasks import Events, Task
 from data_pipeline import code_maps, meds
@@ -99,11 +100,14 @@ def ask(
             continue
         drawn = label_module.draw_rows(labelled.frame, max_rows_per_task, seed=seed)
         # Every candidate trains the rival, not one a subject: more to learn from, and each subject weighs the same.
-        everything = dataclasses.replace(task, index_choice="all") if task.index_choice == "one" else task
+        is_one = task.index_choice == "one" and not files
+        everything = dataclasses.replace(task, index_choice="all") if is_one else task
+        learned = _label(events, training, everything, files, seed).frame
         excluded = {**labelled.excluded, "over_max_rows": len(labelled.frame) - len(drawn)}
         rows[task.name] = Rows(
             scored=drawn,
-            training=_label(events, training, everything, files, seed).frame,
+            training=learned,
+            training_weights_N=TrainingRows.of(learned).weights_N if is_one else np.ones(len(learned)),
             counts={"candidates": labelled.candidates, "excluded": excluded},
         )
     if not rows:

@@ -10,6 +10,7 @@ import subprocess
 import types
 
 import ml_collections
+import numpy as np
 import polars as pl
 import pytest
 
@@ -27,7 +28,7 @@ OPTIONS = Options(
 TASKS = tasks.tasks_from_config(tasks_world.get_config())
 STARTS, ENDS = r"ENCOUNTER//ENCOUNTER_START//.*", r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
 AMOUNTS = (
-    tasks.Task(name="visits", index=ENDS, horizon_days=180, outcome=STARTS, kind="count"),
+    tasks.Task(name="visits", index=ENDS, horizon_days=180, outcome=STARTS, kind="count", index_choice="one"),
     tasks.Task(name="stay", index=STARTS[:-2] + "INPATIENT.*", horizon_days=60, outcome=ENDS, kind="duration"),
 )
 # As of the configuration of a run.
@@ -101,6 +102,26 @@ def test_amounts_are_estimated_for_their_rows_and_what_cannot_run_is_told(evalua
         assert (table["low"] <= table["median"]).all() and (table["median"] <= table["high"]).all()
     assert pl.read_parquet(out / "predictions" / "stay.parquet")["mean"].is_between(0, 60).all()
     assert list(results["cannot_run"]) == ["nowhere"] and "matches no concept" in results["cannot_run"]["nowhere"]
+
+
+def test_constants_are_of_rows_such_as_the_scored_ones(evaluated, world_meds) -> None:
+    """Where one row of each subject is scored, each training subject counts once, whatever its number of rows."""
+    dataset, predicted = meds.open_dataset(world_meds), {}
+    subjects = dataset.splits.filter(split="train")["subject_id"].to_list()
+    events = tasks.read_events(dataset, subjects, code_maps.named("world"))
+    for task in (*TASKS, *AMOUNTS[:1]):
+        frame = labels.label(events, subjects, dataclasses.replace(task, index_choice="all")).frame
+        value = pl.col(labels.VALUE_COLUMN[task.kind]).cast(pl.Float64)
+        frame = frame.select("subject_id", value=value if task.kind == "binary" else value.log1p())
+        by_subject = frame.group_by("subject_id").mean()["value"].mean()
+        assert by_subject != pytest.approx(frame["value"].mean(), rel=0.01)
+        predicted[task.name] = by_subject if task.index_choice == "one" else frame["value"].mean()
+    results = evaluated[1]
+    for task in TASKS:
+        assert results["tasks"][task.name]["baselines"]["prevalence"]["predicted"] == pytest.approx(
+            predicted[task.name]
+        )
+    assert np.log1p(results["amounts"]["visits"]["constant"]["value"]) == pytest.approx(predicted["visits"])
 
 
 def test_labels_of_a_folder_give_the_rows_of_their_own_making(evaluated, run, world_meds, tmp_path) -> None:
