@@ -26,7 +26,16 @@ def outcome_concepts(vocabulary: Vocabulary, task: Task) -> frozenset[str]:
 
 
 def _producible(vocabulary: Vocabulary, pattern: str) -> frozenset[str]:
-    return frozenset(event.concept for event in vocabulary.events if compiled(pattern).fullmatch(event.concept))
+    """The concepts that match; where all of a kind do, its UNKNOWN too, whatever rare code that is."""
+    concepts_of_kind: dict[str, set[str]] = {}
+    for event in vocabulary.events:
+        concepts_of_kind.setdefault(event.kind, set()).add(event.concept)
+    producible: set[str] = set()
+    for kind, concepts in concepts_of_kind.items():
+        matching = {concept for concept in concepts if compiled(pattern).fullmatch(concept)}
+        is_whole = bool(matching) and matching >= concepts - {f"UNKNOWN//{kind}"}
+        producible |= concepts if is_whole else matching
+    return frozenset(producible)
 
 
 def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequence[Task]) -> pl.DataFrame:

@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import decoding, estimators
+from cometjax import decoding, estimators, task_results, tasks
 from cometjax.engine import Future
 from cometjax.tasks import Task
+from data_pipeline import code_maps, meds
 from data_pipeline.corpus import Corpus
 from data_pipeline.vocabulary import Vocabulary
 
@@ -105,6 +106,25 @@ def test_a_prompt_whose_samples_all_have_the_outcome_has_risk_one(vocabulary) ->
     futures = [future(vocabulary, ["1d-3d", "DEATH"], sample, stop="death") for sample in range(3)]
     died = risk(vocabulary, futures, DEATH)
     assert (died["risk"], died["standard_error"]) == (1.0, 0.0)
+
+
+def test_a_rare_code_is_an_event_of_its_kind_and_of_no_part_of_it(vocabulary) -> None:
+    known = next(event.concept for event in vocabulary.events if event.concept.startswith("DIAGNOSIS//ICD10CM//E11"))
+    simulated = future(vocabulary, ["1d-3d", known, "UNKNOWN//DIAGNOSIS", "UNKNOWN//DIAGNOSIS", "UNKNOWN//LAB", "6mt+"])
+    for pattern, count in (("DIAGNOSIS//.*", 3), (r"DIAGNOSIS//ICD10CM//E11.*", 1), ("OTHER//.*", 0)):
+        task = Task(name="count", index="X", horizon_days=30, outcome=pattern, kind="count")
+        times = estimators.outcome_times([simulated], vocabulary, [task])
+        assert times["count//times"].list.len().to_list() == [count]
+
+
+def test_every_recorded_diagnosis_can_be_told_as_one(world_meds, vocabulary) -> None:
+    dataset = meds.open_dataset(world_meds)
+    events = tasks.read_events(dataset, dataset.splits["subject_id"].to_list(), code_maps.named("world"))
+    every = Task(name="count", index="X", horizon_days=30, outcome="DIAGNOSIS//.*", kind="count")
+    assert task_results.outcome_coverage(every, events, vocabulary) == 1.0
+    # Some are told as UNKNOWN, and an UNKNOWN diagnosis is none of a chapter.
+    chapter = Task(name="chapter", index="X", horizon_days=30, outcome="DIAGNOSIS//ICD10CM//[D-Z].*")
+    assert 0 < task_results.outcome_coverage(chapter, events, vocabulary) < 1
 
 
 def test_prompts_are_told_apart(vocabulary) -> None:
