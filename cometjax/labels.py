@@ -106,15 +106,18 @@ def label_files(
 
 
 def complete(frame: pl.DataFrame, events: Events, task: Task) -> pl.DataFrame:
-    """`label_files`' rows, of subjects in `events`, with all that `Labels.frame` has."""
+    """`label_files`' rows, of subjects in `events`, with all that `Labels.frame` has.
+
+    A duration does not say whether it ends with the outcome or the window: that is as the events have it.
+    """
     outcomes = _times_of(events.frame, events.matching(task.outcome), "last_outcome_us")
     rows = _seek(frame.with_columns(time_us=pl.col("prediction_time").cast(pl.Int64)), outcomes, "time_us", "backward")
-    happened = {
-        "binary": pl.col("boolean_value"),
-        "count": pl.col("integer_value") > 0,
-        "duration": pl.col("float_value") < task.horizon_days,
-    }[task.kind]
-    rows = rows.with_columns(boolean_value=happened, prior_outcome=pl.col("last_outcome_us").is_not_null())
+    if task.kind == "duration":
+        dated = events.frame.filter(pl.col("time_us") != BEFORE_ALL_TIME_US)
+        rows = rows.with_columns(_answer(rows, dated, events, task).get_column("boolean_value"))
+    if task.kind == "count":
+        rows = rows.with_columns(boolean_value=pl.col("integer_value") > 0)
+    rows = rows.with_columns(prior_outcome=pl.col("last_outcome_us").is_not_null())
     return rows.select(*_columns(task)).sort("subject_id", "prediction_time")
 
 

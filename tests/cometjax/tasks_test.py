@@ -395,6 +395,27 @@ def test_labels_of_files_are_read_by_task_and_completed(label, tmp_path) -> None
         label_module.label_files(tmp_path, [VISIT], dataset)
 
 
+def test_durations_of_files_end_with_the_outcome_or_the_window_as_recorded(label, tmp_path) -> None:
+    """A window may close before the horizon, and an outcome be at its very end."""
+    rows = [row(1, day(0), START), row(1, day(2), END), row(1, day(9), DIABETES_CODE)]
+    rows += [
+        row(2, day(0), START),
+        row(2, day(30), DIABETES_CODE),
+        row(3, day(0), START),
+        row(3, day(1), DIABETES_CODE),
+    ]
+    rows += [row(4, day(0), START)]
+    stay = changed(index=ADMISSION, outcome=r"DIAGNOSIS//ICD10CM//E11.*", until=DISCHARGE, kind="duration")
+    own = label(rows, stay).frame
+    wanted = [(1, False, 2.0), (2, True, 30.0), (3, True, 1.0), (4, False, 30.0)]
+    assert own.select("subject_id", "boolean_value", "float_value").rows() == wanted
+    own.drop("boolean_value", "prior_outcome").write_parquet(tmp_path / "visit.parquet")
+    dataset = meds.open_dataset(tmp_path / "meds")
+    events = tasks.read_events(dataset, [1, 2, 3, 4], code_maps.named("world"))
+    files = label_module.label_files(tmp_path, [stay], dataset)
+    assert label_module.complete(files["visit"], events, stay).equals(own)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
