@@ -59,10 +59,34 @@ class Contributions:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """One sample's terms, before they are weighed for what other samples were cut.
+
+    Attributes:
+        time_I: int64, the instants at which there are terms, in seconds from the prediction time.
+        term_IxK: float64, the terms of each outcome's sum.
+        end_K: int64, when the sample was cut, or from when on no cut can matter.
+        cut_K: bool, was it cut before that?
+    """
+
+    time_I: np.ndarray
+    term_IxK: np.ndarray
+    end_K: np.ndarray
+    cut_K: np.ndarray
+
+
 def contributions(
     futures: Sequence[Future], end_seconds_SxK: np.ndarray, seconds_V: np.ndarray, *, suppressed: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(share [S, K], cut [S, K]) of one prompt's samples.
+    """(share [S, K], cut [S, K]) of all of one prompt's samples; arguments as of `terms`."""
+    return weigh(terms(futures, end_seconds_SxK, seconds_V, suppressed=suppressed))
+
+
+def terms(
+    futures: Sequence[Future], end_seconds_SxK: np.ndarray, seconds_V: np.ndarray, *, suppressed: bool
+) -> list[Terms]:
+    """The terms of some of a prompt's samples.
 
     Args:
         futures: a prompt's, with hazards; of REACH if `suppressed` (then of one outcome), else of SCOPE.
@@ -71,24 +95,25 @@ def contributions(
         seconds_V: `decoding.token_seconds`.
     """
     end_seconds_SxK = np.broadcast_to(end_seconds_SxK, (len(futures), end_seconds_SxK.shape[-1]))
-    terms = [
+    return [
         _terms(future, end_K, seconds_V, suppressed) for future, end_K in zip(futures, end_seconds_SxK, strict=True)
     ]
-    cut_SxK = np.array([cut_K for *_, cut_K in terms])
+
+
+def weigh(terms_S: Sequence[Terms]) -> tuple[np.ndarray, np.ndarray]:
+    """(share [S, K], cut [S, K]) of a prompt's samples: all at once, for each weight is estimated from all of them."""
+    cut_SxK = np.array([own.cut_K for own in terms_S])
     if not cut_SxK.any():
-        return np.array([term_TxK.sum(0) for _, term_TxK, *_ in terms]), cut_SxK
-    end_SxK = np.array([end_K for *_, end_K, _ in terms])
+        return np.array([own.term_IxK.sum(0) for own in terms_S]), cut_SxK
+    end_SxK = np.array([own.end_K for own in terms_S])
     share_SxK = np.zeros(cut_SxK.shape)
     for k in range(cut_SxK.shape[1]):
-        for sample, (time_T, term_TxK, *_) in enumerate(terms):
-            share_SxK[sample, k] = (term_TxK[:, k] / _uncensored(time_T, end_SxK[:, k], cut_SxK[:, k])).sum()
+        for sample, own in enumerate(terms_S):
+            share_SxK[sample, k] = (own.term_IxK[:, k] / _uncensored(own.time_I, end_SxK[:, k], cut_SxK[:, k])).sum()
     return share_SxK, cut_SxK
 
 
-def _terms(
-    future: Future, window_K: np.ndarray, seconds_V: np.ndarray, suppressed: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    # (time before each token, terms of the sum, time from which no cut can matter, was it cut before that)
+def _terms(future: Future, window_K: np.ndarray, seconds_V: np.ndarray, suppressed: bool) -> Terms:
     assert future.hazard_TxK is not None and future.decided_TxK is not None
     after_T = future.start_seconds + np.cumsum(seconds_V[future.tokens_T], dtype=np.int64)
     time_T = np.concatenate([[future.start_seconds], after_T])[: len(after_T)]
@@ -102,9 +127,12 @@ def _terms(
     last = after_T[-1] if len(after_T) else future.start_seconds
     happened_K = (happened_TxK & (time_T[:, None] <= window_K)).any(0)
     cut_K = (future.stop == "length") & (last < window_K) & ~happened_K
-    first_K = time_T[np.argmax(happened_TxK, 0)] if len(time_T) else np.zeros(len(window_K))
+    first_K = time_T[np.argmax(happened_TxK, 0)] if len(time_T) else np.zeros(len(window_K), np.int64)
     end_K = np.where(happened_K, first_K, np.where(cut_K, last, np.iinfo(np.int64).max))
-    return time_T, hazard_TxK * before_TxK, end_K, cut_K
+    # Tokens of one instant share their weight.
+    time_I, first_I = np.unique(time_T, return_index=True)
+    term_IxK = np.add.reduceat(hazard_TxK * before_TxK, first_I) if len(time_T) else np.zeros((0, len(window_K)))
+    return Terms(time_I, term_IxK, end_K, cut_K)
 
 
 def _uncensored(time_T: np.ndarray, end_S: np.ndarray, cut_S: np.ndarray) -> np.ndarray:

@@ -248,15 +248,13 @@ def simulate_all(
             grammar=options.grammar,
             batch_rows=options.batch_rows,
         )
-        asked = pl.concat(
-            [rows[task.name].scored.select(*_ROW, days=pl.lit(float(task.horizon_days))) for task in group]
-        )
-        wanted = asked.group_by(_ROW).agg(pl.col("days").max()).sort(_ROW)
+        wanted, asks_PxK = task_rows.union(group, rows)
         sampler = risks_module.Sampler(model, vocabulary, simulation, options.estimator, options.target_se, kept_in)
         simulations[censoring] = sampler.simulate(
             prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else [],
             wanted.get_column("days").to_list(),
             group,
+            asks_PxK,
             progress=progress,
         )
     return simulations

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import polars as pl
 
+from cometjax.anticipation import Terms
 from cometjax.futures import Future, Prompt
 from data_pipeline.errors import UserError
 
@@ -25,16 +26,21 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "tokens": pl.List(pl.Int32),
     "share": pl.List(pl.Float64),
     "cut": pl.List(pl.Boolean),
+    "time": pl.List(pl.Int64),
+    "term": pl.List(pl.Float64),
+    "end": pl.List(pl.Int64),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A prompt's S futures, without hazards, and what each adds to K risks (`cometjax.anticipation`; K may be 0)."""
+    """A prompt's S futures, without hazards, and what each adds to K risks (`cometjax.anticipation`; K may be 0).
+    Where more samples may follow, the terms of that too, which are to be weighed with theirs."""
 
     futures: Sequence[Future]
     share_SxK: np.ndarray
     cut_SxK: np.ndarray
+    terms_S: Sequence[Terms] = ()
 
 
 class FinishedPrompts:
@@ -69,9 +75,11 @@ class FinishedPrompts:
 
     def _write_part(self, folder: pathlib.Path, part: dict[int, Finished]) -> None:
         rows = [
-            (index, f.sample, f.stop, f.start_seconds, f.tokens_T.tolist(), share_K.tolist(), cut_K.tolist())
+            (index, f.sample, f.stop, f.start_seconds, f.tokens_T.tolist(), share_K.tolist(), cut_K.tolist(), *terms)
             for index, finished in part.items()
-            for f, share_K, cut_K in zip(finished.futures, finished.share_SxK, finished.cut_SxK, strict=True)
+            for f, share_K, cut_K, terms in zip(
+                finished.futures, finished.share_SxK, finished.cut_SxK, _columns_of_terms(finished), strict=True
+            )
         ]
         number = sum(1 for _ in folder.glob("*.parquet"))
         write_whole(folder / f"{number:06d}.parquet", pl.DataFrame(rows, schema=_SCHEMA, orient="row").write_parquet)
@@ -85,8 +93,22 @@ class FinishedPrompts:
                 for sample, stop, start, tokens in rows.select("sample", "stop", "start_seconds", "tokens").iter_rows()
             ]
             share_SxK, cut_SxK = (np.array(rows.get_column(name).to_list()) for name in ("share", "cut"))
-            found[index] = Finished(futures, share_SxK.astype(np.float64), cut_SxK.astype(bool))
+            cut_SxK = cut_SxK.astype(bool)
+            terms_S = [
+                Terms(np.array(time, np.int64), np.reshape(term, (len(time), len(end))), np.array(end, np.int64), cut_K)
+                for cut_K, (time, term, end) in zip(
+                    cut_SxK, rows.select("time", "term", "end").iter_rows(), strict=True
+                )
+                if time is not None
+            ]
+            found[index] = Finished(futures, share_SxK.astype(np.float64), cut_SxK, terms_S)
         return found
+
+
+def _columns_of_terms(finished: Finished) -> list[tuple[list[int] | None, ...]]:
+    if not finished.terms_S:
+        return [(None, None, None)] * len(finished.futures)
+    return [(own.time_I.tolist(), own.term_IxK.ravel().tolist(), own.end_K.tolist()) for own in finished.terms_S]
 
 
 def write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:

@@ -39,19 +39,22 @@ class Simulation:
     """Futures of prompts and what they tell of some tasks' risks.
 
     Attributes:
-        futures: in the order of prompts and samples. With REACH those of the last task, for each has its own, or the
-            ordinary ones where there are tasks that need them.
-        times: their rows of estimators.outcome_times.
+        futures: in the order of prompts and samples. With REACH those of each task, one after the other, for each has
+            its own, and then the ordinary ones where there are tasks that need them.
+        times: their rows of estimators.outcome_times; with REACH only those of the last set.
         shares: by task, what samples add to its risk; empty with Monte-Carlo.
-        tokens: drawn for all of it.
-        new_tokens: those of them that an earlier start had not drawn.
+        new_tokens: tokens that an earlier start had not drawn.
     """
 
     futures: Sequence[Future]
     times: pl.DataFrame
     shares: Mapping[str, anticipation.Contributions] = dataclasses.field(default_factory=dict)
-    tokens: int = 0
     new_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Drawn for all of it."""
+        return sum(len(future.tokens_T) for future in self.futures)
 
     def estimate(self, task: Task, samples: Sequence[int] | None = None) -> pl.DataFrame:
         """estimators.monte_carlo's columns for each prompt, from all samples or those given; SCOPE's may exceed 1.
@@ -90,55 +93,82 @@ class Sampler:
             raise UserError(f"{self.target_se} is below 0", where="target_se", fix="give 0 to draw all samples")
 
     def simulate(
-        self, prompts: Sequence[Prompt], days: Sequence[float], tasks: Sequence[Task], *, progress: bool
+        self,
+        prompts: Sequence[Prompt],
+        days: Sequence[float],
+        tasks: Sequence[Task],
+        asks_PxK: np.ndarray | None = None,
+        *,
+        progress: bool,
     ) -> Simulation:
-        """Simulate each prompt for so many days, and estimate these tasks' risks."""
+        """Simulate each prompt for so many days, and estimate these tasks' risks.
+
+        `asks_PxK` (bool): which of the tasks ask each prompt; None: all. Estimates of others mean nothing, or are not
+        there.
+        """
         horizons = [value * SECONDS_PER_DAY for value in days]
+        asks_PxK = np.ones((len(prompts), len(tasks)), bool) if asks_PxK is None else asks_PxK
         if self.estimator != "reach":
-            return self._simulate(prompts, horizons, tasks, progress=progress)
-        by_task: dict[str, Simulation] = {}
+            return self._simulate(prompts, horizons, tasks, asks_PxK, progress=progress)
         # Futures without an outcome can tell nothing of the other tasks: these have ordinary ones.
-        counted = [task for task in tasks if not _is_summed(task)]
         grammatical = dataclasses.replace(self.config, grammar=True)
         ordinary = dataclasses.replace(self, estimator="monte_carlo", config=grammatical)
-        others = ordinary._simulate(prompts, horizons, counted, progress=progress) if counted else None
-        for task in filter(_is_summed, tasks):
-            limit = task.horizon_days * SECONDS_PER_DAY
-            shorter = [min(seconds, limit) for seconds in horizons]
-            by_task[task.name] = self._simulate(prompts, shorter, [task], progress=progress)
-        every = [*by_task.values(), *([others] if others else [])]
+        parts = [(self, [k]) for k, task in enumerate(tasks) if _is_summed(task)]
+        if counted := [k for k, task in enumerate(tasks) if not _is_summed(task)]:
+            parts.append((ordinary, counted))
+        every = []
+        for sampler, own_K in parts:
+            limit = max(tasks[k].horizon_days for k in own_K) * SECONDS_PER_DAY
+            own_P = np.flatnonzero(asks_PxK[:, own_K].any(1)).tolist()
+            simulation = sampler._simulate(
+                [prompts[p] for p in own_P],
+                [min(horizons[p], limit) for p in own_P],
+                [tasks[k] for k in own_K],
+                asks_PxK[np.ix_(own_P, own_K)],
+                progress=progress,
+            )
+            every.append(simulation)
         return Simulation(
-            every[-1].futures,
+            [future for simulation in every for future in simulation.futures],
             every[-1].times,
-            {name: simulation.shares[name] for name, simulation in by_task.items()},
-            sum(simulation.tokens for simulation in every),
+            {name: shares for simulation in every for name, shares in simulation.shares.items()},
             sum(simulation.new_tokens for simulation in every),
         )
 
     def _simulate(
-        self, prompts: Sequence[Prompt], horizons: Sequence[float], tasks: Sequence[Task], *, progress: bool
+        self,
+        prompts: Sequence[Prompt],
+        horizons: Sequence[float],
+        tasks: Sequence[Task],
+        asks_PxK: np.ndarray,
+        *,
+        progress: bool,
     ) -> Simulation:
         size = min(PILOT, self.config.samples) if self.target_se else self.config.samples
-        drawn = _Drawn([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts], [])
+        drawn = _Drawn([[] for _ in prompts], [])
         self._draw(drawn, prompts, horizons, tasks, range(len(prompts)), size, progress=progress)
         if self.target_se:
-            needed_P = [self._needed(np.concatenate(shares)) for shares in drawn.shares]
+            told = self._told(tasks)
+            asks_PxK = asks_PxK[:, [task in told for task in tasks]]
+            needed_P = [
+                self._needed(rounds[0].share_SxK[:, asks_K])
+                for rounds, asks_K in zip(drawn.rounds, asks_PxK, strict=True)
+            ]
             for first in range(size, self.config.samples, size):
                 going_on = [index for index, needed in enumerate(needed_P) if needed > first]
                 self._draw(drawn, prompts, horizons, tasks, going_on, size, progress=progress)
-        futures = [future for of_prompt in drawn.futures for future in of_prompt]
-        tokens, new_tokens = sum(len(future.tokens_T) for future in futures), sum(drawn.new_tokens)
+        futures = [future for rounds in drawn.rounds for part in rounds for future in part.futures]
         times = estimators.outcome_times(futures, self.vocabulary, tasks)
         summed = self._summed(tasks)
         if not summed or not futures:
-            return Simulation(futures, times, tokens=tokens, new_tokens=new_tokens)
+            return Simulation(futures, times, new_tokens=sum(drawn.new_tokens))
         shares = anticipation.Contributions(
             times.select("subject_id", "prediction_time", "sample"),
-            np.concatenate([array for arrays in drawn.shares for array in arrays]),
-            np.concatenate([array for arrays in drawn.cut for array in arrays]),
+            np.concatenate([_share_of(rounds) for rounds in drawn.rounds]),
+            np.concatenate([part.cut_SxK for rounds in drawn.rounds for part in rounds]),
             tuple(task.name for task in summed),
         )
-        return Simulation(futures, times, {task.name: shares for task in summed}, tokens, new_tokens)
+        return Simulation(futures, times, {task.name: shares for task in summed}, sum(drawn.new_tokens))
 
     def _summed(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks whose risk is a sum of probabilities along the futures; of the others, outcomes are counted."""
@@ -162,7 +192,7 @@ class Sampler:
         """Add `size` samples, or what is left of config.samples, to what these prompts have."""
         if not indices:
             return
-        first = sum(len(futures) for futures in drawn.futures[indices[0] : indices[0] + 1])
+        first = sum(len(part.futures) for part in drawn.rounds[indices[0]])
         size = min(size, self.config.samples - first)
         summed = self._summed(tasks)
         config = dataclasses.replace(
@@ -188,24 +218,23 @@ class Sampler:
             drawn.new_tokens.append(sum(len(future.tokens_T) for future in futures))
         finished.flush()
         for at, index in enumerate(indices):
-            of_prompt = finished.by_index[at]
-            drawn.futures[index] += of_prompt.futures
-            drawn.shares[index].append(of_prompt.share_SxK)
-            drawn.cut[index].append(of_prompt.cut_SxK)
+            drawn.rounds[index].append(finished.by_index[at])
 
     def _finish(self, futures: Sequence[Future], tasks: Sequence[Task]) -> Finished:
+        terms_S: Sequence[anticipation.Terms] = ()
         if summed := self._summed(tasks):
-            share_SxK, cut_SxK = anticipation.contributions(
+            terms_S = anticipation.terms(
                 futures,
                 estimators.window_seconds(futures, self.vocabulary, summed),
                 decoding.token_seconds(self.vocabulary),
                 suppressed=self.estimator == "reach",
             )
+            share_SxK, cut_SxK = anticipation.weigh(terms_S)
         else:
             share_SxK = _happened(futures, self.vocabulary, self._told(tasks))
             cut_SxK = np.zeros(share_SxK.shape, bool)
         bare = [dataclasses.replace(future, hazard_TxK=None, decided_TxK=None) for future in futures]
-        return Finished(bare, share_SxK, cut_SxK)
+        return Finished(bare, share_SxK, cut_SxK, terms_S if self._has_rounds else ())
 
     def _kept(
         self,
@@ -224,10 +253,15 @@ class Sampler:
             simulation_job.settings(config),
             list(horizons),
             self.estimator,
+            self._has_rounds,
             [(task.outcome, task.until, task.horizon_days) for task in self._told(tasks)],
         )
         name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
         return FinishedPrompts(self.kept_in / name, prompts)
+
+    @property
+    def _has_rounds(self) -> bool:
+        return self.target_se > 0 and self.config.samples > PILOT
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -248,13 +282,17 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-    """By prompt: its futures, and of each round what its samples add to the risks (S x K) and which were cut. And how
-    many tokens were drawn by this start, of each prompt that it finished."""
+    """Each prompt's rounds of samples; and how many tokens this start drew, of each prompt that it finished."""
 
-    futures: list[list[Future]]
-    shares: list[list[np.ndarray]]
-    cut: list[list[np.ndarray]]
+    rounds: list[list[Finished]]
     new_tokens: list[int]
+
+
+def _share_of(rounds: Sequence[Finished]) -> np.ndarray:
+    """What each of a prompt's samples adds to the risks, [S, K]; what some were cut is weighed by all of them."""
+    if len(rounds) == 1:
+        return rounds[0].share_SxK
+    return anticipation.weigh([own for part in rounds for own in part.terms_S])[0]
 
 
 def _is_summed(task: Task) -> bool:

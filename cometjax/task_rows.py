@@ -119,6 +119,18 @@ def ask(
     return Asked(events, rows, cannot_run)
 
 
+def union(tasks: Sequence[Task], rows: Mapping[str, Rows]) -> tuple[pl.DataFrame, np.ndarray]:
+    """The prompts of these tasks' scored rows, each once, sorted: [subject_id, prediction_time, days (the longest
+    horizon asked of it)]; and which of the tasks ask it, bool [prompts, tasks]."""
+    keys = ["subject_id", "prediction_time"]
+    asked = pl.concat(
+        [rows[task.name].scored.select(*keys, days=float(task.horizon_days), k=k) for k, task in enumerate(tasks)]
+    )
+    prompts = asked.group_by(keys).agg(pl.col("days").max(), "k").sort(keys)
+    asks_PxK = np.array([[k in own for k in range(len(tasks))] for own in prompts.get_column("k").to_list()], bool)
+    return prompts.drop("k"), asks_PxK.reshape(len(prompts), len(tasks))
+
+
 def _label(
     events: Events, subjects: pl.Series, task: Task, files: Mapping[str, pl.DataFrame], seed: int
 ) -> label_module.Labels:

@@ -9,9 +9,20 @@ import polars as pl
 import pytest
 
 from cometjax import engine, report_samples, risks, test_time_scaling
+from cometjax.futures import Future
 from cometjax.tasks import Task
 from data_pipeline.errors import UserError
-from tests.cometjax.anticipation_test import CONFIG, HORIZON, PROMPTS, TASKS, VOCABULARY, exact, exact_risk, model
+from tests.cometjax.anticipation_test import (
+    CONFIG,
+    HORIZON,
+    OUTCOMES,
+    PROMPTS,
+    TASKS,
+    VOCABULARY,
+    exact,
+    exact_risk,
+    model,
+)
 
 DAYS = HORIZON / 86_400
 FEW = PROMPTS[:60]
@@ -28,7 +39,8 @@ def simulated(estimator: str, target_se: float = 0.0, prompts: int = len(FEW), s
 @pytest.mark.parametrize("estimator", risks.ESTIMATORS)
 def test_every_estimator_gives_the_known_risk_of_every_task(estimator) -> None:
     simulation = simulated(estimator)
-    assert len(simulation.futures) == len(FEW) * CONFIG.samples and simulation.tokens > len(simulation.futures)
+    sets = len(TASKS) if estimator == "reach" else 1  # of futures: each without one outcome
+    assert len(simulation.futures) == sets * len(FEW) * CONFIG.samples < simulation.tokens
     for k, task in enumerate(TASKS):
         table = simulation.estimate(task).sort("subject_id")
         assert table.columns == ["subject_id", "prediction_time", "risk", "standard_error", "samples", "truncated"]
@@ -81,13 +93,73 @@ def test_some_of_the_samples_give_a_risk_of_their_own() -> None:
 def test_a_prompt_is_sampled_until_its_errors_are_small_enough(estimator, target) -> None:
     stopped, whole = simulated(estimator, target), simulated(estimator)
     kept = {(future.subject_id, future.sample): future.tokens_T.tolist() for future in whole.futures}
-    if estimator != "reach":  # whose futures are those of the last task
+    if estimator != "reach":  # which has futures of each task
         assert all(kept[future.subject_id, future.sample] == future.tokens_T.tolist() for future in stopped.futures)
     samples = stopped.estimate(TASKS[-1])["samples"]
     assert 8 <= samples.min() < samples.max() <= CONFIG.samples and set(samples % 8) == {0}
     assert stopped.tokens < whole.tokens
     errors = [stopped.estimate(task).filter(pl.col("samples") < CONFIG.samples)["standard_error"] for task in TASKS]
     assert np.sqrt(np.mean(np.concatenate(errors) ** 2)) < 1.15 * target
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[list[int]]:
+    """Puts futures made by hand in the engine's place, of which most are cut short, and whose hazards are the larger
+    the later the outcome stands in OUTCOMES. By call, the prompts' subjects."""
+    calls: list[list[int]] = []
+    day, code = (VOCABULARY.ids[text] for text in ("INTERVAL//1d-3d", "C"))
+
+    def futures_of(prompt, config, places):
+        for sample in range(config.first_sample, config.first_sample + config.samples):
+            random = np.random.default_rng([prompt.subject_id, sample])
+            stop = "length" if random.random() < 0.7 else "timeline_end"
+            tokens_T = np.array([day, code] * random.integers(1, 12), np.int32)
+            hazard_TxK = random.random((len(tokens_T), len(OUTCOMES))) * 0.02 * 2.0 ** np.arange(len(OUTCOMES))
+            decided_TxK = np.zeros((len(tokens_T), len(places)), bool)
+            yield Future(prompt.subject_id, 0, sample, tokens_T, stop, 0, hazard_TxK[:, places], decided_TxK)
+
+    def iter_futures(model, vocabulary, prompts, config, *, outcomes, **_):
+        calls.append([prompt.subject_id for prompt in prompts])
+        places = [OUTCOMES.index(outcome) for outcome in outcomes]
+        for index, prompt in enumerate(prompts):
+            yield index, list(futures_of(prompt, config, places))
+
+    monkeypatch.setattr(engine, "iter_futures", iter_futures)
+    return calls
+
+
+def test_reach_draws_of_each_task_the_prompts_that_it_asks_and_no_others(drawn) -> None:
+    visits = dataclasses.replace(TASKS[0], name="count", kind="count")
+    asked = {TASKS[0]: [0, 1, 2], visits: [1, 5], TASKS[1]: [3], TASKS[2]: [2, 4]}
+    asks_PxK = np.array([[prompt in own for own in asked.values()] for prompt in range(6)])
+    sampler = risks.Sampler(model(), VOCABULARY, dataclasses.replace(CONFIG, samples=2), "reach")
+    simulation = sampler.simulate(PROMPTS[:6], [DAYS] * 6, list(asked), asks_PxK, progress=False)
+    assert drawn == [[0, 1, 2], [3], [2, 4], [1, 5]] and len(simulation.futures) == 2 * 8
+    for task, own in asked.items():
+        assert simulation.estimate(task)["subject_id"].to_list() == own
+
+
+def test_tasks_that_do_not_ask_a_prompt_do_not_decide_how_often_it_is_sampled(drawn) -> None:
+    sampler = risks.Sampler(model(), VOCABULARY, CONFIG, "scope", 0.02)
+    alone = sampler.simulate(PROMPTS[:8], [DAYS] * 8, TASKS[:1], progress=False)
+    asks_PxK = np.tile([task == TASKS[0] for task in TASKS], (8, 1))
+    asks_PxK[2] = True
+    among_all = sampler.simulate(PROMPTS[:8], [DAYS] * 8, TASKS, asks_PxK, progress=False)
+    samples, wanted = (simulation.estimate(TASKS[0])["samples"].to_list() for simulation in (among_all, alone))
+    assert samples.pop(2) == CONFIG.samples > wanted.pop(2) and samples == wanted
+
+
+@pytest.mark.parametrize("estimator", ["scope", "reach"])
+def test_samples_of_several_rounds_are_weighed_as_one_set(estimator, drawn, tmp_path) -> None:
+    results = []
+    for target, kept_in in ((0.0, None), (1e-3, tmp_path), (1e-3, tmp_path)):
+        sampler = risks.Sampler(model(), VOCABULARY, CONFIG, estimator, target, kept_in)
+        results.append(sampler.simulate(PROMPTS[:4], [DAYS] * 4, TASKS[:1], progress=False))
+    whole, in_rounds, from_disk = results
+    assert (whole.estimate(TASKS[0])["truncated"] > 0.3).all()
+    assert in_rounds.estimate(TASKS[0]).equals(whole.estimate(TASKS[0]))
+    assert from_disk.estimate(TASKS[0]).equals(whole.estimate(TASKS[0]))
+    assert from_disk.new_tokens == 0 < in_rounds.new_tokens == whole.tokens
 
 
 @pytest.mark.slow
