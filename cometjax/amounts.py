@@ -25,8 +25,8 @@ def estimate(times: pl.DataFrame, task: Task) -> pl.DataFrame:
 
     A duration is that to the first outcome or the end of the window, whichever comes first, as in the task's labels.
 
-    Returns [subject_id, prediction_time, mean, standard_error (of the mean), low, median, high (QUANTILES of the
-    samples), samples, truncated (share of samples cut short before they answered)].
+    Returns [subject_id, prediction_time, mean, standard_error (of the mean; null of one sample), low, median, high
+    (QUANTILES of the samples), samples, truncated (share of samples cut short before they answered)].
     """
     is_count = task.kind == "count"
     answered = pl.lit(False) if is_count else (pl.col(task.name) <= task.horizon_us).fill_null(False)
@@ -54,6 +54,7 @@ def estimate(times: pl.DataFrame, task: Task) -> pl.DataFrame:
         pl.Series(name, numbers, dtype=pl.Int64 if name == "samples" else pl.Float64)
         for name, numbers in columns.items()
     )
+    found = found.with_columns(standard_error=pl.when(pl.col("samples") > 1).then("standard_error"))
     return found.select(*KEYS, *_COLUMNS[:-1], "samples", "truncated")
 
 

@@ -131,7 +131,7 @@ def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:
     otherwise (death, timeline end) stay without it until the horizon.
 
     Returns [subject_id, prediction_time, risk, standard_error (Greenwood's; sqrt(p (1 - p) / n) where none is cut
-    short), samples, truncated (share of samples cut short before the horizon without the outcome)].
+    short; null of one sample), samples, truncated (share of samples cut short before the horizon without the outcome)].
     """
     has_outcome = (pl.col(task.name) <= task.horizon_us).fill_null(False)
     cut_short = ~has_outcome & is_cut_short(task)
@@ -152,7 +152,7 @@ def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:
     estimated = survivors.group_by(KEYS).agg(
         # The same number where none is cut short, without the product's rounding.
         risk=pl.when(pl.col("cut_short").any()).then(1 - survival).otherwise(pl.col("has_outcome").mean()),
-        standard_error=survival * pl.col("term").sum().sqrt(),
+        standard_error=pl.when(pl.len() > 1).then(survival * pl.col("term").sum().sqrt()),
         samples=pl.len(),
         truncated=pl.col("cut_short").mean(),
     )

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import decoding, estimators, task_results, tasks
+from cometjax import amounts, decoding, estimators, task_results, tasks
 from cometjax.engine import Future
 from cometjax.tasks import Task
 from data_pipeline import code_maps, meds
@@ -125,6 +125,18 @@ def test_every_recorded_diagnosis_can_be_told_as_one(world_meds, vocabulary) -> 
     # Some are told as UNKNOWN, and an UNKNOWN diagnosis is none of a chapter.
     chapter = Task(name="chapter", index="X", horizon_days=30, outcome="DIAGNOSIS//ICD10CM//[D-Z].*")
     assert 0 < task_results.outcome_coverage(chapter, events, vocabulary) < 1
+
+
+def test_one_future_tells_no_standard_error(vocabulary) -> None:
+    visits = Task(**{**VISIT.__dict__, "name": "visits", "kind": "count"})
+    stay = Task(**{**VISIT.__dict__, "name": "stay", "kind": "duration"})
+    one, two = (
+        [future(vocabulary, ["3d-1w", _outpatient(vocabulary), "6mt+"], sample) for sample in range(n)] for n in (1, 2)
+    )
+    for futures, expected in ((one, None), (two, 0.0)):
+        times = estimators.outcome_times(futures, vocabulary, [VISIT, visits, stay])
+        tables = [estimators.monte_carlo(times, VISIT), *(amounts.estimate(times, task) for task in (visits, stay))]
+        assert [table["standard_error"].to_list() for table in tables] == [[expected]] * 3
 
 
 def test_prompts_are_told_apart(vocabulary) -> None:
