@@ -1,4 +1,4 @@
-"""The analytic memory model against the TPU compiler's own figures, on five runs.
+"""The analytic memory model against the TPU compiler's own figures, on seven runs.
 
     python -m benchmarks.plan_memory
 
@@ -17,12 +17,15 @@ from data_pipeline.errors import UserError
 from experiments.configs import comet_l, comet_m, comet_s
 
 BAR = 0.15
+SHORT_ROWS = {"model.layers": 12, "model.vocab_size": 1024, "train.batch_rows": 16, "train.row_length": 512}
 RUNS = (
     ("comet_s none", comet_s, "v5p:2x2x2", {}),
     ("comet_m dots", comet_m, "v5e:4x4", {}),
     ("comet_l full", comet_l, "v5p:4x4x4", {}),
     ("comet_l full, tensor 4", comet_l, "v5e:16x16", {"mesh.tensor": 4}),
     ("comet_l full, two slices", comet_l, "2xv5e:8x8", {"mesh.slices": 2, "mesh.data": 2, "train.batch_rows": 128}),
+    ("12 layers none, short rows", comet_l, "v5p:2x2x4", {"model.remat": "none"} | SHORT_ROWS),
+    ("12 layers dots, short rows", comet_l, "v5p:2x2x4", {"model.remat": "dots"} | SHORT_ROWS),
 )
 
 

@@ -71,14 +71,16 @@ def chip_memory(run: PodRun) -> Memory:
     parameters, optimizer, gradients = _state_bytes(run, tiled)
     train, share = run.config.train, share_of_chip(run.model, run.sizes["tensor"])
     tokens = run.microbatch_rows * train.row_length
-    gathered = _layer_weight_bytes(share) if run.sizes["fsdp"] > 1 else 0
+    of_a_layer = _layer_weight_bytes(share) if run.sizes["fsdp"] > 1 else 0
+    # Gathered weights: those of a layer and of the next one, or under "none", which keeps them, of all.
+    kept, passing = (share.layers * of_a_layer, 0) if share.remat == "none" else (0, 2 * of_a_layer)
     return Memory(
         parameters=parameters,
         optimizer=optimizer,
         # In microbatches: the sum so far, and the part's own. Between replicas: their sum, and the replica's own.
         gradients=gradients * (2 if train.microbatches > 1 or run.sizes["data"] > 1 else 1),
         saved_activations=saved_bytes(share, run.microbatch_rows, train.row_length, tiled) - _inputs_elsewhere(run),
-        working_set=max(_loss_bytes(run, tokens), _layer_bytes(share, tokens, tiled) + gathered),
+        working_set=max(_loss_bytes(run, tokens), _layer_bytes(share, tokens, tiled) + passing) + kept,
         batch=tokens * train.microbatches * sum(np.dtype(dtype).itemsize for dtype in BATCH_DTYPES.values()),
     )
 
@@ -285,7 +287,7 @@ def _layer_bytes(share: ModelConfig, tokens: int, tiled: bool) -> int:
 
 
 def _layer_weight_bytes(share: ModelConfig) -> int:
-    """One layer's matrices in the compute dtype, gathered from the chips that share them, and the next one's."""
+    """One layer's matrices in the compute dtype, whole along `fsdp`."""
     query, kv = share.heads * share.head_dim, share.kv_heads * share.head_dim
     matrices = share.width * (2 * query + 2 * kv + 3 * share.mlp_width)
-    return 2 * matrices * jnp.dtype(share.compute_dtype).itemsize
+    return matrices * jnp.dtype(share.compute_dtype).itemsize

@@ -24,18 +24,18 @@ from cometjax.attention_shards import RESIDUAL_NAME
 from cometjax.elementwise import add_bias, rms_norm, swiglu
 from cometjax.packed import Heads
 from cometjax.products import are_few, contract, product, transposed, turned_product
-from cometjax.sharding import GATHERED_WEIGHTS, constrain, gather_weights, path_name, traced_platform, weights_are_split
+from cometjax.sharding import constrain, gather_weights, path_name, traced_platform
 from data_pipeline.errors import UserError
 
 # As transformers' Qwen2Config.initializer_range: all matrices and the embedding alike (under "mup" the layers' matrices
 # and the final norm start by `cometjax.parameterization`).
 INIT_STDDEV = 0.02
 
-# What a layer's forward pass keeps for its backward pass. "none": everything (no recomputation, but weights that were
-# gathered from other devices are gathered again). "dots": results of matmuls with weights and of attention kernels, the
-# rest is recomputed. "full": nothing but the layer's input.
+# What a layer's forward pass keeps for its backward pass. "none": everything, weights that were gathered from other
+# devices included. "dots": results of matmuls with weights and of attention kernels, the rest is recomputed. "full":
+# nothing but the layer's input.
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED_WEIGHTS),
+    "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(RESIDUAL_NAME),
@@ -222,7 +222,7 @@ class Decoder(nnx.Module):
             return _layer(self.config, weights, x_BxLxD, rotation_BxLxC, attend, cache)
 
         scan_layers = self.config.scan_layers and not isinstance(caches, list)
-        if self.config.remat != "none" or weights_are_split():
+        if self.config.remat != "none":
             policy = REMAT_POLICIES[self.config.remat]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
         if scan_layers:

@@ -206,8 +206,10 @@ def _collective_seconds(run: PodRun) -> dict[str, float]:
     bandwidth = {axis: axis_bandwidth(run.topology, sizes, axis) for axis in sizes}
     itemsize, microbatches = jnp.dtype(model.compute_dtype).itemsize, run.config.train.microbatches
     weights = sum(_weight_counts(model)) * itemsize
-    # Gathered for the forward and again for the backward pass, and the gradient scattered, in the compute dtype.
-    fsdp = 3 * microbatches * gather_seconds(weights, sizes["fsdp"], bandwidth["fsdp"])
+    # Gathered for the forward pass, again for the backward pass unless it keeps everything, and the gradient scattered,
+    # in the compute dtype.
+    passes = 2 if model.remat == "none" else 3
+    fsdp = passes * microbatches * gather_seconds(weights, sizes["fsdp"], bandwidth["fsdp"])
     gradient = sum(_weight_counts(model)) * 4 / sizes["fsdp"]
     data = microbatches * all_reduce_seconds(gradient, sizes["data"], bandwidth["data"])
     hidden = run.microbatch_rows * run.config.train.row_length * model.width * itemsize

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -24,8 +23,6 @@ from jax.sharding import PartitionSpec as P
 from data_pipeline.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-# Name (jax.ad_checkpoint) of a layer's weights once they are whole along `fsdp`.
-GATHERED_WEIGHTS = "gathered_weights"
 
 _planned_platform: contextvars.ContextVar[str] = contextvars.ContextVar("planned_platform", default="")
 
@@ -170,24 +167,18 @@ def gather_weights(weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     What is said of a weight holds for its gradient too, which is summed over each device's own rows and then scattered.
     Left to the partitioner, the gradient's split along `fsdp` reaches its product, and then each device gathers the
-    activations of the whole batch to compute its part. Named, so that no remat policy keeps what was gathered.
+    activations of the whole batch to compute its part.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not weights_are_split():
+    if not set(AXES) <= set(mesh.axis_names) or mesh.shape["fsdp"] == 1 or set(AXES) & set(mesh.manual_axes):
         return dict(weights)
 
     def gathered(name: str, weight: jax.Array) -> jax.Array:
         axes = tuple(_spec(f"layers/{name}", (1, *weight.shape), mesh))[1:]  # without that of the layers
         whole = P(*(None if axis == "fsdp" else axis for axis in axes))
-        return checkpoint_name(jax.lax.with_sharding_constraint(weight, whole), GATHERED_WEIGHTS)
+        return jax.lax.with_sharding_constraint(weight, whole)
 
     return {name: gathered(name, weight) for name, weight in weights.items()}
-
-
-def weights_are_split() -> bool:
-    """Whether the computation is under a mesh whose devices share weights out along `fsdp`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return set(AXES) <= set(mesh.axis_names) and mesh.shape["fsdp"] > 1 and not set(AXES) & set(mesh.manual_axes)
 
 
 def constrain_like_parameters(tree: Any) -> Any:

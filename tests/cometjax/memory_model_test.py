@@ -8,6 +8,7 @@ from cometjax.model import ModelConfig
 from cometjax.pod_run import pod_run
 from experiments.configs import comet_l, comet_m, comet_s
 
+SHORT_ROWS = {"model.layers": 12, "model.vocab_size": 1024, "train.batch_rows": 16, "train.row_length": 512}
 # Peak bytes of a chip (arguments, outputs that are not aliased, temporaries), libtpu 0.0.52 of jax 0.10.2, attention
 # "pallas_tpu", 2026-11-26. benchmarks/plan_memory.py compiles anew.
 COMPILED = [
@@ -16,6 +17,9 @@ COMPILED = [
     (comet_l, "v5p:4x4x4", {}, 1_939_514_176),
     (comet_l, "v5e:16x16", {"mesh.tensor": 4}, 672_064_512),
     (comet_l, "2xv5e:8x8", {"mesh.slices": 2, "mesh.data": 2, "train.batch_rows": 128}, 2_648_122_368),
+    # Short rows, and whole weights kept: two thirds of it (2026-11-28).
+    (comet_l, "v5p:2x2x4", SHORT_ROWS | {"model.remat": "none"}, 3_205_000_000),
+    (comet_l, "v5p:2x2x4", SHORT_ROWS | {"model.remat": "dots"}, 1_447_000_000),
 ]
 
 

@@ -95,6 +95,11 @@ def test_microbatches_shrink_activations_and_gather_again() -> None:
     assert parts_plan.seconds["fsdp"] == 4 * whole_plan.seconds["fsdp"]
 
 
+def test_without_remat_the_backward_pass_finds_whole_weights_that_were_kept() -> None:
+    none, dots = (analytic_plan(config(remat=remat), "v5e:4x4") for remat in ("none", "dots"))
+    assert none.seconds["fsdp"] == pytest.approx(dots.seconds["fsdp"] * 2 / 3)
+
+
 def test_tensor_parallelism_splits_heads_and_waits_for_sums() -> None:
     split = config()
     split.mesh.tensor = 4
