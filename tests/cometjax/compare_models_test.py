@@ -25,7 +25,7 @@ def folders(world_meds, world_corpus, tmp_path_factory) -> dict[str, pathlib.Pat
     """Evaluations of a model that knows little, one that knows much, and one that was asked fewer rows."""
     root = tmp_path_factory.mktemp("evaluations")
     asked = [task for task in tasks.tasks_from_config(suite.get_config()) if task.name in ASKED]
-    where = {"split": "train,tuning,held_out"}
+    where = {"split": "tuning,held_out"}
     rows = made_up_evaluations.ask(world_meds, world_corpus, [*asked, NOWHERE], rows=120, **where)
     fewer = made_up_evaluations.ask(world_meds, world_corpus, [*asked, NOWHERE], rows=110, **where)
     return {
