@@ -15,24 +15,19 @@ do in the sum of the parts: the MFU that no step can exceed.
 import dataclasses
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from typing import Any
-
-# Before JAX starts: no TPU is attached, and the compiler need not look for one.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.attention import packed_segments, sum_segment_squared
-from cometjax import chips, flops, model, optimizer
+from cometjax import chips, flops, model, optimizer, pod_compiler
 from cometjax.cross_entropy import weighted_nats
 from cometjax.elementwise import rms_norm
 from cometjax.train_step import init_state
@@ -135,9 +130,8 @@ def main() -> None:
     if importlib.util.find_spec("libtpu") is None:
         print(json.dumps({"benchmark": "step_costs", "skipped": "no libtpu: pip install libtpu"}))
         return
-    rows, topology = flags.FLAGS.rows, flags.FLAGS.topology
-    chip = chips.parse_topology(topology).chip
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    rows, topology = flags.FLAGS.rows, chips.parse_topology(flags.FLAGS.topology)
+    chip, devices = topology.chip, pod_compiler.pod_devices(topology)
     mesh = Mesh(np.array(devices[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     settings = comet_l.get_config()
     settings.model.compute_dtype = "bfloat16"
@@ -155,7 +149,7 @@ def main() -> None:
     counted = flops.train_flops(config, tokens=rows * ROW_LENGTH, sum_segment_squared=squared)
     figures = {
         "benchmark": "step_costs",
-        "topology": topology,
+        "topology": topology.name,
         "jax": jax.__version__,
         "tokens": rows * ROW_LENGTH,
         "model_flops": counted,

@@ -102,6 +102,7 @@ def compile_step(run: PodRun) -> CompiledStep:
 def pod_devices(topology: Topology) -> list[Any]:
     """Devices that can be compiled for, and nothing else."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud's metadata server where it is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so others may hold libtpu's lock
     several = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
         return list(topologies.get_topology_desc(topology.slice_name, platform="tpu", **several).devices)

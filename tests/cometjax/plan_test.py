@@ -150,6 +150,29 @@ def test_unrolled_layers_that_keep_a_number_are_planned() -> None:
     assert "memory a chip" in done.stdout
 
 
+HOLD = """
+from cometjax import chips, pod_compiler
+print(len(pod_compiler.pod_devices(chips.parse_topology("v5e:2x2"))), flush=True)
+input()
+"""
+
+
+@NEEDS_LIBTPU
+def test_two_plans_ask_the_compiler_at_once() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("TPU_", "ALLOW_"))}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    chips = [process.stdout.readline() for process in started]  # each keeps libtpu until its input ends
+    for process in started:
+        process.communicate()
+    assert chips == ["4\n", "4\n"]
+
+
 @NEEDS_LIBTPU
 def test_the_step_compiles_for_a_pod_and_memory_and_collectives_come_back() -> None:
     done = command(
