@@ -8,7 +8,8 @@ and both directions together (v5p 1,200 GB/s over 6 links, v5e 400 GB/s over 4; 
 way of one link has a twelfth (v5p) or an eighth of that; data-centre network is per pod or per chip in bits (v5p
 50 Gbit/s a chip, v5e 6.4 Tbit/s and v6e 25.6 Tbit/s per 256 chips). GPU: NVIDIA's data sheets of the SXM parts (A100
 80 GB, H100, H200, HGX B200); NVLink there is both directions together (600, 900, 900, 1,800 GB/s), the network between
-hosts that of the DGX/HGX designs: one port a GPU of 200 (A100) or 400 Gbit/s. What XLA leaves a program of a TPU's
+hosts that of the DGX/HGX designs: one port a GPU of 200 (A100) or 400 Gbit/s. PCIe cards of the same names are slower
+(data sheets of H100 PCIe and H100 NVL) and are not planned for. What XLA leaves a program of a TPU's
 memory is what it says itself when it runs out ("of 15.75G hbm").
 """
 
@@ -58,8 +59,8 @@ CHIPS = (
     Chip("b200", "gpu", ("NVIDIA B200",), 2250e12, 180e9, 7700e9, 900e9, 1, 50e9, (8,)),
 )  # fmt: skip
 
-# Trained on, but not planned for: the peak alone.
-_OTHER_PEAKS = {"TPU v4": 275e12}
+# Trained on, but not planned for: the peak alone, None where it is not known.
+_OTHER_PEAKS = {"TPU v4": 275e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12, "NVIDIA H200 NVL": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,9 @@ def peak_flops_per_second(device_kind: str) -> float | None:
 
 
 def of_device_kind(device_kind: str) -> Chip | None:
-    """The chip of jax's `device_kind`, or None where it is not known."""
+    """The chip of jax's `device_kind`, or None where it is not known; a PCIe card is not the SXM part of its name."""
+    if device_kind.startswith(tuple(_OTHER_PEAKS)):
+        return None
     starts = [(kind, chip) for chip in CHIPS for kind in chip.device_kinds if device_kind.startswith(kind)]
     return max(starts, key=lambda start: len(start[0]))[1] if starts else None
 

@@ -15,6 +15,14 @@ def test_peak_is_known_by_device_kind_or_not_at_all(kind, peak):
 
 
 @pytest.mark.parametrize(
+    ("kind", "peak"), [("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12), ("NVIDIA H200 NVL", None)]
+)
+def test_a_pcie_card_has_not_the_figures_of_the_sxm_part(kind, peak):
+    assert chips.peak_flops_per_second(kind) == peak
+    assert chips.of_device_kind(kind) is None
+
+
+@pytest.mark.parametrize(
     ("text", "count", "slices"),
     [
         ("v5p:4x4x4", 64, 1),
