@@ -41,7 +41,7 @@ def axis_bandwidth(topology: Topology, sizes: Mapping[str, int], axis: str) -> f
 def _closes(topology: Topology, size: int) -> bool:
     """Whether a dimension of the torus has a link from its end to its start."""
     if len(topology.shape) == 3:
-        return size % 4 == 0  # cubes of 4x4x4 are joined by optical switches
+        return all(size % 4 == 0 for size in topology.shape)  # only whole cubes of 4x4x4 reach the optical switches
     return size == max(topology.chip.max_slice)
 
 

@@ -150,6 +150,8 @@ def test_links_count_by_the_dimensions_that_an_axis_spans() -> None:
         return interconnect.axis_bandwidth(parse_topology(topology), {"data": 1, "fsdp": 1, "tensor": 1} | sizes, axis)
 
     assert bandwidth("v5p:4x4x4", "fsdp", fsdp=64) == 6 * 100e9
+    assert bandwidth("v5p:2x4x4", "fsdp", fsdp=32) == 3 * 100e9  # half a cube: lines, not rings
+    assert bandwidth("v5p:2x2x4", "fsdp", fsdp=16) == 3 * 100e9
     assert bandwidth("v5e:16x16", "fsdp", fsdp=256) == 4 * 50e9
     assert bandwidth("v5e:4x4", "fsdp", fsdp=16) == 2 * 50e9  # lines, not rings
     assert bandwidth("v5e:16x16", "tensor", fsdp=64, tensor=4) == 50e9
