@@ -63,8 +63,9 @@ def _budget() -> plan_report.Budget:
         value = values[name].value
         if value is not None and not (0 < value < float("inf") and (most is None or value <= most)):
             raise UserError(f"{value} cannot be used", where=f"--{name}", fix="use a number above 0")
-    if values.price is not None and values.tokens is None:
-        raise UserError("needs a budget", where="--price", fix="give --tokens too")
+    for name in ("price", "mfu"):
+        if values[name].value is not None and values.tokens is None:
+            raise UserError("needs a budget", where=f"--{name}", fix="give --tokens too")
     return plan_report.Budget(values.tokens, values.price, values.mfu, values.mean_segment)
 
 
@@ -81,6 +82,12 @@ def _batch_rows() -> list[int]:
 def _planned(topology: chips.Topology, compiled: bool, budget: plan_report.Budget) -> dict[str, object]:
     values = flags.FLAGS
     if not values.search:
+        if values.batch_rows:
+            raise UserError(
+                "needs --search",
+                where="--batch_rows",
+                fix="give --search too, or one batch, --config.train.batch_rows=N",
+            )
         return plan(pod_run(values.config, topology), compiled=compiled, budget=budget)
     candidates = plan_search.search(values.config, topology, batch_rows=_batch_rows(), mean_segment=budget.mean_segment)
     print(plan_report.ranking_text(candidates[:SHOWN], len(candidates)), flush=True)
@@ -93,6 +100,12 @@ def _planned(topology: chips.Topology, compiled: bool, budget: plan_report.Budge
     return best | {"search": ranking}
 
 
+def _require_writable(file: pathlib.Path) -> None:
+    """Raise UserError for what cannot become the file of the plan, before minutes go into one."""
+    if file.is_dir() or not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
+        raise UserError("cannot be written", where=str(file), fix="give a file in a folder that is there, --json=FILE")
+
+
 def main() -> None:
     """Plan as the flags say."""
     values = flags.FLAGS
@@ -102,10 +115,8 @@ def main() -> None:
     compiled = values.compile and topology.chip.platform == "tpu"
     if compiled:
         pod_compiler.require_libtpu()
-    if values.json and not os.access(pathlib.Path(values.json).resolve().parent, os.W_OK):
-        raise UserError(
-            "cannot be written", where=values.json, fix="give a file in a folder that is there, --json=FILE"
-        )
+    if values.json:
+        _require_writable(pathlib.Path(values.json))
     found = _planned(topology, compiled, budget)
     print(plan_report.text(found))
     if values.json:

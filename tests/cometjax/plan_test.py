@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cometjax import plan_report, plan_search, pod_compiler, roofline
+from cometjax import plan, plan_report, plan_search, pod_compiler, roofline
 from cometjax.chips import parse_topology
 from cometjax.collectives import Collective
 from cometjax.config import default_config
@@ -43,14 +43,14 @@ def test_a_plan_for_gpus_says_that_it_is_analytic_and_adds_up(tmp_path) -> None:
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
     assert "ANALYTIC" in done.stdout and "DOES NOT FIT" not in done.stdout
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["source"] == "analytic" and plan["chips"] == 64 and plan["model"]["vocab_size"] == PAPER_VOCABULARY
-    memory, budget = plan["memory"], plan["budget"]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["source"] == "analytic" and found["chips"] == 64 and found["model"]["vocab_size"] == PAPER_VOCABULARY
+    memory, budget = found["memory"], found["budget"]
     parts = ("parameters", "optimizer", "activations", "batch")
     assert memory["total"] == sum(memory[part] for part in parts) and memory["fits"]
     assert budget["roofline"]["money"] == pytest.approx(2 * budget["roofline"]["chip_hours"])
     assert budget["roofline"]["chip_hours"] == pytest.approx(64 * 24 * budget["roofline"]["days"])
-    slowdown = plan["roofline"]["mfu_bound"] / 0.3
+    slowdown = found["roofline"]["mfu_bound"] / 0.3
     assert budget["at_mfu"]["days"] == pytest.approx(budget["roofline"]["days"] * slowdown)
 
 
@@ -68,13 +68,20 @@ def test_what_does_not_fit_says_so_and_exits_with_1() -> None:
         (["--topology=v9:2x2", "--nocompile"], "error: --topology: 'v9:2x2' is not known; known: v5e:16x16"),
         (["--topology=v5e:16x16", "--nocompile"], "error: config.train.batch_rows: 64 rows cannot be split over 256"),
         (["--topology=h100:8", "--price=1"], "error: --price: needs a budget"),
-        (["--topology=h100:8", "--json=/no/such/folder/plan.json"], "error: /no/such/folder/plan.json: cannot be"),
+        (["--topology=h100:8", "--mfu=0.4"], "error: --mfu: needs a budget"),
+        (["--topology=h100:8", "--batch_rows=64"], "error: --batch_rows: needs --search"),
+        (["--topology=h100:8", "--json=/"], "error: /: cannot be written"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(args, says) -> None:
     done = command("--config=experiments/configs/comet_l.py", *args)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(says) and done.stderr.count("\n") == 1
+
+
+def test_a_plan_cannot_be_written_where_there_is_no_folder(tmp_path) -> None:
+    with pytest.raises(pod_compiler.UserError, match=r"folder/plan.json: cannot be written"):
+        plan._require_writable(tmp_path / "folder" / "plan.json")
 
 
 def test_without_libtpu_the_fix_is_named(monkeypatch) -> None:
@@ -102,21 +109,21 @@ def test_search_over_slices_keeps_tensor_and_fsdp_within_one() -> None:
 
 def test_the_compilers_figures_replace_the_analytic_ones() -> None:
     run = pod_run(small_config(), parse_topology("v5p:2x2x2"))
-    plan = roofline.plan_of(run)
-    arguments = plan.memory.parameters + plan.memory.optimizer + plan.memory.batch
+    analytic = roofline.plan_of(run)
+    arguments = analytic.memory.parameters + analytic.memory.optimizer + analytic.memory.batch
     gathers = Collective("all-gather", 8, True, False, 6, 6_000_000, 600_000_000)
     sums = Collective("all-reduce", 8, False, False, 2, 600_000, 1_200_000)
     step = pod_compiler.CompiledStep(
         60.0, argument_bytes=arguments, temporary_bytes=10**9, output_bytes=500, code_bytes=7, flops=1e9,
         collectives=(gathers, sums),
     )  # fmt: skip
-    found = plan_report.report(run, plan, step, plan_report.Budget())
+    found = plan_report.report(run, analytic, step, plan_report.Budget())
     memory = found["memory"]
     assert memory["total"] == arguments + 10**9 + 500 and memory["activations"] == 10**9 + 500
-    assert memory["optimizer"] == plan.memory.optimizer
+    assert memory["optimizer"] == analytic.memory.optimizer
     links = 3 * 100e9  # of v5p:2x2x2, three dimensions without rings
     assert found["roofline"]["seconds"]["hidden collectives"] == pytest.approx(600_000_000 / links)
-    at_once = max(600_000_000 / links, plan.seconds["compute"], plan.seconds["memory"])
+    at_once = max(600_000_000 / links, analytic.seconds["compute"], analytic.seconds["memory"])
     assert found["roofline"]["step_seconds"] == pytest.approx(at_once + 1_200_000 / links)
     assert "all-gather         hidden" in plan_report.text(found)
     assert json.loads(json.dumps(found)) == found
