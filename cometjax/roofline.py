@@ -191,7 +191,9 @@ def _traffic_bytes(run: PodRun) -> float:
     saved = memory_model.saved_bytes(model, rows, length, tiled=False)
     recomputed = 0 if model.remat == "none" else unfused - saved
     itemsize = jnp.dtype(model.compute_dtype).itemsize
-    logits = rows * length * model.vocab_size * (3 * 4 + 3 * itemsize)
+    # The loss splits positions over `tensor`, not the vocabulary (cometjax.cross_entropy).
+    scored = rows * length // (1 if length % run.sizes["tensor"] else run.sizes["tensor"])
+    logits = scored * run.model.vocab_size * (3 * 4 + 3 * itemsize)
     layers, embeddings = _weight_counts(model)
     weight_passes = 3 + (model.remat == "full")
     weights = run.config.train.microbatches * weight_passes * (layers + embeddings) * itemsize

@@ -111,6 +111,15 @@ def test_tensor_parallelism_splits_heads_and_waits_for_sums() -> None:
     )
 
 
+def test_each_chip_of_tensor_scores_its_positions_over_any_vocabulary() -> None:
+    def memory_seconds(vocab_size):
+        split = config(vocab_size=vocab_size)
+        split.mesh.tensor = 4
+        return analytic_plan(split, "v5e:4x4").seconds["memory"]
+
+    assert memory_seconds(7105) == pytest.approx(memory_seconds(7104), rel=0.01)
+
+
 def test_gpus_are_planned_for_too_and_what_does_not_fit_says_so() -> None:
     small = config(attention="reference")
     assert analytic_plan(small, "h100:64").fits
