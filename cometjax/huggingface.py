@@ -83,8 +83,11 @@ def differences(hf_config: Mapping[str, Any], config: ModelConfig) -> list[str]:
     ]
     if rope.get("rope_theta") != config.rope_theta:
         found.append(f"rope_theta is {rope.get('rope_theta')!r}, config.model.rope_theta {config.rope_theta!r}")
-    if rope.get("rope_type", "default") != "default":
-        found.append(f"rope_type is {rope['rope_type']!r}, this decoder's 'default'")
+    scaling = hf_config.get("rope_scaling") or {}  # transformers 4, whose older versions say "type"
+    kinds = {rope.get("rope_type", "default"), scaling.get("rope_type", scaling.get("type", "default"))}
+    found += [f"rope_type is {kind!r}, this decoder's 'default'" for kind in sorted(kinds - {"default"})]
+    if other := set(hf_config.get("layer_types") or ()) - {"full_attention"}:
+        found.append(f"layer_types has {', '.join(sorted(other))}, this decoder's 'full_attention' alone")
     found += [
         f"{key} is {hf_config[key]!r}, this decoder's {value!r}"
         for key, value in _FIXED.items()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cometjax.huggingface import from_hf_state, to_hf_state
+from cometjax.huggingface import differences, from_hf_state, to_hf_config, to_hf_state
 from cometjax.model import Decoder, ModelConfig
 from data_pipeline.errors import UserError
 
@@ -43,6 +43,27 @@ def test_a_state_dict_goes_through_the_model_bitwise(name: str) -> None:
     assert state.keys() - back.keys() == ({"lm_head.weight"} if name == "tied" else set())
     for key, tensor in back.items():
         np.testing.assert_array_equal(tensor, state[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, []),
+        ({"rope_scaling": {"rope_type": "default"}, "layer_types": ["full_attention"] * 2}, []),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0}}, ["rope_type is 'yarn', this decoder's"]),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["rope_type is 'yarn', this decoder's"]),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, ["rope_type is 'linear', this decoder's"]),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types has sliding_attention, this"]),
+    ],
+)
+def test_what_a_qwen2_may_do_otherwise_is_named(changes: dict[str, object], says: list[str]) -> None:
+    config = dataclasses.replace(SMALL, rope_theta=10_000.0)
+    theirs = to_hf_config(config, max_positions=64)
+    if "rope_scaling" in changes:  # as transformers 4 writes it
+        del theirs["rope_parameters"]
+    found = differences(theirs | changes, config)
+    assert len(found) == len(says)
+    assert all(phrase.startswith(start) for phrase, start in zip(found, says, strict=True))
 
 
 @pytest.mark.parametrize("tied", [True, False])
