@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from cometjax.blockwise import blockwise_attention
-from cometjax.packed import Heads, hopper_attention, hopper_refuses, pallas_gpu_attention, pallas_tpu_attention
+from cometjax.packed import (
+    Heads,
+    hopper_attention,
+    hopper_refuses,
+    pallas_gpu_attention,
+    pallas_gpu_refuses,
+    pallas_tpu_attention,
+)
 from cometjax.sharding import Device, traced_device
 from cometjax.splash import splash_attention
 from data_pipeline.errors import UserError
@@ -145,11 +152,11 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "blockwise": Implementation(blockwise_attention, ("cpu", "gpu", "tpu")),
     "splash": Implementation(splash_attention, ("tpu",)),
     "pallas_tpu": Implementation(pallas_tpu_attention, ("tpu",)),
-    "pallas_gpu": Implementation(pallas_gpu_attention, ("gpu",)),
+    "pallas_gpu": Implementation(pallas_gpu_attention, ("gpu",), pallas_gpu_refuses),
     "hopper": Implementation(hopper_attention, ("gpu",), hopper_refuses),
 }
 
 # What "auto" means: the first that can run. On CPU and GPU measured (docs/performance.md); on TPU nothing has been
 # timed yet, and this is what is predicted to be fastest.
 AUTO = "auto"
-DEFAULTS = {"cpu": ("blockwise",), "gpu": ("hopper", "pallas_gpu"), "tpu": ("pallas_tpu",)}
+DEFAULTS = {"cpu": ("blockwise",), "gpu": ("hopper", "pallas_gpu", "blockwise"), "tpu": ("pallas_tpu",)}

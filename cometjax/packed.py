@@ -63,18 +63,7 @@ def pallas_gpu_attention(
     warps: int = 4,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `pallas_tpu_attention`, on GPU.
-
-    Raises:
-      UserError: the head dim is not a power of two from 16 on, which Triton's blocks are.
-    """
-    head_dim = q_BxLxHxC.shape[3]
-    if head_dim < 16 or head_dim & (head_dim - 1):
-        raise UserError(
-            f"head_dim {head_dim} is no power of two from 16 on, as attention 'pallas_gpu' needs",
-            where="config.model.head_dim",
-            fix="use 64 or 128, or config.model.attention=blockwise",
-        )
+    """As `pallas_tpu_attention`, on GPU; the head dim is a power of two from 16 on, as Triton's blocks are."""
     return _attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL, Target("gpu", block, warps, interpret))
 
 
@@ -84,6 +73,13 @@ class Heads:
 
     head_dim: int
     dtype: str
+
+
+def pallas_gpu_refuses(heads: Heads, kind: str) -> str:
+    """Why Triton cannot run such heads on any kind of GPU; nothing where it can."""
+    if heads.head_dim < 16 or heads.head_dim & (heads.head_dim - 1):
+        return f"head_dim is {heads.head_dim}, it takes powers of two from 16 on"
+    return ""
 
 
 def hopper_refuses(heads: Heads, kind: str) -> str:

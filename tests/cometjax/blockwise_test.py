@@ -139,6 +139,15 @@ def test_auto_is_the_first_default_that_can_run_there():
     assert attention.resolve("auto", usual, on_a100) == "pallas_gpu"
     for heads in (attention.Heads(32, "bfloat16"), attention.Heads(64, "float32")):
         assert attention.resolve("auto", heads, on_h100) == "pallas_gpu"
+    for device in (on_h100, on_a100):
+        assert attention.resolve("auto", attention.Heads(96, "bfloat16"), device) == "blockwise"
+
+
+def test_triton_is_refused_where_its_blocks_are_not_powers_of_two():
+    for head_dim in (8, 24, 96):
+        why = rf"'pallas_gpu' cannot run here: head_dim is {head_dim}, .*can run: reference, blockwise$"
+        with pytest.raises(UserError, match=why):
+            attention.resolve("pallas_gpu", attention.Heads(head_dim, "float32"), Device("gpu", "NVIDIA A100"))
 
 
 def test_hopper_is_refused_where_it_cannot_run_telling_why():
