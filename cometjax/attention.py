@@ -21,9 +21,10 @@ from cometjax.packed import (
     pallas_gpu_attention,
     pallas_gpu_refuses,
     pallas_tpu_attention,
+    pallas_tpu_check_rows,
 )
 from cometjax.sharding import Device, traced_device
-from cometjax.splash import splash_attention
+from cometjax.splash import splash_attention, splash_check_rows
 from data_pipeline.errors import UserError
 
 # Added to the score of a pair that may not attend. Finite, so that a row of padding, where every pair is masked,
@@ -140,18 +141,20 @@ class Implementation:
     """`attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL) -> out_BxLxHxC`, and where it can run.
 
     `refuses(heads, kind)` tells why it cannot run such heads on that kind of device; nothing where it can.
+    `check_rows(length, heads)` raises UserError for rows that it cannot take.
     """
 
     attend: Callable[..., jax.Array]
     platforms: tuple[str, ...]
     refuses: Callable[[Heads, str], str] = lambda heads, kind: ""
+    check_rows: Callable[[int, Heads], None] = lambda length, heads: None
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(_reference, ("cpu", "gpu", "tpu")),
     "blockwise": Implementation(blockwise_attention, ("cpu", "gpu", "tpu")),
-    "splash": Implementation(splash_attention, ("tpu",)),
-    "pallas_tpu": Implementation(pallas_tpu_attention, ("tpu",)),
+    "splash": Implementation(splash_attention, ("tpu",), check_rows=lambda length, heads: splash_check_rows(length)),
+    "pallas_tpu": Implementation(pallas_tpu_attention, ("tpu",), check_rows=pallas_tpu_check_rows),
     "pallas_gpu": Implementation(pallas_gpu_attention, ("gpu",), pallas_gpu_refuses),
     "hopper": Implementation(hopper_attention, ("gpu",), hopper_refuses),
 }

@@ -23,6 +23,27 @@ TPU_LANES = 128
 HOPPER_KINDS = ("NVIDIA H100", "NVIDIA H20", "NVIDIA H800", "NVIDIA GH200")
 
 
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What an implementation may refuse: the width of a head, and the dtype of queries, keys and values."""
+
+    head_dim: int
+    dtype: str
+
+
+def pallas_tpu_check_rows(length: int, heads: Heads) -> None:
+    """Raise UserError where a row of `length` positions and a head do not fit a TPU core's vector memory."""
+    # Keys and values (backward: queries and their outputs' gradients) of a row, each twice; lanes come in 128.
+    position_bytes = 4 * (heads.head_dim + -heads.head_dim % TPU_LANES) * jnp.dtype(heads.dtype).itemsize
+    longest = VMEM_BYTES * 7 // 8 // position_bytes
+    if length > longest:
+        raise UserError(
+            f"rows of {length} tokens do not fit a TPU core's vector memory, as attention 'pallas_tpu' needs",
+            where="config.train.row_length",
+            fix=f"use {longest} or less, or config.model.attention=splash",
+        )
+
+
 def pallas_tpu_attention(
     q_BxLxHxC: jax.Array,
     k_BxLxKxC: jax.Array,
@@ -39,17 +60,9 @@ def pallas_tpu_attention(
     Raises:
       UserError: a row and head do not fit the chip's vector memory (about 40,000 positions of head_dim up to 128).
     """
-    length, head_dim = q_BxLxHxC.shape[1], q_BxLxHxC.shape[3]
+    length = q_BxLxHxC.shape[1]
+    pallas_tpu_check_rows(length, Heads(q_BxLxHxC.shape[3], str(q_BxLxHxC.dtype)))
     block = min(block, length + -length % TPU_LANES)
-    # Keys and values (backward: queries and their outputs' gradients) of a row, each twice; lanes come in 128.
-    position_bytes = 4 * (head_dim + -head_dim % TPU_LANES) * q_BxLxHxC.dtype.itemsize
-    longest = VMEM_BYTES * 7 // 8 // position_bytes
-    if length > longest:
-        raise UserError(
-            f"rows of {length} tokens do not fit a TPU core's vector memory, as attention 'pallas_tpu' needs",
-            where="config.train.row_length",
-            fix=f"use {longest} or less, or config.model.attention=splash",
-        )
     return _attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL, Target("tpu", block, interpret=interpret))
 
 
@@ -65,14 +78,6 @@ def pallas_gpu_attention(
 ) -> jax.Array:
     """As `pallas_tpu_attention`, on GPU; the head dim is a power of two from 16 on, as Triton's blocks are."""
     return _attend(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL, Target("gpu", block, warps, interpret))
-
-
-@dataclasses.dataclass(frozen=True)
-class Heads:
-    """What an implementation may refuse: the width of a head, and the dtype of queries, keys and values."""
-
-    head_dim: int
-    dtype: str
 
 
 def pallas_gpu_refuses(heads: Heads, kind: str) -> str:

@@ -55,7 +55,7 @@ def pod_run(config: ml_collections.ConfigDict, topology: chips.Topology) -> PodR
 
     Raises:
       UserError: what training would refuse: a wrong configuration, a mesh or a batch that does not fit the chips, an
-        attention implementation that cannot run on them.
+        attention implementation that cannot run on them, or not on such rows.
     """
     configs.validate(config)
     config = config.copy_and_resolve_references()
@@ -65,6 +65,7 @@ def pod_run(config: ml_collections.ConfigDict, topology: chips.Topology) -> PodR
     model = ModelConfig.from_config(config.model, vocab_size)
     device = sharding.Device(topology.chip.platform, topology.chip.device_kinds[0])
     config.model.attention = attention.resolve(model.attention, model.attention_heads, device)
+    attention.IMPLEMENTATIONS[config.model.attention].check_rows(config.train.row_length, model.attention_heads)
     model = dataclasses.replace(model, attention=config.model.attention)
     sizes = sharding.axis_sizes(config.mesh, topology.chips)
     sharding.check_slices(config.mesh.slices, sizes[0], planned_devices(topology))

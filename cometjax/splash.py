@@ -25,6 +25,16 @@ LANES = 128
 MAX_BLOCK = 512
 
 
+def splash_check_rows(length: int) -> None:
+    """Raise UserError where a row of `length` positions is not whole blocks."""
+    if length % LANES:
+        raise UserError(
+            f"rows of {length} tokens cannot be cut in blocks of {LANES}, which attention 'splash' needs",
+            where="config.train.row_length",
+            fix=f"use a multiple of {LANES}",
+        )
+
+
 def splash_attention(
     q_BxLxHxC: jax.Array,
     k_BxLxKxC: jax.Array,
@@ -43,12 +53,7 @@ def splash_attention(
       UserError: the row length is not a multiple of 128.
     """
     length = q_BxLxHxC.shape[1]
-    if length % LANES:
-        raise UserError(
-            f"rows of {length} tokens cannot be cut in blocks of {LANES}, which attention 'splash' needs",
-            where="config.train.row_length",
-            fix=f"use a multiple of {LANES}",
-        )
+    splash_check_rows(length)
     attend = functools.partial(_attend_rows, block=math.gcd(length, max_block), interpret=interpret)
     return on_each_device(attend, q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segment_ids_BxL)
 

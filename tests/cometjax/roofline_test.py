@@ -145,6 +145,12 @@ def test_the_reference_attention_is_paid_for_whole_rows() -> None:
             r"config.model.attention: .* 'splash' cannot run on gpu; on NVIDIA H100 these can run: .*hopper",
         ),
         ({"train.row_length": 1}, "v5p:2x2x2", r"config.train.row_length"),
+        ({"train.row_length": 1000}, "v5p:2x2x2", r"config.train.row_length: rows of 1000 tokens .* use a multiple"),
+        (
+            {"train.row_length": 65536, "model.attention": "auto", "model.compute_dtype": "bfloat16"},
+            "v5p:2x2x2",
+            r"config.train.row_length: rows of 65536 tokens do not fit .* use 43008 or less",
+        ),
     ],
 )
 def test_what_training_would_refuse_is_refused(changes, topology, says) -> None:
