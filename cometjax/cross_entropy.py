@@ -92,7 +92,15 @@ def _nats_of_share(
     positions, vocabulary = targets_BxL.size, head_VxD.shape[0]
     platform = "cpu" if traced_platform() == "cpu" else "accelerator"
     chunks = _chunks(positions, 4 * vocabulary, CHUNK_BYTES[platform])
-    by_chunk = tuple(x.reshape(chunks, positions // chunks, *x.shape[2:]) for x in (x_BxLxD, targets_BxL, weights_BxL))
+    padding = -positions % chunks
+
+    def chunked(array: jax.Array) -> jax.Array:
+        flat = array.reshape(positions, *array.shape[2:])
+        padded = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1)) if padding else flat
+        return padded.reshape(chunks, -(-positions // chunks), *flat.shape[1:])
+
+    def whole(chunks_of_array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return chunks_of_array.reshape(-1, *shape[2:])[:positions].reshape(shape)
 
     # The head's gradient is summed transposed: the product is a third faster on CPU, where its wide side comes last.
     def add_chunk(d_head_DxV: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, tuple[jax.Array, Any]]:
@@ -114,13 +122,15 @@ def _nats_of_share(
         return d_head_DxV, (nats_T, d_x_TxD.astype(x_TxD.dtype))
 
     start: Any = jnp.zeros(head_VxD.shape[::-1], jnp.float32) if gradient else None
+    # Padding has no weight: it adds nothing to the gradients.
+    by_chunk = tuple(chunked(array) for array in (x_BxLxD, targets_BxL, weights_BxL))
     d_head_DxV, (nats, d_x) = jax.lax.scan(add_chunk, start, by_chunk)
-    nats_BxL = nats.reshape(targets_BxL.shape)
+    nats_BxL = whole(nats, targets_BxL.shape)
     total = jnp.sum(nats_BxL * weights_BxL)
-    return total, nats_BxL, (d_x.reshape(x_BxLxD.shape), d_head_DxV.T.astype(head_VxD.dtype)) if gradient else None
+    return total, nats_BxL, (whole(d_x, x_BxLxD.shape), d_head_DxV.T.astype(head_VxD.dtype)) if gradient else None
 
 
 def _chunks(positions: int, position_bytes: int, chunk_bytes: int) -> int:
-    """The fewest equal chunks that fit `chunk_bytes`, or one position each."""
-    fewest = max(1, math.ceil(positions * position_bytes / chunk_bytes))
-    return next((n for n in range(fewest, positions) if positions % n == 0), positions)
+    """The fewest chunks that fit `chunk_bytes`, or one position each; up to twice as many, if those need no padding."""
+    fewest = math.ceil(positions / max(1, chunk_bytes // position_bytes))
+    return next((n for n in range(fewest, 2 * fewest) if positions % n == 0), fewest)

@@ -49,6 +49,26 @@ def test_losses_and_gradients_are_those_of_log_softmax_whatever_the_chunk(monkey
         np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5 * scale)
 
 
+def test_chunks_that_positions_do_not_fill_change_nothing(monkeypatch):
+    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", 3 * 4 * V)  # five positions: chunks of three, one of padding
+    x, head, targets, weights = inputs()
+    arguments = (x[:1, :5], head, targets[:1, :5], weights[:1, :5] + 1.0)
+    for wanted, got in zip(
+        value_and_gradients(plain, arguments), value_and_gradients(weighted_nats, arguments), strict=True
+    ):
+        assert got.shape == wanted.shape
+        np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 7, 1021, 1024, 2 * 1021, 8192])
+@pytest.mark.parametrize("fitting", [1, 7, 295])
+def test_a_chunk_is_over_half_of_what_fits_whatever_divides_the_positions(positions, fitting):
+    chunks = cross_entropy._chunks(positions, 10, 10 * fitting + 9)
+    size = -(-positions // chunks)
+    assert min(fitting, positions) / 2 <= size <= fitting
+    assert chunks * size - positions < size  # no chunk of padding alone
+
+
 def test_bfloat16_agrees_within_its_precision():
     arguments = inputs("bfloat16")
     for wanted, got in zip(
