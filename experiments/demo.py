@@ -97,6 +97,7 @@ def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str,
             max_prompt_tokens=preset.max_prompt_tokens,
             max_new_tokens=preset.max_new_tokens,
             true_risk_draws=preset.true_risk_draws,
+            corpus=str(corpus),  # the folder may have been moved since training named it
         ),
     )
     shutil.copyfile(workdir / "evaluation" / "report.html", workdir / "report.html")
