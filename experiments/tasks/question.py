@@ -84,10 +84,10 @@ class Question:
             what, window = f"days from {self.at.words} until {what},", "at most {horizon_days}"
         clauses = [f"{what[0].upper()}{what[1:]} {window}"]
         if self.cohort:
-            lately = " in the last {cohort_days}" if self.cohort_days else ""
+            lately = " within {cohort_days} before" if self.cohort_days else ""
             clauses.append(f"{'for' if self.cohort_days == 0 else 'of those with'} {self.cohort.words}{lately}")
         out = [f"have had {self.exclude.words}"] if self.exclude else []
         out += ["have had it before"] if self.first_only else []
-        out += ["had it in the last {washout_days}"] if self.washout_days else []
+        out += ["had it within {washout_days} before"] if self.washout_days else []
         out += ["are known for less than {history_days}"] if self.history_days else []
         return "; ".join([*clauses, *([f"without those who {' or '.join(out)}"] if out else [])])

@@ -219,10 +219,10 @@ def test_a_wrong_task_is_refused_by_field(change, says) -> None:
 def test_a_description_is_true_of_overridden_fields() -> None:
     config = suite.get_config()
     config.tasks.readmission_30d.horizon_days = 90
-    config.tasks.heart_failure_acute.washout_days = 60
+    config.tasks.heart_failure_acute.washout_days = 365
     (acute, readmission) = tasks.tasks_from_config(config, ["readmission_30d", "heart_failure_acute"])
     assert "within 90 days of" in readmission.description and "30 days" not in readmission.description
-    assert "within a year of" in acute.description and acute.description.endswith("had it in the last 60 days")
+    assert "within a year of" in acute.description and acute.description.endswith("had it within a year before")
     described = {task.name: task.description for task in tasks.tasks_from_config(tasks_world.get_config())}
     assert described["diabetes_onset_2y"] == (
         "First type 2 diabetes diagnosis within 2 years of the end of an encounter"
