@@ -43,7 +43,7 @@ class Checkpoints:
     """The checkpoints of one workdir. Every process of a run makes one; the first alone renames, deletes and checks.
 
     Made by a run that will save: what a kill left half written is removed. `before_commit` is called, in a thread, once
-    a checkpoint is written and before it is seen.
+    a checkpoint is written and before it is seen. Raises UserError in every process where the folder cannot be made.
     """
 
     def __init__(
@@ -55,10 +55,7 @@ class Checkpoints:
         self._started: int | None = None
         self._failure: str | None = None
         self._primary = jax.process_index() == 0
-        if self._primary:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for name in checkpoint_files.remove_leftovers(self._folder):
-                logging.warning("%s: half written, removed", self._folder / name)
+        agreement.from_first(self._open_folder)
         self._checkpointer = _checkpointer()
         self._committing: concurrent.futures.Future[None] | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -68,6 +65,12 @@ class Checkpoints:
             logger.addFilter(_is_not_told_elsewhere)
         if not isinstance(sys.unraisablehook, _ClosedLoopsIgnored):
             sys.unraisablehook = _ClosedLoopsIgnored(sys.unraisablehook)
+
+    def _open_folder(self) -> None:
+        with workdirs.writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name in checkpoint_files.remove_leftovers(self._folder):
+                logging.warning("%s: half written, removed", self._folder / name)
 
     def newest(self, *, verify: bool = True) -> int | None:
         """The step of the newest checkpoint that is as it was written, or None where none was ever written.

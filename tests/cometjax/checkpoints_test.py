@@ -214,6 +214,12 @@ def test_a_full_disk_is_told_once_and_leaves_what_was_there_and_a_later_save_has
     assert [path.name for path in (small_disk / FOLDER).iterdir()] == ["3"]
 
 
+def test_a_place_where_no_folder_of_checkpoints_can_be_made_is_told_in_a_line(tmp_path):
+    (tmp_path / FOLDER).write_text("in the way")
+    with pytest.raises(UserError, match=r"checkpoints: cannot be written \(File exists\)"):
+        Checkpoints(tmp_path, KeepPolicy(1))
+
+
 def test_a_save_is_not_held_to_have_failed_for_the_one_before_it(tmp_path):
     checkpoints = Checkpoints(tmp_path, KeepPolicy(2))
     (tmp_path / FOLDER / "1").write_text("in the way")
