@@ -302,8 +302,10 @@ def test_a_killed_worker_is_told_in_one_line(split_on_disk):
     next(batches)
     (worker,) = set(descendants(os.getpid())) - before
     os.kill(worker, signal.SIGKILL)
-    with pytest.raises(UserError, match="a worker process ended with code -9"):
+    with pytest.raises(UserError, match="a worker process ended with code -9") as raised:
         take(batches, 10)
+    # Python 3.12.1's garbage collector crashes on the traceback of a failed send.
+    assert raised.value.__context__ is None
 
 
 def test_workers_go_on_when_the_job_is_told_to_end(split_on_disk):
