@@ -12,7 +12,7 @@ Q blocks of a batch   R rows of a batch
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from cometjax import decoding, grammar_states, hopper_decoding
 from cometjax.decoding_caches import pool_dtype
 from cometjax.futures import Future, Prompt, SimulationConfig, Start
 from cometjax.model import Decoder, in_compute_dtype
+from cometjax.open_questions import Questions, Watch
 from cometjax.sharding import described
 from data_pipeline.vocabulary import Vocabulary
 
@@ -40,12 +41,14 @@ _PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt made ready: its start, its horizon in seconds, and the random keys of its samples (uint32 [S, 2])."""
+    """A prompt made ready: its start, its horizon in seconds, the random keys of its samples (uint32 [S, 2]), and which
+    of the questions are asked of it (bool [K]; None: its futures end by themselves)."""
 
     prompt: Prompt
     start: Start
     horizon: int
     key_Sx2: np.ndarray
+    asks_K: np.ndarray | None = None
 
     @property
     def bucket(self) -> int:
@@ -112,8 +115,16 @@ class _Slots:
         self.token_WxS[slot], self.clock_WxS[slot] = start.tokens_T[-1], start.clock
         self.state_WxS[slot] = start.state
 
-    def record(self, at_R: np.ndarray, result: Mapping[str, np.ndarray]) -> None:
-        """Take in a chunk's result for the rows of these samples (w S + s), and free the slots of those that ended."""
+    def record(
+        self,
+        at_R: np.ndarray,
+        result: Mapping[str, np.ndarray],
+        answered_after: Callable[[tuple[int, int]], int | None],
+    ) -> None:
+        """Take in a chunk's result for the rows of these samples (w S + s), and free the slots of those that ended.
+
+        `answered_after`: of a sample, after how many of its tokens all that is asked is answered.
+        """
         for row, flat in enumerate(at_R):
             at = divmod(int(flat), self.stop_WxS.shape[1])
             taken, length = result["taken_R"][row], self.length_WxS[at]
@@ -124,6 +135,10 @@ class _Slots:
             self.length_WxS[at] += taken
             for name in ("clock", "stop", "state"):
                 getattr(self, f"{name}_WxS")[at] = result[f"{name}_R"][row]
+            enough = answered_after(at)
+            # Of a future that just stopped by itself, what it stopped by is told, unless it was answered before.
+            if enough is not None and (enough < self.length_WxS[at] or not self.stop_WxS[at]):
+                self.length_WxS[at], self.stop_WxS[at] = enough, decoding.STOPS.index("answered")
             if self.stop_WxS[at]:
                 self.free.append(int(self.cache_WxS[at]))
 
@@ -138,8 +153,9 @@ class Batches:
         rules: decoding.Rules,
         config: SimulationConfig,
         device: jax.Device,
+        questions: Questions | None = None,
     ) -> None:
-        self.device = device
+        self.device, self.questions = device, questions
         self.graph, weights = nnx.split(model)
         weights, self.rules = jax.device_put((in_compute_dtype(weights, model.config), rules), device)
         self.weights = decoding.laid_out(self.graph, weights)
@@ -177,6 +193,19 @@ class Batches:
             chunks = hopper_decoding.whole_chunks(chunks, config.chunk_steps, self.in_place)
         suffixes = self._pool(caches, (chunks,), config.chunk_steps)
         requests: dict[int, Request] = {}
+        watches: dict[tuple[int, int], Watch] = {}
+
+        def answered_after(at: tuple[int, int]) -> int | None:
+            request, tokens_T = requests[int(slots.prompt_W[at[0]])], slots.tokens_WxSxT[at][: slots.length_WxS[at]]
+            if self.questions is None or request.asks_K is None:
+                return None
+            if at not in watches:
+                watches[at] = self.questions.watch(request.asks_K, self._start_seconds(request, tokens_T))
+            enough = watches[at].read(tokens_T)
+            if enough is not None or slots.stop_WxS[at]:
+                del watches[at]
+            return enough
+
         while waiting or requests:
             free = np.flatnonzero(slots.prompt_W < 0)[: len(slots.free) // config.samples]
             group = self._fullest(slots, bucket)
@@ -209,7 +238,8 @@ class Batches:
                 in_place=self.in_place,
             )
             real_R = np.flatnonzero(at_R < slots.stop_WxS.size)
-            slots.record(at_R[real_R], {name: array[real_R] for name, array in jax.device_get(result).items()})
+            chunk = {name: array[real_R] for name, array in jax.device_get(result).items()}
+            slots.record(at_R[real_R], chunk, answered_after)
             for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)).tolist():
                 index = int(slots.prompt_W[slot])
                 slots.prompt_W[slot] = -1
@@ -274,9 +304,6 @@ class Batches:
             tokens_T = slots.tokens_WxSxT[at][: slots.length_WxS[at]].copy()
             if self.rules.states is not None and stop == "length":
                 tokens_T = grammar_states.whole_events(tokens_T, self.vocabulary)
-            before = request.start.clock
-            if request.start.first_interval >= 0:
-                before = max(before, -int(self.seconds_V[tokens_T[0]]))
             futures.append(
                 Future(
                     request.prompt.subject_id,
@@ -284,12 +311,17 @@ class Batches:
                     self.config.first_sample + sample,
                     tokens_T,
                     stop,
-                    before,
+                    self._start_seconds(request, tokens_T),
                     slots.hazard_WxSxTxK[at][: len(tokens_T)].copy() if self.outcomes else None,
                     slots.decided_WxSxTxK[at][: len(tokens_T)].copy() if self.outcomes else None,
                 )
             )
         return futures
+
+    def _start_seconds(self, request: Request, tokens_T: np.ndarray) -> int:
+        # The clock before the first token: a gap that spans the prediction time cannot end before it.
+        before = request.start.clock
+        return before if request.start.first_interval < 0 else max(before, -int(self.seconds_V[tokens_T[0]]))
 
 
 def _bounds(chunks: int, chunk_steps: int, close: bool) -> list[int]:

@@ -24,7 +24,7 @@ from cometjax.model import Decoder, LayerWeights, side_by_side
 from cometjax.sharding import path_name
 from data_pipeline.vocabulary import Vocabulary
 
-# Why a row stopped; 0 while it runs.
+# Why a row stopped; 0 while it runs. What answers it is seen between chunks only (`cometjax.open_questions`).
 STOPS = ("", "death", "timeline_end", "horizon", "length", "answered")
 _BLOCK = 32  # tokens per block of the inverse CDF's first level
 
@@ -126,14 +126,13 @@ def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
     return np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int32)
 
 
-def token_table(vocabulary: Vocabulary, *, stop_at_timeline_end: bool, answers: frozenset[int]) -> TokenTable:
+def token_table(vocabulary: Vocabulary, *, stop_at_timeline_end: bool) -> TokenTable:
     """The vocabulary's table. PAD and static-prefix tokens are never drawn, TIMELINE_END only where it may stop."""
-    grammar = [token.grammar for token in vocabulary.tokens]
+    grammar = vocabulary.grammar_of
     banned = ("pad", "static") if stop_at_timeline_end else ("pad", "static", "end")
     interval_V = np.full(len(grammar), -1, np.int32)
     interval_V[list(vocabulary.interval_ids)] = np.arange(len(vocabulary.interval_ids))
     stop_V = np.zeros(len(grammar), np.int32)
-    stop_V[list(answers)] = STOPS.index("answered")
     stop_V[[kind == "end" for kind in grammar]] = STOPS.index("timeline_end")
     stop_V[[token.kind == "DEATH" for token in vocabulary.tokens]] = STOPS.index("death")
     return TokenTable(

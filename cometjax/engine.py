@@ -17,6 +17,7 @@ import numpy as np
 from cometjax import batches, decoding, grammar_states
 from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_horizon, start_of
 from cometjax.model import Decoder
+from cometjax.open_questions import Questions
 from data_pipeline import engines
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import Vocabulary
@@ -53,6 +54,8 @@ def iter_futures(
     horizons: Sequence[float] | None = None,
     outcomes: Sequence[frozenset[str]] = (),
     suppress: bool = False,
+    questions: Questions | None = None,
+    asks_PxK: np.ndarray | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, list[Future]]]:
@@ -67,6 +70,8 @@ def iter_futures(
         outcomes: sets of concepts, whose probability each future then tells (`Future.hazard_TxK`); needs
             config.grammar, for without it no code is certain before its last token.
         suppress: never draw what makes the first outcome certain.
+        questions: a future ends once those of them that are asked of its prompt are answered.
+        asks_PxK: bool, which those are.
         devices: those that share the prompts, each as often as it is named (a thread and a batch for each); default:
             `default_devices()`.
         progress: show a bar.
@@ -80,20 +85,19 @@ def iter_futures(
     if not prompts:
         return
     rules = decoding.Rules(
-        decoding.token_table(
-            vocabulary, stop_at_timeline_end=config.stop_at_timeline_end, answers=config.stop_after_tokens
-        ),
+        decoding.token_table(vocabulary, stop_at_timeline_end=config.stop_at_timeline_end),
         grammar_states.build_states(vocabulary) if config.grammar else None,
         grammar_states.build_outcomes(vocabulary, outcomes) if outcomes else None,
         suppress,
     )
     devices = default_devices() if devices is None else devices
-    on_devices = [batches.Batches(model, vocabulary, rules, config, device) for device in devices]
+    on_devices = [batches.Batches(model, vocabulary, rules, config, device, questions) for device in devices]
     keys_PxSx2 = sample_keys(config.seed, prompts, config.samples, config.first_sample)
     by_bucket: dict[int, batches.Queue] = collections.defaultdict(collections.deque)
     for index, prompt in enumerate(prompts):
         start = start_of(prompt, vocabulary, config.max_prompt_tokens)
-        request = batches.Request(prompt, start, int(horizons[index]), keys_PxSx2[index])
+        asks_K = None if asks_PxK is None else asks_PxK[index]
+        request = batches.Request(prompt, start, int(horizons[index]), keys_PxSx2[index], asks_K)
         by_bucket[request.bucket].append((index, request))
     with progress_bar(total=len(prompts) * config.samples, unit="future", desc="simulate", enabled=progress) as bar:
         for bucket, waiting in sorted(by_bucket.items()):

@@ -12,6 +12,7 @@ import polars as pl
 
 from cometjax import decoding, trajectories
 from cometjax.engine import Future
+from cometjax.open_questions import Question, Questions, places
 from cometjax.tasks import Task, compiled
 from data_pipeline.vocabulary import Vocabulary
 
@@ -23,6 +24,27 @@ _UNTIL, _TIMES = "//until", "//times"
 def outcome_concepts(vocabulary: Vocabulary, task: Task) -> frozenset[str]:
     """The concepts of the vocabulary that are this task's outcome; the model can produce no others."""
     return _producible(vocabulary, task.outcome)
+
+
+def closing_concepts(vocabulary: Vocabulary, task: Task) -> frozenset[str]:
+    """The concepts of the vocabulary that close this task's window before its horizon."""
+    return _producible(vocabulary, task.until) if task.until else frozenset()
+
+
+def questions(vocabulary: Vocabulary, tasks: Sequence[Task]) -> Questions:
+    """What these tasks ask of a future: a count all of its window, the others whether and when it first happens."""
+    return Questions(
+        vocabulary,
+        [
+            Question(
+                outcome_concepts(vocabulary, task),
+                closing_concepts(vocabulary, task),
+                task.horizon_us,
+                first_only=task.kind != "count",
+            )
+            for task in tasks
+        ],
+    )
 
 
 def _producible(vocabulary: Vocabulary, pattern: str) -> frozenset[str]:
@@ -47,8 +69,8 @@ def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequ
     outcomes before that).
     """
     names = [name for task in tasks for name in _columns_of(task)]
-    asking = _askers([outcome_concepts(vocabulary, task) for task in tasks])
-    closing = _askers([_producible(vocabulary, task.until) if task.until else frozenset() for task in tasks])
+    asking = places([outcome_concepts(vocabulary, task) for task in tasks])
+    closing = places([closing_concepts(vocabulary, task) for task in tasks])
     seconds_V = decoding.token_seconds(vocabulary).astype(np.int64)
     schema: dict[str, Any] = dict.fromkeys(("subject_id", "time_us", "sample", "stop", "elapsed_us", *names), pl.Int64)
     schema |= {"stop": pl.String} | {name: pl.List(pl.Int64) for name in names if name.endswith(_TIMES)}
@@ -82,7 +104,7 @@ def window_seconds(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Seq
     """When each future's window of each task ends, in seconds from the prediction time, float64 [futures, tasks]: at
     the horizon, or the event that closes it before."""
     end_SxK = np.tile([task.horizon_us / 1e6 for task in tasks], (len(futures), 1))
-    closing = _askers([_producible(vocabulary, task.until) if task.until else frozenset() for task in tasks])
+    closing = places([closing_concepts(vocabulary, task) for task in tasks])
     if not closing:
         return end_SxK
     for end_K, future in zip(end_SxK, futures, strict=True):
@@ -91,15 +113,6 @@ def window_seconds(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Seq
             for index in closing.get(concept, ()) if seconds >= 0 else ():
                 end_K[index] = min(end_K[index], seconds)
     return end_SxK
-
-
-def _askers(concepts: Sequence[frozenset[str]]) -> dict[str, list[int]]:
-    """By concept, the places whose set it is in."""
-    places: dict[str, list[int]] = {}
-    for place, names in enumerate(concepts):
-        for name in names:
-            places.setdefault(name, []).append(place)
-    return places
 
 
 def _columns_of(task: Task) -> list[str]:

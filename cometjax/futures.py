@@ -55,7 +55,6 @@ class SimulationConfig:
         seed: of the futures; the same seed gives the same futures.
         stop_at_timeline_end: may TIMELINE_END be drawn, and stop a future? By default it is masked out: futures are
             under continued observation, and the chance of leaving the data set is no part of them.
-        stop_after_tokens: token ids that answer the open question (stop "answered").
         batch_rows: samples decoded at a time; on CPU whole tiles of 32 (`cometjax.batches`).
         chunk_steps: tokens decoded before finished samples are replaced.
         pool_batches: how many batches of samples are held at a time; more keep the batches fuller.
@@ -72,7 +71,6 @@ class SimulationConfig:
     temperature: float = 1.0
     seed: int = 0
     stop_at_timeline_end: bool = False
-    stop_after_tokens: frozenset[int] = frozenset()
     batch_rows: int = 128
     chunk_steps: int = 32
     pool_batches: int = 3
@@ -121,7 +119,7 @@ class Future:
         subject_id, prediction_time_us: the prompt's; microseconds since 1970.
         sample: 0 ... samples - 1.
         tokens_T: int32, the drawn tokens, the one that stopped it included.
-        stop: "death", "timeline_end", "horizon", "length" or "answered".
+        stop: "death", "timeline_end", "horizon", "length" or "answered" (all that was asked of it).
         start_seconds: the clock before the first token, in seconds after the prediction time: after token t the clock
             is start_seconds plus `decoding.token_seconds` of tokens 0 ... t. Negative where the first interval began
             before the prediction time.

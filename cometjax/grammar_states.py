@@ -133,7 +133,7 @@ def build_states(vocabulary: Vocabulary) -> States:
         raise UserError("the vocabulary has no events to spell", where="grammar", fix="simulate without the grammar")
     size = len(vocabulary)
     nodes, state_of = _tree(vocabulary)
-    grammar = [token.grammar for token in vocabulary.tokens]
+    grammar = vocabulary.grammar_of
     longest = vocabulary.interval_ids[-1]
     class_VxC = np.zeros((size, 4), bool)
     class_VxC[[prefix[0] for prefix in state_of if len(prefix) == 1], 0] = True
@@ -198,7 +198,7 @@ def build_outcomes(vocabulary: Vocabulary, concepts: Sequence[frozenset[str]]) -
 
 def whole_events(tokens_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """A future that was cut short, less the tokens of an event that the cut left unfinished."""
-    grammar = [vocabulary.tokens[token].grammar for token in tokens_T.tolist()]
+    grammar = [vocabulary.grammar_of[token] for token in tokens_T.tolist()]
     last = max((index for index, kind in enumerate(grammar) if kind == "first"), default=None)
     if last is None or "interval" in grammar[last:] or tuple(tokens_T[last:].tolist()) in vocabulary.readings:
         return tokens_T

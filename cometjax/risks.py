@@ -146,17 +146,16 @@ class Sampler:
     ) -> Simulation:
         size = min(PILOT, self.config.samples) if self.target_se else self.config.samples
         drawn = _Drawn([[] for _ in prompts], [])
-        self._draw(drawn, prompts, horizons, tasks, range(len(prompts)), size, progress=progress)
+        draw = functools.partial(self._draw, drawn, prompts, horizons, tasks, asks_PxK, progress=progress)
+        draw(range(len(prompts)), size)
         if self.target_se:
             told = self._told(tasks)
-            asks_PxK = asks_PxK[:, [task in told for task in tasks]]
             needed_P = [
                 self._needed(rounds[0].share_SxK[:, asks_K])
-                for rounds, asks_K in zip(drawn.rounds, asks_PxK, strict=True)
+                for rounds, asks_K in zip(drawn.rounds, asks_PxK[:, [task in told for task in tasks]], strict=True)
             ]
             for first in range(size, self.config.samples, size):
-                going_on = [index for index, needed in enumerate(needed_P) if needed > first]
-                self._draw(drawn, prompts, horizons, tasks, going_on, size, progress=progress)
+                draw([index for index, needed in enumerate(needed_P) if needed > first], size)
         futures = [future for rounds in drawn.rounds for part in rounds for future in part.futures]
         times = estimators.outcome_times(futures, self.vocabulary, tasks)
         summed = self._summed(tasks)
@@ -184,6 +183,7 @@ class Sampler:
         prompts: Sequence[Prompt],
         horizons: Sequence[float],
         tasks: Sequence[Task],
+        asks_PxK: np.ndarray,
         indices: Sequence[int],
         size: int,
         *,
@@ -202,7 +202,8 @@ class Sampler:
             grammar=self.config.grammar or self.estimator != "monte_carlo",
         )
         outcomes = [estimators.outcome_concepts(self.vocabulary, task) for task in summed]
-        finished = self._kept(config, [prompts[i] for i in indices], [horizons[i] for i in indices], tasks)
+        asks_PxK = asks_PxK[list(indices)]
+        finished = self._kept(config, [prompts[i] for i in indices], [horizons[i] for i in indices], tasks, asks_PxK)
         remaining = [at for at in range(len(indices)) if at not in finished.by_index]
         for at, futures in engine.iter_futures(
             self.model,
@@ -212,6 +213,8 @@ class Sampler:
             horizons=[horizons[indices[at]] for at in remaining],
             outcomes=outcomes,
             suppress=self.estimator == "reach",
+            questions=estimators.questions(self.vocabulary, tasks),
+            asks_PxK=asks_PxK[remaining],
             progress=progress,
         ):
             finished.add(remaining[at], self._finish(futures, tasks))
@@ -242,6 +245,7 @@ class Sampler:
         prompts: Sequence[Prompt],
         horizons: Sequence[float],
         tasks: Sequence[Task],
+        asks_PxK: np.ndarray,
     ) -> FinishedPrompts:
         """What an earlier start has drawn of just this, where `kept_in` is given."""
         if self.kept_in is None:
@@ -254,7 +258,8 @@ class Sampler:
             list(horizons),
             self.estimator,
             self._has_rounds,
-            [(task.outcome, task.until, task.horizon_days) for task in self._told(tasks)],
+            [(task.kind, task.outcome, task.until, task.horizon_days, task in self._told(tasks)) for task in tasks],
+            np.packbits(asks_PxK).tobytes().hex(),
         )
         name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
         return FinishedPrompts(self.kept_in / name, prompts)

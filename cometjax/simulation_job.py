@@ -107,8 +107,5 @@ def hash_of_prompts(prompts: Sequence[Prompt], vocabulary: Vocabulary, config: S
 
 def settings(config: SimulationConfig) -> dict[str, Any]:
     """Of the settings those that decide the futures; speeds (batch size, chunks) are none of it."""
-    return {
-        name: sorted(value) if isinstance(value, frozenset) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in ("batch_rows", "chunk_steps", "pool_batches")
-    }
+    speeds = ("batch_rows", "chunk_steps", "pool_batches")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in speeds}

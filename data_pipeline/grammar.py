@@ -33,7 +33,7 @@ class ParsedEvent:
 
 def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
     """Events of a token sequence (a timeline or a continuation of one), in order; intervals and prefix are skipped."""
-    grammar = [token.grammar for token in vocabulary.tokens]
+    grammar = vocabulary.grammar_of
     no_value = vocabulary.no_value
     parsed = []
     index, size = 0, len(tokens)
@@ -61,7 +61,7 @@ def is_valid(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
     if [text.split("//")[0] for text in texts] != list(PREFIX_SYSTEMS):
         return False
     body = list(tokens[PREFIX_LENGTH:])
-    grammar = [vocabulary.tokens[token].grammar for token in body]
+    grammar = [vocabulary.grammar_of[token] for token in body]
     if grammar and grammar[-1] == "end":
         body, grammar = body[:-1], grammar[:-1]
     if any(kind in ("static", "pad", "end") for kind in grammar) or (grammar and grammar[-1] == "interval"):

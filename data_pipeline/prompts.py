@@ -105,7 +105,7 @@ def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabul
 
 def _entry_starts(tokens_T: np.ndarray, offsets_S1: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """bool [T]: does an entry begin here: an interval not led by another, or an event not led by an interval?"""
-    grammar = np.array([token.grammar for token in vocabulary.tokens])
+    grammar = np.array(vocabulary.grammar_of)
     is_interval = (grammar == "interval")[tokens_T]
     after_interval = np.zeros(len(tokens_T), bool)
     after_interval[1:] = is_interval[:-1]

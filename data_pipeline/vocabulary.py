@@ -136,6 +136,11 @@ class Vocabulary:
         return {token.text: index for index, token in enumerate(self.tokens)}
 
     @functools.cached_property
+    def grammar_of(self) -> tuple[str, ...]:
+        """What each token is in the grammar (`Token.grammar`)."""
+        return tuple(token.grammar for token in self.tokens)
+
+    @functools.cached_property
     def kind_V(self) -> np.ndarray:
         """The kind of each token, as its place in KINDS."""
         place = {kind: index for index, kind in enumerate(KINDS)}

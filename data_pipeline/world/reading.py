@@ -60,7 +60,7 @@ class Reader:
         self.vocabulary = vocabulary
         self.nodes = element_nodes(vocabulary)
         self.thresholds = lab_deciles.thresholds(vocabulary)
-        grammar = np.array([token.grammar for token in vocabulary.tokens])
+        grammar = np.array(vocabulary.grammar_of)
         self.is_first_V, self.is_part_V = grammar == "first", grammar == "part"
         self.bin_V = np.full(len(grammar), -1)
         self.bin_V[list(vocabulary.interval_ids)] = np.arange(len(vocabulary.interval_ids))

@@ -211,15 +211,6 @@ def test_timeline_end_stops_a_future_where_it_may() -> None:
         assert (future.tokens_T[-1] == END) == (future.stop == "timeline_end")
 
 
-def test_an_answering_token_stops_a_future() -> None:
-    answers = frozenset(range(END + 1, END + 30))
-    futures = simulate(stop_after_tokens=answers)
-    assert sum(future.stop == "answered" for future in futures) > len(futures) // 2
-    for future in futures:
-        assert (future.tokens_T[-1] in answers) == (future.stop == "answered")
-        assert not answers & set(future.tokens_T[:-1])
-
-
 def test_a_gap_below_the_shortest_interval_asks_nothing() -> None:
     start = engine.start_of(Prompt(1, 20, 59.0), VOCABULARY, 512)
     assert (start.clock, start.first_interval, len(start.tokens_T)) == (0, -1, 20)
