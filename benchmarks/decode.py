@@ -35,7 +35,7 @@ from flax import nnx
 from cometjax import chips, decoding, engine, grammar_states, huggingface
 from cometjax.model import INIT_STDDEV, Decoder, ModelConfig, num_parameters
 from data_pipeline import code_maps, intervals
-from data_pipeline.vocabulary import Token, Vocabulary
+from data_pipeline.vocabulary import PREFIX_LENGTH, Token, Vocabulary
 from experiments.configs import comet_l
 
 PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 4, 16, 256, 256, 3
@@ -63,6 +63,14 @@ class RandomPrompt:
         """All of its tokens."""
         assert len(self.prompt_T) <= max_tokens
         return self.prompt_T
+
+    def prefix_before(self, tokens: int) -> np.ndarray:
+        """What it begins with."""
+        return self.prompt_T[:PREFIX_LENGTH]
+
+    def prefix_after(self, seconds: int, vocabulary: Vocabulary) -> np.ndarray:
+        """What it begins with."""
+        return self.prompt_T[:PREFIX_LENGTH]
 
 
 def endless_vocabulary(size: int) -> Vocabulary:

@@ -11,6 +11,7 @@ Q blocks of a batch   R rows of a batch
 """
 
 import collections
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cometjax import decoding, grammar_states, hopper_decoding
+from cometjax import decoding, hopper_decoding
 from cometjax.decoding_caches import pool_dtype
 from cometjax.futures import Future, Prompt, SimulationConfig, Start
 from cometjax.model import Decoder, in_compute_dtype
@@ -41,14 +42,23 @@ _PREFILL_TOKENS = 4096  # of a prefill: several short prompts, or one long one
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt made ready: its start, its horizon in seconds, the random keys of its samples (uint32 [S, 2]), and which
-    of the questions are asked of it (bool [K]; None: its futures end by themselves)."""
+    """A prompt made ready.
+
+    Attributes:
+        prompt: whose.
+        start: what the model sees of it, the clock, the grammar's state.
+        horizon: in seconds.
+        key_Sx2: uint32, the random keys of its samples.
+        asks_K: bool, which of the questions are asked of it; None: its futures end by themselves.
+        watches: by sample, what is still asked of a future that has begun.
+    """
 
     prompt: Prompt
     start: Start
     horizon: int
     key_Sx2: np.ndarray
     asks_K: np.ndarray | None = None
+    watches: dict[int, Watch] = dataclasses.field(default_factory=dict)
 
     @property
     def bucket(self) -> int:
@@ -56,8 +66,18 @@ class Request:
         return max(_SMALLEST_BUCKET, 1 << (len(self.start.tokens_T) - 2).bit_length())
 
 
-# (index of the prompt, what is asked); several devices take from one queue.
+# (number of the request, the request); several devices take from one queue.
 Queue = collections.deque[tuple[int, Request]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What came of a request: its samples' futures, as far as one context window holds them, and the grammar's state
+    after each (0 where no grammar is kept)."""
+
+    request: Request
+    futures: list[Future]
+    state_S: np.ndarray
 
 
 @dataclasses.dataclass
@@ -119,11 +139,11 @@ class _Slots:
         self,
         at_R: np.ndarray,
         result: Mapping[str, np.ndarray],
-        answered_after: Callable[[tuple[int, int]], int | None],
+        since_answered: Callable[[tuple[int, int], np.ndarray], int | None],
     ) -> None:
         """Take in a chunk's result for the rows of these samples (w S + s), and free the slots of those that ended.
 
-        `answered_after`: of a sample, after how many of its tokens all that is asked is answered.
+        `since_answered`: of a sample and its new tokens, how many came since all that is asked was answered.
         """
         for row, flat in enumerate(at_R):
             at = divmod(int(flat), self.stop_WxS.shape[1])
@@ -135,10 +155,11 @@ class _Slots:
             self.length_WxS[at] += taken
             for name in ("clock", "stop", "state"):
                 getattr(self, f"{name}_WxS")[at] = result[f"{name}_R"][row]
-            enough = answered_after(at)
+            surplus = since_answered(at, result["tokens_RxT"][row, :taken])
             # Of a future that just stopped by itself, what it stopped by is told, unless it was answered before.
-            if enough is not None and (enough < self.length_WxS[at] or not self.stop_WxS[at]):
-                self.length_WxS[at], self.stop_WxS[at] = enough, decoding.STOPS.index("answered")
+            if surplus is not None and (surplus or not self.stop_WxS[at]):
+                self.length_WxS[at] -= surplus
+                self.stop_WxS[at] = decoding.STOPS.index("answered")
             if self.stop_WxS[at]:
                 self.free.append(int(self.cache_WxS[at]))
 
@@ -175,8 +196,15 @@ class Batches:
             {"temperature": np.float32(config.temperature), "max_new_tokens": np.int32(config.max_new_tokens)}
         )
 
-    def run(self, bucket: int, waiting: Queue, takers: int = 1) -> Iterator[tuple[int, list[Future]]]:
-        """Yield (prompt's index, its futures) as prompts finish, until `waiting` (all of this bucket) is empty.
+    def one_by_one(self) -> "Batches":
+        """The same for requests of one sample each."""
+        single = copy.copy(self)
+        # Each then has a prompt of its own in memory: no more are held than a batch takes.
+        single.config = dataclasses.replace(self.config, samples=1, pool_batches=1)
+        return single
+
+    def run(self, bucket: int, waiting: Queue, takers: int = 1) -> Iterator[tuple[int, Drawn]]:
+        """Yield (request's number, its futures) as requests finish, until `waiting` (all of this bucket) is empty.
 
         `takers`: how many take from `waiting`; near its end none takes more than its share.
         """
@@ -193,18 +221,15 @@ class Batches:
             chunks = hopper_decoding.whole_chunks(chunks, config.chunk_steps, self.in_place)
         suffixes = self._pool(caches, (chunks,), config.chunk_steps)
         requests: dict[int, Request] = {}
-        watches: dict[tuple[int, int], Watch] = {}
 
-        def answered_after(at: tuple[int, int]) -> int | None:
-            request, tokens_T = requests[int(slots.prompt_W[at[0]])], slots.tokens_WxSxT[at][: slots.length_WxS[at]]
+        def since_answered(at: tuple[int, int], new_T: np.ndarray) -> int | None:
+            request = requests[int(slots.prompt_W[at[0]])]
             if self.questions is None or request.asks_K is None:
                 return None
-            if at not in watches:
-                watches[at] = self.questions.watch(request.asks_K, self._start_seconds(request, tokens_T))
-            enough = watches[at].read(tokens_T)
-            if enough is not None or slots.stop_WxS[at]:
-                del watches[at]
-            return enough
+            if at[1] not in request.watches:
+                start_seconds = self._start_seconds(request, new_T)
+                request.watches[at[1]] = self.questions.watch(request.asks_K, start_seconds)
+            return request.watches[at[1]].read(new_T)
 
         while waiting or requests:
             free = np.flatnonzero(slots.prompt_W < 0)[: len(slots.free) // config.samples]
@@ -239,11 +264,12 @@ class Batches:
             )
             real_R = np.flatnonzero(at_R < slots.stop_WxS.size)
             chunk = {name: array[real_R] for name, array in jax.device_get(result).items()}
-            slots.record(at_R[real_R], chunk, answered_after)
+            slots.record(at_R[real_R], chunk, since_answered)
             for slot in np.flatnonzero((slots.prompt_W >= 0) & (slots.stop_WxS > 0).all(1)).tolist():
                 index = int(slots.prompt_W[slot])
                 slots.prompt_W[slot] = -1
-                yield index, self._futures(slots, slot, requests.pop(index))
+                request = requests.pop(index)
+                yield index, Drawn(request, self._futures(slots, slot, request), slots.state_WxS[slot].copy())
 
     def _put(self, tree):
         return jax.device_put(tree, self.device)
@@ -302,8 +328,6 @@ class Batches:
         for sample in range(self.config.samples):
             at, stop = (slot, sample), decoding.STOPS[slots.stop_WxS[slot, sample]]
             tokens_T = slots.tokens_WxSxT[at][: slots.length_WxS[at]].copy()
-            if self.rules.states is not None and stop == "length":
-                tokens_T = grammar_states.whole_events(tokens_T, self.vocabulary)
             futures.append(
                 Future(
                     request.prompt.subject_id,

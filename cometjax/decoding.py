@@ -380,6 +380,8 @@ def _draw_next(
         "token_R": token_R,
         "clock_R": jnp.where(running_R, later_R, last["clock_R"]),
         "stop_R": jnp.where(running_R, now_R, last["stop_R"]),
-        "state_R": state_R if rules.states is None else rules.states.after(state_R, token_R),
+        "state_R": state_R
+        if rules.states is None
+        else jnp.where(running_R, rules.states.after(state_R, token_R), state_R),
     }
     return after, {"tokens": jnp.where(running_R, token_R, -1), "hazard": hazard_RxK, "decided": decided_RxK}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from cometjax import batches, decoding, grammar_states
+from cometjax import batches, context_windows, decoding, grammar_states
 from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_horizon, start_of
 from cometjax.model import Decoder
 from cometjax.open_questions import Questions
@@ -24,6 +24,7 @@ from data_pipeline.vocabulary import Vocabulary
 
 _KEYS_AT_ONCE = 256
 _MOST_BATCHES_ON_CPU = 8  # each has its pools of keys and values
+_PROMPTS_OF_WAVE, _BATCHES_OF_WAVE = 256, 32
 
 __all__ = ["Future", "Prompt", "SimulationConfig", "Start", "iter_futures", "simulate_futures", "start_of"]
 
@@ -100,10 +101,76 @@ def iter_futures(
         request = batches.Request(prompt, start, int(horizons[index]), keys_PxSx2[index], asks_K)
         by_bucket[request.bucket].append((index, request))
     with progress_bar(total=len(prompts) * config.samples, unit="future", desc="simulate", enabled=progress) as bar:
-        for bucket, waiting in sorted(by_bucket.items()):
-            for index, futures in _share(on_devices, bucket, waiting):
-                bar.update(config.samples)
-                yield index, futures
+        for bucket, every in sorted(by_bucket.items()):
+            for waiting in _waves(every, config):
+                for index, futures in _through_windows(on_devices, bucket, waiting, vocabulary, config):
+                    bar.update(config.samples)
+                    yield index, [_whole(future, vocabulary, config) for future in futures]
+
+
+def _waves(waiting: batches.Queue, config: SimulationConfig) -> Iterator[batches.Queue]:
+    """All at once; where futures may go on in another window, so many that batches are mostly full, and that what is
+    drawn of unfinished prompts, and lost with a kill, is bounded."""
+    size = len(waiting)
+    if config.max_windows > 1:
+        size = max(_PROMPTS_OF_WAVE, _BATCHES_OF_WAVE * config.batch_rows // config.samples)
+    for _ in range(0, len(waiting), size):
+        yield collections.deque(waiting.popleft() for _ in range(min(size, len(waiting))))
+
+
+def _through_windows(
+    on_devices: Sequence[batches.Batches],
+    bucket: int,
+    waiting: batches.Queue,
+    vocabulary: Vocabulary,
+    config: SimulationConfig,
+) -> Iterator[tuple[int, list[Future]]]:
+    """Run a bucket's prompts, and window by window what outgrows the first; yield as prompts finish."""
+    begun = dict(waiting)
+    drawn: dict[int, list[Future]] = {}
+    going_on: dict[int, int] = {}  # by prompt, how many of its futures
+    cut: list[tuple[int, int, batches.Request]] = []  # prompt, sample, what goes on with it
+
+    def go_on(index: int, samples: Sequence[int], last: batches.Drawn, places: Sequence[int]) -> None:
+        for sample, place in zip(samples, places, strict=True):
+            future = drawn[index][sample]
+            request = context_windows.next_request(
+                begun[index], future, last, place, vocabulary, config.max_prompt_tokens
+            )
+            cut.append((index, sample, request))
+
+    for index, first in _share(on_devices, bucket, waiting):
+        drawn[index] = first.futures
+        samples = [s for s, future in enumerate(first.futures) if future.stop == "length" and config.max_windows > 1]
+        if not samples:
+            yield index, drawn.pop(index)
+            continue
+        going_on[index] = len(samples)
+        go_on(index, samples, first, samples)
+    one_by_one = [on_device.one_by_one() for on_device in on_devices] if cut else []
+    for window in range(1, config.max_windows):
+        places = [(index, sample) for index, sample, _ in cut]
+        by_bucket: dict[int, batches.Queue] = collections.defaultdict(collections.deque)
+        for number, request in enumerate(context_windows.with_keys([request for *_, request in cut], window)):
+            by_bucket[request.bucket].append((number, request))
+        cut.clear()
+        for of_bucket, requests in sorted(by_bucket.items()):
+            for number, last in _share(one_by_one, of_bucket, requests):
+                index, sample = places[number]
+                drawn[index][sample] = context_windows.joined(drawn[index][sample], last.futures[0])
+                if last.futures[0].stop == "length" and window + 1 < config.max_windows:
+                    go_on(index, [sample], last, [0])
+                    continue
+                going_on[index] -= 1
+                if not going_on[index]:
+                    yield index, drawn.pop(index)
+
+
+def _whole(future: Future, vocabulary: Vocabulary, config: SimulationConfig) -> Future:
+    """Under the grammar without the tokens of an event that the bound on tokens left unfinished."""
+    if not config.grammar or future.stop != "length":
+        return future
+    return context_windows.first_tokens(future, len(grammar_states.whole_events(future.tokens_T, vocabulary)))
 
 
 def default_devices() -> list[jax.Device]:
@@ -120,12 +187,12 @@ def default_devices() -> list[jax.Device]:
 
 def _share(
     on_devices: Sequence[batches.Batches], bucket: int, waiting: batches.Queue
-) -> Iterator[tuple[int, list[Future]]]:
+) -> Iterator[tuple[int, batches.Drawn]]:
     """Run a bucket's prompts on all devices, a thread for each beyond the first; yield as prompts finish."""
     if len(on_devices) == 1 or len(waiting) == 1:
         yield from on_devices[0].run(bucket, waiting)
         return
-    finished: queue.Queue[tuple[int, list[Future]] | BaseException | None] = queue.Queue()
+    finished: queue.Queue[tuple[int, batches.Drawn] | BaseException | None] = queue.Queue()
     abandoned = threading.Event()
 
     def work(on_device: batches.Batches) -> None:

@@ -72,7 +72,8 @@ class Options:
             exclusions and censoring; "": the tasks' own rows.
         corpus: the training run's corpus, where it is no longer where its configuration says; "": there.
         seed: of drawing rows, futures and resamples.
-        max_new_tokens: bound on a future's tokens; 0 = half the row length that the model was trained with.
+        max_new_tokens: bound on a future's tokens in one context window; 0 = half the row length of training.
+        max_windows: how many context windows a future may go through (`cometjax.context_windows`).
         max_prompt_tokens: bound on a prompt's tokens; 0 = what max_new_tokens leaves of the row length (at least half).
         estimator: of risks, one of risks.ESTIMATORS; all but Monte-Carlo keep the grammar.
         grammar: may only tokens be drawn that spell events?
@@ -97,6 +98,7 @@ class Options:
     corpus: str = ""
     seed: int = 0
     max_new_tokens: int = 0
+    max_windows: int = futures.MAX_WINDOWS
     max_prompt_tokens: int = 0
     estimator: str = "monte_carlo"
     grammar: bool = False
@@ -242,6 +244,7 @@ def simulate_all(
             samples=options.samples,
             horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
             max_new_tokens=max_new_tokens,
+            max_windows=options.max_windows,
             max_prompt_tokens=max_prompt_tokens,
             seed=options.seed,
             stop_at_timeline_end=censoring == "assume_complete",
@@ -315,7 +318,8 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("corpus", default.corpus, "the training run's corpus; none: where its configuration says")
     flags.DEFINE_integer("seed", default.seed, "of rows drawn, futures and resamples")
-    flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
+    flags.DEFINE_integer("max_new_tokens", 0, "bound on a window's new tokens; 0 = half the model's row length")
+    flags.DEFINE_integer("max_windows", default.max_windows, "context windows that a future may go through")
     flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a prompt's tokens; 0 = what remains of the row length")
     flags.DEFINE_enum("estimator", default.estimator, list(risks_module.ESTIMATORS), "of risks; docs/simulation.md")
     flags.DEFINE_bool("grammar", default.grammar, "draw only tokens that spell events")

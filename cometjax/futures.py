@@ -20,6 +20,7 @@ from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 # Clocks are int32 seconds: 34 years of horizon leave room for the longest gap before it.
 _LONGEST_HORIZON = 2**30
 CACHE_DTYPES = ("", "float32", "bfloat16")
+MAX_WINDOWS = 4  # by default of the commands: what the busiest patients' futures cost is bounded
 
 
 class Prompt(Protocol):
@@ -40,6 +41,12 @@ class Prompt(Protocol):
     def tokens(self, max_tokens: int) -> np.ndarray:
         """int32 tokens of the history, at most so many."""
 
+    def prefix_before(self, tokens: int) -> np.ndarray:
+        """int32 static prefix of a window that begins so many tokens before the end of the history."""
+
+    def prefix_after(self, seconds: int, vocabulary: Vocabulary) -> np.ndarray:
+        """int32 static prefix of a window that begins so many seconds after the prediction time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SimulationConfig:
@@ -49,7 +56,9 @@ class SimulationConfig:
         samples: futures for each prompt.
         horizon_seconds: a sample stops once its clock is later than prediction time + horizon. It only ends a future
             sooner or later: what a longer one draws begins with what a shorter one does.
-        max_new_tokens: bound on a future's tokens (stop "length").
+        max_new_tokens: bound on a future's tokens in one context window.
+        max_windows: how many context windows a future may go through (stop "length" at the end of the last): each after
+            the first begins with the static prefix of its time and the latest tokens, at most max_prompt_tokens.
         max_prompt_tokens: bound on a prompt's tokens; the latest are kept, behind the static prefix.
         temperature: logits are divided by it.
         seed: of the futures; the same seed gives the same futures.
@@ -67,6 +76,7 @@ class SimulationConfig:
     samples: int
     horizon_seconds: float
     max_new_tokens: int = 256
+    max_windows: int = 1
     max_prompt_tokens: int = 512
     temperature: float = 1.0
     seed: int = 0
@@ -79,7 +89,7 @@ class SimulationConfig:
     first_sample: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "batch_rows", "chunk_steps", "pool_batches"):
+        for name in ("samples", "max_new_tokens", "max_windows", "batch_rows", "chunk_steps", "pool_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{getattr(self, name)} is too small", where=name, fix="give at least 1")
         if self.max_prompt_tokens <= PREFIX_LENGTH:
@@ -140,13 +150,21 @@ class Future:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A prompt made ready: its tokens, the clock in seconds (0 or less), the least interval index that the first token
-    may have (-1: any token may come), and the grammar's state."""
+    """What a window begins with.
+
+    Attributes:
+        tokens_T: int32, the static prefix and what the model sees of history and future.
+        clock: seconds from the prediction time; of a prompt 0 or less.
+        first_interval: the least interval index that the first token may have; -1: any token may come.
+        state: the grammar's.
+        gap: how many of the tokens stand for the gap between the last event and the prediction time.
+    """
 
     tokens_T: np.ndarray
     clock: int
     first_interval: int
     state: int = grammar_states.BETWEEN
+    gap: int = 0
 
 
 def start_of(prompt: Prompt, vocabulary: Vocabulary, max_prompt_tokens: int) -> Start:
@@ -160,4 +178,5 @@ def start_of(prompt: Prompt, vocabulary: Vocabulary, max_prompt_tokens: int) -> 
     repeats = min(repeats, max_prompt_tokens - PREFIX_LENGTH)
     state = grammar_states.AFTER_LONGEST if repeats else grammar_states.BETWEEN
     gap_T = np.full(repeats, vocabulary.interval_ids[-1], np.int32)
-    return Start(np.concatenate([prompt.tokens(max_prompt_tokens - repeats), gap_T]).astype(np.int32), 0, -1, state)
+    tokens_T = np.concatenate([prompt.tokens(max_prompt_tokens - repeats), gap_T]).astype(np.int32)
+    return Start(tokens_T, 0, -1, state, gap=repeats)

@@ -60,12 +60,13 @@ class Watch:
         self._end_us_K = questions.horizon_us_K.copy()
         self._answered_K = np.where(asks_K, _NEVER, 0)  # after how many tokens
         self._read, self._clock = 0, start_seconds  # tokens whose events are read; the clock after them
+        self._unread: list[int] = []
 
     def read(self, tokens_T: np.ndarray) -> int | None:
-        """After how many of the future's tokens so far all is answered; None: something is still open."""
+        """Read on. Returns how many tokens have come since all was answered; None: something is still open."""
         questions = self._questions
-        clock_us_T = 1_000_000 * (self._clock + np.cumsum(questions.seconds_V[tokens_T[self._read :]]))
-        fresh = tokens_T[self._read :].tolist()
+        fresh = self._unread + tokens_T.tolist()
+        clock_us_T = 1_000_000 * (self._clock + np.cumsum(questions.seconds_V[fresh], dtype=np.int64))
         settled = len(fresh)
         events = grammar.parse(fresh, questions.vocabulary)
         for event, following in itertools.zip_longest(events, events[1:]):
@@ -86,11 +87,12 @@ class Watch:
             past = int(np.searchsorted(clock_us_T, self._end_us_K[k], side="right"))
             if past < len(clock_us_T):
                 self._answered_K[k] = self._read + past + 1
+        answered, read = int(self._answered_K.max(initial=0)), self._read + len(fresh)
         if settled:
             self._clock = int(clock_us_T[settled - 1]) // 1_000_000
             self._read += settled
-        answered = int(self._answered_K.max(initial=0))
-        return None if answered == _NEVER else answered
+        self._unread = fresh[settled:]
+        return None if answered == _NEVER else read - answered
 
     def _stop_after(
         self, event: grammar.ParsedEvent, following: grammar.ParsedEvent | None, tokens: Sequence[int]

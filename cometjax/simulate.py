@@ -28,7 +28,7 @@ from typing import Any
 from absl import flags
 
 from cometjax import checkpoints, compile_cache, output_folder, simulation_job, trajectories
-from cometjax.futures import CACHE_DTYPES, Future, SimulationConfig, token_bounds
+from cometjax.futures import CACHE_DTYPES, MAX_WINDOWS, Future, SimulationConfig, token_bounds
 from data_pipeline import command_line, meds
 from data_pipeline.prompts import build_prompts
 from data_pipeline.vocabulary import Vocabulary
@@ -68,6 +68,7 @@ def simulate(
         "samples": config.samples,
         "max_prompt_tokens": config.max_prompt_tokens,
         "max_new_tokens": config.max_new_tokens,
+        "max_windows": config.max_windows,
         "horizon_seconds": config.horizon_seconds,
         "seed": config.seed,
         "grammar": config.grammar,
@@ -117,7 +118,8 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
     flags.DEFINE_integer("samples", 16, "futures for each label row")
     flags.DEFINE_float("horizon_days", 365.0, "how far to simulate, in days after the prediction time")
-    flags.DEFINE_integer("max_new_tokens", 0, "bound on a future's tokens; 0 = half the model's row length")
+    flags.DEFINE_integer("max_new_tokens", 0, "bound on a window's new tokens; 0 = half the model's row length")
+    flags.DEFINE_integer("max_windows", MAX_WINDOWS, "context windows that a future may go through")
     flags.DEFINE_integer(
         "max_prompt_tokens",
         0,
@@ -146,6 +148,7 @@ def main() -> None:
             samples=values.samples,
             horizon_seconds=values.horizon_days * SECONDS_PER_DAY,
             max_new_tokens=max_new_tokens,
+            max_windows=values.max_windows,
             max_prompt_tokens=max_prompt_tokens,
             temperature=values.temperature,
             seed=values.seed,

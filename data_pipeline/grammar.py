@@ -11,6 +11,8 @@ or part is the value's too, and there is no value token.
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from data_pipeline.vocabulary import DECILES, PREFIX_LENGTH, PREFIX_SYSTEMS, Vocabulary
 
 INVALID = -1
@@ -53,6 +55,15 @@ def parse(tokens: Sequence[int], vocabulary: Vocabulary) -> list[ParsedEvent]:
         text = vocabulary.events[event].texts[value - DECILES] if DECILES <= value < no_value else ""
         parsed.append(ParsedEvent(event, decile, start, index, text))
     return parsed
+
+
+def entry_starts(tokens_T: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """bool [T]: does an entry begin here: an interval not led by another, or an event not led by an interval?"""
+    grammar = np.array(vocabulary.grammar_of)
+    is_interval = (grammar == "interval")[tokens_T]
+    after_interval = np.zeros(len(tokens_T), bool)
+    after_interval[1:] = is_interval[:-1]
+    return (is_interval | (grammar == "first")[tokens_T]) & ~after_interval
 
 
 def is_valid(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from data_pipeline import meds
-from data_pipeline.columns import changes
+from data_pipeline import grammar, meds, static_prefix
+from data_pipeline.columns import BIRTH, changes, to_columns
 from data_pipeline.corpus import SubjectRecord
 from data_pipeline.errors import UserError
-from data_pipeline.tokenizer import tokenize
+from data_pipeline.tokenizer import CodeTable, tokenize_columns
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 
 # Events tokenized at once: each label row has a copy of its subject's, which bounds the memory.
@@ -28,6 +28,7 @@ class Prompt:
         record: tokens of the whole history, as in a corpus.
         last_time_us: time of the last event of the history; the prediction time where there is none.
         event_starts: token indices at which a window may begin: the first token of each entry (interval or event).
+        birth_us: time of birth, NO_TIME where the history does not tell it.
     """
 
     subject_id: int
@@ -35,6 +36,7 @@ class Prompt:
     record: SubjectRecord
     last_time_us: int
     event_starts: np.ndarray
+    birth_us: int
 
     def tokens(self, max_tokens: int) -> np.ndarray:
         """int32 tokens of the history; if longer than max_tokens, the static prefix and the latest whole entries."""
@@ -45,6 +47,15 @@ class Prompt:
         fitting = self.event_starts[self.event_starts >= earliest]
         start = int(fitting[0]) if len(fitting) else len(tokens_T)
         return np.concatenate((self.record.prefix_at(start), tokens_T[start:])).astype(np.int32)
+
+    def prefix_before(self, tokens: int) -> np.ndarray:
+        """The static prefix of a window that begins so many tokens before the end of the history."""
+        return self.record.prefix_at(len(self.record.tokens_T) - tokens).astype(np.int32)
+
+    def prefix_after(self, seconds: int, vocabulary: Vocabulary) -> np.ndarray:
+        """The static prefix of a window that begins so many seconds after the prediction time."""
+        time_us = self.prediction_time_us + 1_000_000 * seconds
+        return static_prefix.later(self.record.prefixes[-1], time_us, self.birth_us, vocabulary).astype(np.int32)
 
 
 def build_prompts(dataset: meds.MedsDataset, labels: pl.DataFrame, vocabulary: Vocabulary) -> list[Prompt]:
@@ -82,7 +93,8 @@ def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabul
         .rename({"row": "subject_id"})
         .with_columns(pl.col("subject_id").cast(pl.Int64))
     )
-    tokenized = tokenize(history, vocabulary, end=False)
+    columns = to_columns(history, vocabulary.code_map)
+    tokenized = tokenize_columns(columns, CodeTable.build(columns.concepts, vocabulary), vocabulary, end=False)
     missing = np.setdiff1d(np.arange(len(labels)), tokenized.subject_ids_S)
     if len(missing):
         raise UserError(
@@ -90,7 +102,8 @@ def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabul
             where=f"labels, row {first_row + int(missing[0])}",
             fix="remove the row",
         )
-    starts_entry = _entry_starts(tokenized.tokens_T, tokenized.offsets_S1, vocabulary)
+    starts_entry = grammar.entry_starts(tokenized.tokens_T, vocabulary)
+    birth_us_S = static_prefix.first_time(columns, BIRTH)
     for index, (_, subject_id, _) in enumerate(labels.iter_rows()):
         begin, stop = tokenized.offsets_S1[index], tokenized.offsets_S1[index + 1]
         prediction_time_us = int(labels["prediction_time"].dt.epoch("us")[index])
@@ -100,13 +113,5 @@ def _prompts(events: pl.DataFrame, labels: pl.DataFrame, first_row: int, vocabul
             record=dataclasses.replace(tokenized.record(index), subject_id=subject_id),
             last_time_us=int(tokenized.last_time_S[index]) if stop - begin > PREFIX_LENGTH else prediction_time_us,
             event_starts=np.flatnonzero(starts_entry[begin:stop]),
+            birth_us=int(birth_us_S[index]),
         )
-
-
-def _entry_starts(tokens_T: np.ndarray, offsets_S1: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """bool [T]: does an entry begin here: an interval not led by another, or an event not led by an interval?"""
-    grammar = np.array(vocabulary.grammar_of)
-    is_interval = (grammar == "interval")[tokens_T]
-    after_interval = np.zeros(len(tokens_T), bool)
-    after_interval[1:] = is_interval[:-1]
-    return (is_interval | (grammar == "first")[tokens_T]) & ~after_interval

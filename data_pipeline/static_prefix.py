@@ -66,6 +66,16 @@ def prefixes(columns: Columns, subject_n: np.ndarray, time_n: np.ndarray, vocabu
     return Prefixes(np.searchsorted(subject, np.arange(num_subjects + 1)), subject, event, tokens)
 
 
+def later(prefix: np.ndarray, time_us: int, birth_us: int, vocabulary: Vocabulary) -> np.ndarray:
+    """A prefix (uint16 [PREFIX_LENGTH]) with the age and calendar period of a later time; the birth may be NO_TIME."""
+    moved = prefix.copy()
+    bucket = int(age_bucket(np.array([time_us]), np.array([birth_us]))[0])
+    moved[2] = vocabulary.ids[AGE_TOKENS[bucket] if bucket >= 0 else f"{PREFIX_SYSTEMS[2]}//UNKNOWN"]
+    period = period_token(int(period_start(np.array([time_us]))[0]))
+    moved[3] = vocabulary.ids.get(period, vocabulary.ids[f"{PREFIX_SYSTEMS[3]}//UNKNOWN"])
+    return moved
+
+
 def age_bucket(time_us: np.ndarray, birth_us: np.ndarray) -> np.ndarray:
     """Index into AGE_TOKENS of the age at a time; -1 where the birth is not known or lies after the time."""
     known = (birth_us != NO_TIME) & (time_us >= birth_us)

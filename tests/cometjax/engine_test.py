@@ -71,6 +71,12 @@ class Prompt:
         all_T = np.concatenate([[1, 2, 3, 4], events]).astype(np.int32)
         return all_T if len(all_T) <= max_tokens else np.concatenate([all_T[:4], all_T[4 - max_tokens :]])
 
+    def prefix_before(self, tokens: int) -> np.ndarray:
+        raise AssertionError("one window only")
+
+    def prefix_after(self, seconds: int, vocabulary: Vocabulary) -> np.ndarray:
+        raise AssertionError("one window only")
+
 
 PROMPTS = [
     Prompt(2**40 + 1, 9),

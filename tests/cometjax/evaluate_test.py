@@ -23,7 +23,13 @@ from data_pipeline.errors import UserError
 from experiments.configs import tasks_world
 
 OPTIONS = Options(
-    samples=3, max_rows_per_task=8, max_new_tokens=24, max_prompt_tokens=64, resamples=50, true_risk_draws=10
+    samples=3,
+    max_rows_per_task=8,
+    max_new_tokens=24,
+    max_windows=1,
+    max_prompt_tokens=64,
+    resamples=50,
+    true_risk_draws=10,
 )
 TASKS = tasks.tasks_from_config(tasks_world.get_config())
 STARTS, ENDS = r"ENCOUNTER//ENCOUNTER_START//.*", r"ENCOUNTER//ENCOUNTER_END//INPATIENT.*"
@@ -309,14 +315,22 @@ def test_each_prompt_lives_to_its_longest_horizon_and_records_end_only_where_tha
     soon, late = task("soon", 30, "dataset_end", [1, 2]), task("late", 365, "dataset_end", [2, 3])
     whole = task("whole", 90, "assume_complete", [1])
     found = evaluate.simulate_all(
-        None, None, None, [soon, whole, late], rows, RUN, Options(samples=3), pathlib.Path("never"), progress=False
+        None,
+        None,
+        None,
+        [soon, whole, late],
+        rows,
+        RUN,
+        Options(samples=3, max_windows=5),
+        pathlib.Path("never"),
+        progress=False,
     )
     assert found == {"dataset_end": "of 2", "assume_complete": "of 1"}
     config, days, chosen = calls[False]
     assert days == {1: 30, 2: 365, 3: 365} and chosen == [soon, late] and config.horizon_seconds == 365 * 86_400
     config, days, chosen = calls[True]
     assert days == {1: 90} and chosen == [whole] and config.horizon_seconds == 90 * 86_400
-    assert (config.samples, config.max_prompt_tokens, config.max_new_tokens) == (3, 64, 64)
+    assert (config.samples, config.max_prompt_tokens, config.max_new_tokens, config.max_windows) == (3, 64, 64, 5)
 
 
 def test_the_constant_of_a_duration_is_the_training_rows_median(evaluated, world_meds) -> None:

@@ -53,15 +53,15 @@ def test_all_is_answered_with_the_entry_after_the_last_answer_and_not_before(see
     tokens_T = tokens_of(seed)
     asks_K = np.random.default_rng(seed).random(len(TASKS)) < 0.5
     asks_K[seed % len(TASKS)] = True
-    enough = QUESTIONS.watch(asks_K, 0).read(tokens_T)
-    assert enough is not None
+    enough = len(tokens_T) - QUESTIONS.watch(asks_K, 0).read(tokens_T)
     whole = answers(tokens_T, asks_K)
     assert answers(tokens_T[:enough], asks_K) == whole
     # In chunks of any size the same.
     for size in (1, 7, 50):
         watch = QUESTIONS.watch(asks_K, 0)
-        told = [watch.read(tokens_T[:length]) for length in range(size, 120 + size, size)]
-        assert next(number for number in told if number is not None) == enough
+        read = itertools.accumulate(size for _ in range(120))
+        told = ((upto, watch.read(tokens_T[upto - size : upto])) for upto in read)
+        assert next(min(upto, 120) - since for upto, since in told if since is not None) == enough
     # Whatever else might have come instead of the last two entries leaves something open.
     entries = [event.start for event in grammar.parse(tokens_T.tolist(), VOCABULARY)]
     starts = sorted({*entries, *np.flatnonzero(np.isin(tokens_T, VOCABULARY.interval_ids)).tolist()})
@@ -73,7 +73,7 @@ def test_the_clock_starts_where_the_gap_began() -> None:
     (two_weeks,) = ids("INTERVAL//2w-30d")
     asks_K = np.array([task.name == "b_early" for task in TASKS])
     tokens_T = np.array([two_weeks, *ids("C")], np.int32)
-    assert QUESTIONS.watch(asks_K, 0).read(tokens_T) == 1  # 14 days are past a horizon of 13
+    assert QUESTIONS.watch(asks_K, 0).read(tokens_T) == 1  # of 2 tokens: 14 days are past a horizon of 13
     assert QUESTIONS.watch(asks_K, -5 * 86_400).read(tokens_T) is None
 
 
@@ -105,6 +105,6 @@ def test_a_code_that_others_begin_with_is_certain_with_the_token_after_it() -> N
     day, a, two = ids("INTERVAL//1d-3d", "A", ".2")
     watch = lambda *tokens: QUESTIONS.watch(asks_K, 0).read(np.array(tokens, np.int32))  # noqa: E731
     assert watch(day, a) is None
-    assert watch(day, a, day) == 3
+    assert watch(day, a, day) == 0
     assert watch(day, a, two, day) is None  # A.2, which is not asked for
-    assert watch(day, a, a) is None and watch(day, a, a, day) == 3
+    assert watch(day, a, a) is None and watch(day, a, a, day) == 1

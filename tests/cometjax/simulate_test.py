@@ -161,7 +161,14 @@ def test_by_default_a_history_and_its_future_fill_the_rows_that_the_model_was_tr
 
 def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir, monkeypatch) -> None:
     given = {"samples": 2, "horizon_days": 1.0, "max_new_tokens": 0, "max_prompt_tokens": 0, "temperature": 1.0}
-    given |= {"seed": 0, "stop_at_timeline_end": False, "batch_rows": 8, "grammar": False, "cache_dtype": ""}
+    given |= {
+        "max_windows": 3,
+        "seed": 0,
+        "stop_at_timeline_end": False,
+        "batch_rows": 8,
+        "grammar": False,
+        "cache_dtype": "",
+    }
     values = types.SimpleNamespace(**given, workdir="w", meds="m", labels="l", out="o")
     monkeypatch.setattr(simulate, "flags", types.SimpleNamespace(FLAGS=values))
     monkeypatch.setattr(simulate.compile_cache, "turn_on", lambda: None)
@@ -174,7 +181,8 @@ def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir,
     monkeypatch.setattr(simulate, "simulate", stop)
     with pytest.raises(KeyboardInterrupt):
         simulate.main()
-    assert (found["config"].max_prompt_tokens, found["config"].max_new_tokens) == (64, 64)
+    config = found["config"]
+    assert (config.max_prompt_tokens, config.max_new_tokens, config.max_windows) == (64, 64, 3)
 
 
 def test_a_label_row_given_twice_is_simulated_once(workdir, world_meds, labels, tmp_path) -> None:

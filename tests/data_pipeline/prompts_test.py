@@ -1,5 +1,6 @@
 """Prompts: the tokenizer's output up to the prediction time, and nothing that comes after it."""
 
+import dataclasses
 import datetime
 
 import numpy as np
@@ -7,6 +8,7 @@ import polars as pl
 import pytest
 
 from data_pipeline import meds, prompts
+from data_pipeline.columns import NO_TIME, to_columns
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.prompts import build_prompts
@@ -110,6 +112,22 @@ def test_an_entry_is_an_event_with_the_intervals_that_lead_to_it(vocabulary, wri
     assert [len(prompt.tokens(most)) for most in (11, 10, 9, 8, 7, 6)] == [11, 10, 9, 7, 7, 4]
 
 
+def test_a_window_that_begins_later_has_the_age_and_the_period_of_then(dataset, labels, vocabulary) -> None:
+    prompts = build_prompts(dataset, labels, vocabulary)
+    moved = 0
+    for prompt, later in zip(prompts[::2], prompts[1::2], strict=True):
+        np.testing.assert_array_equal(prompt.prefix_before(1), prompt.record.prefixes[-1])
+        np.testing.assert_array_equal(prompt.prefix_before(len(prompt.record.tokens_T)), prompt.record.prefixes[0])
+        seconds = (later.prediction_time_us - prompt.prediction_time_us) // 1_000_000
+        expected, prefix = later.record.prefixes[-1], prompt.prefix_after(seconds, vocabulary)
+        np.testing.assert_array_equal(prefix[2:], expected[2:])
+        np.testing.assert_array_equal(prefix[:2], prompt.record.prefixes[-1][:2])
+        moved += (prefix != prompt.record.prefixes[-1]).any()
+        unborn = dataclasses.replace(prompt, birth_us=NO_TIME).prefix_after(seconds, vocabulary)
+        assert vocabulary.tokens[unborn[2]].text == "AGE//UNKNOWN"
+    assert moved > 3
+
+
 def test_few_events_are_tokenized_at_once_however_long_a_history_is(dataset, labels, vocabulary, monkeypatch) -> None:
     whole = build_prompts(dataset, labels, vocabulary)
     longest = meds.read_subjects(dataset, labels["subject_id"]).group_by("subject_id").len()["len"].max()
@@ -117,10 +135,10 @@ def test_few_events_are_tokenized_at_once_however_long_a_history_is(dataset, lab
 
     def counted(events: pl.DataFrame, *args, **kwargs):
         sizes.append(len(events))
-        return tokenize(events, *args, **kwargs)
+        return to_columns(events, *args, **kwargs)
 
     monkeypatch.setattr(prompts, "EVENTS_AT_ONCE", 500)
-    monkeypatch.setattr(prompts, "tokenize", counted)
+    monkeypatch.setattr(prompts, "to_columns", counted)
     for prompt, expected in zip(build_prompts(dataset, labels, vocabulary), whole, strict=True):
         np.testing.assert_array_equal(prompt.record.tokens_T, expected.record.tokens_T)
         np.testing.assert_array_equal(prompt.event_starts, expected.event_starts)
