@@ -3,6 +3,7 @@
 import datetime
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import polars as pl
@@ -24,12 +25,16 @@ def events_frame(rows: Sequence[Row]) -> pl.DataFrame:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Programs under test keep what they keep in a folder of the session's, and share what was compiled."""
-    base = tmp_path_factory.getbasetemp()
-    # Under pytest-xdist each process has a folder of its own in that of all.
-    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    (session / "cache").mkdir(exist_ok=True)
-    os.environ["COMETJAX_CACHE"] = str(session / "cache")
+    """What is tested keeps what it keeps in a folder of this process; what was compiled once is read, here as there.
+
+    A folder of each of pytest-xdist's processes: JAX's entries are not written at one stroke, and who reads one that
+    another is writing warns of it.
+    """
+    os.environ["COMETJAX_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    if "jax" in sys.modules:  # and so in some test that was collected
+        from cometjax import compile_cache
+
+        compile_cache.turn_on()
 
 
 @pytest.fixture

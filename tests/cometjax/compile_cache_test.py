@@ -8,6 +8,7 @@ import zlib
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from cometjax import compile_cache
 from cometjax.train import train
@@ -17,6 +18,17 @@ from tests.cometjax.tiny_run import CONFIG, ONE_DEVICE, command, config_of, loss
 STEPS = 6
 OVERRIDES = [f"--config.train.{key}" for key in (f"steps={STEPS}", "eval_every=3", "checkpoint_every=3")]
 CACHE_VARIABLES = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_kept():
+    """This process compiles for itself here: it neither reads nor keeps what the tests share."""
+    shared = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", shared)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
