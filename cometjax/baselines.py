@@ -5,16 +5,17 @@ N rows   F features (`cometjax.count_features`)
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedGroupKFold
 
 from cometjax.count_features import CountFeatures, window_counts
 from cometjax.tasks import Events
+
+# Else imported where something is fitted: it takes half a second, and most commands that import this fit nothing.
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 # From strong to weak.
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -60,11 +61,15 @@ class TrainingRows:
         classes = [len(np.unique(self.subjects_N[self.labels_N == value])) for value in (False, True)]
         if min(classes) < FOLDS:
             return []
+        from sklearn.model_selection import StratifiedGroupKFold
+
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         return list(splitter.split(np.zeros((len(self.labels_N), 1)), self.labels_N, self.subjects_N))
 
     def loss(self, predictions_N: np.ndarray) -> float:
         """Weighted log loss of predictions."""
+        from sklearn.metrics import log_loss
+
         return log_loss(self.labels_N, predictions_N, sample_weight=self.weights_N, labels=[False, True])
 
     def described(self) -> dict[str, int]:
@@ -77,7 +82,7 @@ class CountModel:
     """A logistic regression fitted to a task's training rows."""
 
     features: CountFeatures
-    regression: LogisticRegression
+    regression: "LogisticRegression"
     inverse_penalty: float
     training_rows: int
     training_positives: int
@@ -98,7 +103,7 @@ def fit_count_model(events: Events, rows: pl.DataFrame, *, seed: int = 0) -> Cou
     return CountModel(features, regression, penalty, **training.described())
 
 
-def fit_regression(features_NxF: Any, training: TrainingRows, seed: int) -> tuple[LogisticRegression, float]:
+def fit_regression(features_NxF: Any, training: TrainingRows, seed: int) -> "tuple[LogisticRegression, float]":
     """(logistic regression, its C) on any features, dense or sparse.
 
     C is the one with the lowest cross-validated log loss, folds split by subject, on the way from strong penalties to
@@ -124,8 +129,10 @@ def fit_regression(features_NxF: Any, training: TrainingRows, seed: int) -> tupl
     return regression, best
 
 
-def _path(features_NxF: Any, training: TrainingRows, chosen: np.ndarray) -> Iterator[LogisticRegression]:
+def _path(features_NxF: Any, training: TrainingRows, chosen: np.ndarray) -> "Iterator[LogisticRegression]":
     """The regression under one penalty after another, each begun where the last ended."""
+    from sklearn.linear_model import LogisticRegression
+
     # liblinear would penalise the intercept, which at low prevalence biases every probability upwards.
     regression = LogisticRegression(solver="lbfgs", max_iter=2000, tol=1e-4, warm_start=True)
     for penalty in INVERSE_PENALTIES:

@@ -1,7 +1,9 @@
 """Who may import whom: data_pipeline knows no model, the core needs no extra, and nothing unpickles."""
 
 import ast
+import functools
 import pathlib
+from collections.abc import Iterable
 
 import pytest
 
@@ -12,11 +14,13 @@ FORBIDDEN = {
     "cometjax": NEVER | {"experiments"},
     "experiments": NEVER,
 }
+# They take long to import, and many commands fit nothing.
+WHERE_FITTED = {"sklearn", "xgboost"}
 
 
-def _imported(source: str) -> set[str]:
+def _imported(nodes: Iterable[ast.AST]) -> set[str]:
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -24,9 +28,20 @@ def _imported(source: str) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+@functools.cache
+def _modules(package: str) -> dict[str, ast.Module]:
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in paths}
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_a_package_imports_only_what_lies_left_of_it(package: str) -> None:
-    modules = sorted((ROOT / package).rglob("*.py"))
-    assert modules
-    offenders = {str(path.relative_to(ROOT)): _imported(path.read_text()) & FORBIDDEN[package] for path in modules}
+    offenders = {path: _imported(ast.walk(tree)) & FORBIDDEN[package] for path, tree in _modules(package).items()}
+    assert not {path: names for path, names in offenders.items() if names}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_what_only_fits_need_is_imported_where_they_are_made(package: str) -> None:
+    offenders = {path: _imported(tree.body) & WHERE_FITTED for path, tree in _modules(package).items()}
     assert not {path: names for path, names in offenders.items() if names}
