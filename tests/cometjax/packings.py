@@ -1,5 +1,6 @@
 """Random packed rows, and what every attention implementation must do with them: agree with the reference."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -38,15 +39,21 @@ def outputs_and_gradients(
     attend: Attend, inputs: tuple[jax.Array, ...], segment_ids_BxL: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The output, and the gradients of its weighted sum by q, k and v, as float32."""
-    *qkv, weight = inputs
-    ids_BxL = jnp.asarray(segment_ids_BxL)
+    (_, out), gradients = _with_gradients(attend)(*inputs, jnp.asarray(segment_ids_BxL))
+    return {name: np.asarray(x, np.float32) for name, x in zip(("out", "q", "k", "v"), (out, *gradients), strict=True)}
 
-    def total(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = attend(*qkv, ids_BxL)
+
+@functools.cache
+def _with_gradients(attend: Attend) -> Callable[..., tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]]:
+    """One program for all inputs of a shape."""
+
+    def total(
+        q: jax.Array, k: jax.Array, v: jax.Array, weight: jax.Array, segment_ids_BxL: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        out = attend(q, k, v, segment_ids_BxL)
         return jnp.sum((out * weight).astype(jnp.float32)), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*qkv)
-    return {name: np.asarray(x, np.float32) for name, x in zip(("out", "q", "k", "v"), (out, *gradients), strict=True)}
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
 
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids_BxL: jax.Array) -> jax.Array:
