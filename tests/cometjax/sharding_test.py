@@ -13,6 +13,7 @@ from cometjax import sharding
 from cometjax.config import default_config
 from cometjax.model import Decoder, ModelConfig
 from data_pipeline.errors import UserError
+from tests.cometjax.tiny_run import HURRIED
 
 # Run in a process of its own: the number of virtual devices is fixed when jax starts. Losses of twenty steps for every
 # mesh of eight devices, with and without microbatches, and for one device alone.
@@ -106,14 +107,13 @@ print(json.dumps({"meshes": results, "muon": muon, "muon_collectives": collectiv
 
 @pytest.fixture(scope="module")
 def printed():
-    # Most of the time is LLVM's, which has no say in how the program is partitioned: it need not try hard.
-    hurried = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # LLVM has no say in how the program is partitioned.
     done = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES],
         capture_output=True,
         text=True,
         timeout=900,
-        env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {hurried}"},
+        env=os.environ | HURRIED,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

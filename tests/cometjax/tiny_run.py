@@ -14,6 +14,11 @@ from data_pipeline.vocabulary import Token, Vocabulary
 
 # A process of its own computes, to the bit, what this process does, which has not made devices of its cores.
 ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}
+# Most of the time of so short a program is LLVM's: where a test is not about what is computed, it need not try hard.
+HURRIED = {
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+}
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 120
 CHECKPOINT_EVERY = 10

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.scaling import trials
 from experiments.scaling.plan import Plan
+from tests.cometjax.tiny_run import HURRIED
 from tests.experiments.scaling import made_up_study
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -31,8 +32,8 @@ def start(folder: pathlib.Path) -> subprocess.Popen[str]:
         f"--workdir={folder / 'run'}", "--yes",
     ]  # fmt: skip
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=ROOT, env=os.environ | HURRIED | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
