@@ -4,7 +4,7 @@ import datetime
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import polars as pl
 import pytest
@@ -35,6 +35,16 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
         from cometjax import compile_cache
 
         compile_cache.turn_on()
+
+
+@pytest.fixture(scope="module")
+def hurried_compiler() -> Iterator[None]:
+    """For interpreted kernels, which are compiled piece by piece to be run once: LLVM does not try hard."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from cometjax.model import ModelConfig
 from cometjax.packed import Heads
 from cometjax.sharding import Device
 
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
 PROMPT_SLOTS, SPARE_SLOTS = 4, 3
 H200 = Device("gpu", "NVIDIA H200")
 VOCABULARY = decode.endless_vocabulary(64)

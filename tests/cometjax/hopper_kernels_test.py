@@ -16,6 +16,8 @@ from cometjax.hopper_programs import Blocks, Target
 from cometjax.packed import hopper_attention, segment_starts
 from tests.cometjax.packings import assert_agrees_with_reference, outputs_and_gradients, random_inputs
 
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
+
 
 def interpreted(target: Target, **how):
     target = dataclasses.replace(target, interpret=InterpretGPUParams(**how))
