@@ -37,9 +37,9 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
         compile_cache.turn_on()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def hurried_compiler() -> Iterator[None]:
-    """For interpreted kernels, which are compiled piece by piece to be run once: LLVM does not try hard."""
+    """LLVM does not try hard: for large programs that are run a few times, such as the parts of interpreted kernels."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)

@@ -105,6 +105,7 @@ def check_coordinates(widths):
     assert all(exponent > 0.3 for exponent in growing.values()), growing
 
 
+@pytest.mark.usefixtures("hurried_compiler")
 def test_activations_and_their_changes_keep_their_size_over_widths_with_mup_and_grow_without():
     check_coordinates((WIDTHS[0], WIDTHS[2]))
 
