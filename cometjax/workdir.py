@@ -12,6 +12,7 @@ workdir/
 """
 
 import contextlib
+import fnmatch
 import json
 import os
 import pathlib
@@ -32,6 +33,9 @@ CORPUS = "corpus.json"
 VOCABULARY = "vocabulary.json"
 RESULT = "result.json"
 LOCK = "lock"
+# What a folder may hold that no run has begun in: of one that was killed before its config.json was there, what the
+# launch writes (Slurm opens the job's log first), and a volume's own. A corpus has split folders besides.
+_BEFORE_A_RUN = (LOCK, VOCABULARY, CORPUS, "shared.mark", "*.tmp", "*.log", "*.out", "*.err", ".*", "lost+found")
 # How long a run waits for another to leave. Of a machine that died, a network file system keeps the lock until its
 # lease ends: 90 seconds with Linux's NFS server, if nobody changed it.
 LOCK_SECONDS = 120.0
@@ -67,8 +71,10 @@ FREE_KEYS = (
 def held(workdir: pathlib.Path) -> Iterator[None]:
     """Hold the workdir, made when missing, for this process alone: two runs would delete each other's checkpoints.
 
-    Raises UserError when it cannot be written, or another process still holds it after LOCK_SECONDS.
+    Raises UserError when it is another's folder, cannot be written, or another process still holds it after
+    LOCK_SECONDS.
     """
+    refuse_foreign(workdir)
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -77,6 +83,25 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def refuse_foreign(workdir: pathlib.Path) -> None:
+    """Raise UserError for a folder with files that are no run's: a corpus, say, has files of the same names."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            names = [path.name for path in workdir.iterdir()]
+        except PermissionError:
+            return  # it is told with the writing
+        except NotADirectoryError:
+            raise UserError("is a file", where=str(workdir), fix="give a folder, --workdir=DIR") from None
+        foreign = [name for name in names if not any(fnmatch.fnmatchcase(name, known) for known in _BEFORE_A_RUN)]
+        # Asked last: another process of this run may begin it meanwhile.
+        if foreign and not (workdir / CONFIG).exists():
+            raise UserError(
+                f"holds {min(foreign)} and is no run's folder, for there is no {CONFIG}",
+                where=str(workdir),
+                fix="choose a new or empty --workdir",
+            )
 
 
 def _wait_for_lock(descriptor: int, workdir: pathlib.Path) -> None:

@@ -27,3 +27,30 @@ def test_one_that_does_not_leave_is_told_and_the_lock_stays_its_own(tmp_path, mo
                 pass
     with workdirs.held(tmp_path):
         pass
+
+
+def test_a_corpus_is_no_workdir_and_stays_as_it_was(tmp_path):
+    for name in ("corpus.json", "vocabulary.json"):
+        (tmp_path / name).write_text("of the corpus")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="holds train and is no run's folder"), workdirs.held(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.json", "train", "vocabulary.json"]
+    assert (tmp_path / "corpus.json").read_text() == "of the corpus"
+
+
+def test_a_file_is_no_workdir(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="run: is a file"), workdirs.held(tmp_path / "run"):
+        pass
+
+
+def test_a_run_begins_where_one_was_killed_early_or_a_job_has_its_log(tmp_path):
+    for name in ("lock", "vocabulary.json", "corpus.json", "config.json.tmp", "train-17.log", ".nfs0001"):
+        (tmp_path / name).touch()
+    with workdirs.held(tmp_path):
+        pass
+    for name in ("config.json", "checkpoints"):  # it has begun: whatever else lies there is the user's
+        (tmp_path / name).touch()
+    with workdirs.held(tmp_path):
+        pass
