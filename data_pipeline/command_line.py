@@ -6,6 +6,7 @@ absl alone prints a page of usage and exits with 1 for a wrong flag, and 1 for `
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -44,11 +45,28 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
         _exit(str(error))
     # config_flags reports an unknown configuration key as a bare KeyError or AttributeError, a bad value as
     # ValueError or TypeError, and a broken configuration file as whatever it raised: all are what the user typed.
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
+    except Exception as error:
+        place = _line_of_a_given_file(error, argv)
+        if place:
+            _exit(f"{place}: {type(error).__name__}: {one_line(error)}")
         _exit(f"command line: {one_line(error)}; see --help")
     if len(rest) > 1:
         _exit(f"command line: unexpected argument {rest[1]!r}; flags start with --, see --help")
     return rest
+
+
+def _line_of_a_given_file(error: Exception, argv: list[str]) -> str:
+    """`FILE, line N` where the error came out of a file that the command line names; otherwise empty."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError) and error.filename:
+        lines.append((error.filename, error.lineno))
+    # --config=FILE:ARGUMENT or --config FILE
+    given = {os.path.abspath(arg.partition("=")[2] or arg).partition(".py:")[0].removesuffix(".py") for arg in argv[1:]}
+    for file, line in reversed(lines):
+        if os.path.abspath(file).removesuffix(".py") in given:
+            return f"{file}, line {line}"
+    return ""
 
 
 def _describe_flags() -> str:

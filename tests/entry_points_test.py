@@ -7,6 +7,10 @@ import sys
 
 import polars as pl
 import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from data_pipeline import command_line
 
 ENTRY_POINTS = (
     "data_pipeline.world",
@@ -70,6 +74,29 @@ def test_a_mistake_is_named(args, says) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and says in done.stderr
     assert not os.path.exists("never-made")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config():\n    return no_such_name\n", "line 2: NameError: name 'no_such_name' is not defined"),
+        ("x = 1 / 0\n", "line 1: ZeroDivisionError: division by zero"),
+        ("def get_config(:\n", "line 1: SyntaxError: "),
+    ],
+)
+def test_a_broken_configuration_file_is_named_with_the_line(tmp_path, monkeypatch, capsys, text, says) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(text)
+    argv = ["program", f"--broken={config}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    with pytest.raises(SystemExit) as left:
+        command_line._parse_flags(
+            argv, lambda: config_flags.DEFINE_config_file("broken", None, "", flag_values=flags.FLAGS)
+        )
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.count("\n") == 1, told
+    assert f"config.py, {says}" in told
 
 
 def test_a_label_of_an_unknown_subject_is_named_by_its_row(world_meds, tmp_path) -> None:
