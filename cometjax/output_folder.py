@@ -1,4 +1,4 @@
-"""A command's output folder: it appears once, whole, or not at all."""
+"""What a command writes, a folder or a file: it appears once, whole, or not at all."""
 
 import contextlib
 import pathlib
@@ -36,3 +36,22 @@ def whole(out: pathlib.Path) -> Iterator[pathlib.Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(file: pathlib.Path, text: str) -> None:
+    """Write a text file beside `file`, renamed to it when whole; a pipe or a device such as /dev/stdout is written to.
+
+    Raises UserError where it cannot be written.
+    """
+    in_place = file.exists() and not file.is_file()
+    partial = file if in_place else file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(text)
+        if not in_place:
+            partial.replace(file)
+    except OSError as error:
+        if not in_place:
+            partial.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot be written ({error.strerror or error})", where=str(file), fix="check space and rights"
+        ) from error

@@ -22,7 +22,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from cometjax import chips, plan_report, plan_search, pod_compiler, roofline
+from cometjax import chips, output_folder, plan_report, plan_search, pod_compiler, roofline
 from cometjax.pod_run import PodRun, pod_run
 from cometjax.roofline import Plan, analytic_plan
 from data_pipeline import command_line
@@ -120,7 +120,7 @@ def main() -> None:
     found = _planned(topology, compiled, budget)
     print(plan_report.text(found))
     if values.json:
-        pathlib.Path(values.json).write_text(json.dumps(found, indent=2) + "\n")
+        output_folder.write_file(pathlib.Path(values.json), json.dumps(found, indent=2) + "\n")
     if not plan_report.fits(found):
         sys.exit(DOES_NOT_FIT_EXIT_CODE)
 

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 
 import meds
@@ -103,16 +102,20 @@ def _check(out: pathlib.Path, patients: int, seed: int, shards: int) -> None:
 
 @contextlib.contextmanager
 def _whole_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `out` that takes its name once the block has ended well, and is gone if it has not."""
+    """A temporary folder beside `out` that takes its name once the block has ended well, and is gone if it has not.
+
+    What a killed run has left of it is removed. Raises UserError where it cannot be written.
+    """
+    out = out.absolute()
+    folder = out.with_name(f".{out.name}.partial")
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.absolute().name}.", dir=out.absolute().parent))
-    except OSError as error:
-        raise UserError(f"cannot be made ({error.strerror})", where=str(out)) from error
-    try:
-        folder.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         yield folder
-        folder.replace(out.absolute())
+        folder.replace(out)
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+        raise UserError(reason, where=str(out), fix="check space and rights") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -18,8 +18,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from cometjax import output_folder
 from data_pipeline import command_line
-from data_pipeline.errors import UserError
 from experiments.launch import checks, jobset, slurm
 from experiments.launch.job import Job, sweep
 
@@ -27,15 +27,11 @@ CLUSTERS = ("slurm", "gke")
 
 
 def write(out: pathlib.Path, files: dict[str, str]) -> None:
-    """Write text files into a new folder; raises UserError when there is something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("already exists", where=str(out), fix="remove it or choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    """Write text files into a new folder, all or none; raises UserError when there is something already."""
+    output_folder.refuse_taken(out)
+    with output_folder.whole(out) as partial:
         for name, text in files.items():
-            (out / name).write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=str(out)) from error
+            (partial / name).write_text(text)
 
 
 def _define_flags() -> None:

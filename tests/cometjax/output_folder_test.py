@@ -40,3 +40,23 @@ def test_what_fails_leaves_nothing_and_a_disk_is_told_in_one_line(tmp_path, erro
     assert list(tmp_path.iterdir()) == []
     if isinstance(error, OSError):
         assert "out: cannot be written (No space left on device)" in str(raised.value)
+
+
+def test_a_file_appears_when_it_is_whole_and_a_full_disk_leaves_none(tmp_path, monkeypatch):
+    file = tmp_path / "plan.json"
+    output_folder.write_file(file, "{}")
+
+    def full(path: pathlib.Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(UserError, match=r"plan.json: cannot be written \(No space left"):
+        output_folder.write_file(file, "[]")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"] and file.read_text() == "{}"
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    with pytest.raises(UserError, match="/dev/full: cannot be written"):
+        output_folder.write_file(pathlib.Path("/dev/full"), "{}")
+    assert pathlib.Path("/dev/full").is_char_device()

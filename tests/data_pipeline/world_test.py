@@ -329,3 +329,17 @@ def test_the_command_writes_a_data_set_describes_its_rules_and_refuses_in_one_li
     described = command("--describe").stdout
     for item in catalogue.CONDITIONS:
         assert item.code in described
+
+
+def test_a_full_disk_is_told_in_a_line_and_what_a_killed_run_left_goes(tmp_path, monkeypatch):
+    left = tmp_path / ".out.partial" / "data"
+    left.mkdir(parents=True)
+
+    def full(*_):
+        assert not left.exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "_write_shard", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\)"):
+        write_world(tmp_path / "out", 60, 0)
+    assert not list(tmp_path.iterdir())

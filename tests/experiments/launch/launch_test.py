@@ -275,6 +275,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path) -> None:
 
 def test_an_existing_folder_is_left_alone(tmp_path) -> None:
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(UserError, match="already exists"):
+    with pytest.raises(UserError, match="is not an empty folder"):
         write(tmp_path, {"train.sbatch": "#!/bin/bash"})
     assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["note"]
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_the_files(tmp_path) -> None:
+    with pytest.raises(UserError, match="out: cannot be written"):
+        write(tmp_path / "out", {"first.yaml": "kind: JobSet", "no/such/folder.yaml": "kind: JobSet"})
+    assert not list(tmp_path.iterdir())
