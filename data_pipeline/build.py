@@ -71,6 +71,8 @@ def build_corpus(
     for one that another build is writing; nothing is at `out` then.
     """
     build_config.check(config)
+    if engine == "ray":  # before an interrupted build's folder is opened, which may empty it
+        ray_engine.require_ray()
     frozen = FrozenVocabulary.of(corpus.Corpus.open(vocabulary)) if vocabulary else None
     if frozen:
         config = frozen.adopt(config, explicit)

@@ -6,6 +6,7 @@ place, and every node has this package installed.
 
 import collections
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -70,18 +71,23 @@ class RayCluster:
         return None
 
 
+def require_ray() -> Any:
+    """The module `ray`; raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            "Ray is not installed", where="--engine=ray", fix="pip install 'cometjax[ray]', or use --engine=local"
+        ) from error
+
+
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[Engine]:
     """The engine of the Ray cluster at `address`; by default at $RAY_ADDRESS, or one of this machine alone.
 
     Raises UserError where Ray is not installed or the cluster cannot be reached.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            "Ray is not installed", where="--engine=ray", fix="pip install 'cometjax[ray]', or use --engine=local"
-        ) from error
+    ray = require_ray()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     # Ray reports to its makers by default; a health system's cluster should not.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -99,8 +99,11 @@ def test_a_mistake_that_a_node_finds_is_one_line_here(cluster, meds_root, tmp_pa
 
 def test_without_ray_the_extra_is_named(meds_root, tmp_path, monkeypatch) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError")
+    # Of an interrupted build of something else, which one that can start would clear.
+    (tmp_path / "corpus.partial").mkdir()
+    (tmp_path / "corpus.partial" / "job.json").write_text("{}")
     run = start(meds_root, tmp_path / "corpus", PYTHONPATH=str(tmp_path))
     _, errors = run.communicate()
     assert run.returncode == 2
     assert errors == ("error: --engine=ray: Ray is not installed; pip install 'cometjax[ray]', or use --engine=local\n")
-    assert not list(tmp_path.glob("corpus*"))
+    assert [path.name for path in tmp_path.glob("corpus*/*")] == ["job.json"]
