@@ -111,6 +111,9 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:  # scikit-learn's bounds, which baselines would meet after the simulation
             raise UserError(f"seed is {self.seed}", where="seed", fix=f"give one from 0 to {2**32 - 1:,}")
+        if self.true_risk_draws % 2:
+            what, fix = f"{self.true_risk_draws} is odd", "give an even number: halves are compared"
+            raise UserError(what, where="true_risk_draws", fix=fix)
 
 
 def evaluate(

@@ -237,6 +237,11 @@ def test_a_folder_in_use_is_refused_and_left_alone(evaluated, run, world_meds) -
     assert (out / "results.json").read_bytes() == before
 
 
+def test_an_odd_number_of_true_risks_draws_is_refused_before_anything_is_simulated() -> None:
+    with pytest.raises(UserError, match="true_risk_draws: 3 is odd"):
+        Options(true_risk_draws=3)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_a_baseline_cannot_have_is_refused_before_anything_is_drawn(seed) -> None:
     with pytest.raises(UserError, match="seed"):
