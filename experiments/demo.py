@@ -73,6 +73,8 @@ def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str,
 
     Raises UserError for data that cannot be used, and for a `workdir` that holds something else.
     """
+    if meds_root is not None:
+        meds.open_dataset(meds_root)  # a wrong one is refused before an earlier demo gives way to it
     earlier_s = _open_workdir(workdir, meds_root)
     start = time.perf_counter()
 

@@ -57,6 +57,18 @@ def test_a_demo_of_other_data_starts_anew(tmp_path) -> None:
     assert not (workdir / "corpus").exists()
 
 
+def test_wrong_data_are_refused_before_an_earlier_demo_goes(tmp_path) -> None:
+    with pytest.raises(UserError, match="none"):
+        demo.run_demo(tmp_path / "new", tmp_path / "none")
+    assert not (tmp_path / "new").exists()
+    workdir = tmp_path / "demo"
+    demo._open_workdir(workdir, None)
+    (workdir / "corpus").mkdir()
+    with pytest.raises(UserError, match="none"):
+        demo.run_demo(workdir, tmp_path / "none")
+    assert (workdir / "corpus").exists()
+
+
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path) -> None:
     (tmp_path / "precious").write_text("mine")
     with pytest.raises(UserError, match="no demo"):
