@@ -126,7 +126,7 @@ def _define_flags() -> None:
         "bound on a history's tokens, of which the latest count; 0 = what remains of the row length",
     )
     flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
-    flags.DEFINE_integer("seed", 0, "of sampling")
+    flags.DEFINE_integer("seed", 0, "of sampling", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time")
     flags.DEFINE_bool("grammar", False, "draw only tokens that spell events; else the share that does not is told")
     flags.DEFINE_enum("cache_dtype", "", list(CACHE_DTYPES), "of keys and values; empty: the model's compute dtype")

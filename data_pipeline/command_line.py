@@ -5,6 +5,7 @@ absl alone prints a page of usage and exits with 1 for a wrong flag, and 1 for `
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -86,6 +87,8 @@ def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:
         except UserError as error:
             _exit(str(error))
         except KeyboardInterrupt as interrupt:
+            # A second Ctrl-C, while threads are waited for, ends the program at once and without a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             # A program that has something to say to it raises it anew, with that.
             print(f"interrupted{'; ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
             sys.exit(INTERRUPTED_EXIT_CODE)
