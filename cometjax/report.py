@@ -54,6 +54,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         "sentence": comparisons.sentence,
     }
     losses = results["losses"]
+    has_best = report_figures.knows_best(results["tasks"])
     names = {"unigram": "unigram_loss", "bigram": "bigram_loss", "entropy floor": "floor"}
     references = {name: losses[key] for name, key in names.items() if key in losses}
     return environment.get_template(TEMPLATE).render(
@@ -83,7 +84,8 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         story=story,
         story_figures=_story_figures(story) if story else [],
         final_by_kind=_final_by_kind(records, results["run"]["step"], losses),
-        has_best=any("best" in task for task in results["tasks"].values()),
+        has_best=has_best,
+        best_unknown=[] if has_best else report_figures.reasons_of_no_best(results["tasks"]),
     )
 
 
@@ -98,12 +100,13 @@ def text_table(results: Mapping[str, Any]) -> str:
     lines += [f"count models and floor are not told: {losses['corpus_reason']}"] if "corpus_reason" in losses else []
     lines += floor_lines(losses)
     width = max(map(len, [*results["tasks"], *results["amounts"]]), default=0) + 2
-    for index, (name, task) in enumerate(results["tasks"].items()):
+    titles = report_figures.columns(results["tasks"])
+    if titles:
+        heads = "".join(f"{title:<24}" for title in ["AUROC (95% interval)", *titles[1:]])
+        lines.append(f"{'task':<{width}}{heads}{'rows':>6}{'positive':>10}")
+    for name, task in results["tasks"].items():
         entries = report_figures.predictors(task)
-        if not index:
-            heads = "".join(f"{title:<24}" for title in ["AUROC (95% interval)", *list(entries)[1:]])
-            lines.append(f"{'task':<{width}}{heads}{'rows':>6}{'positive':>10}")
-        columns = "".join(f"{with_interval(entry):<24}" for entry in entries.values())
+        columns = "".join(f"{with_interval(entries[title]):<24}" for title in titles)
         lines.append(f"{name:<{width}}{columns}{task['n']:>6}{task['positives']:>10}")
     lines += [
         f"against {COMPARED[name]}: {comparisons.sentence(summary)} (Holm, {summary['level']:.0%})"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from cometjax import rivals
 from data_pipeline.svg import BLUE, GREY, INK, PALE, SERIES, STYLE, WIDTH, to_svg
 
-BEST = "true risks"
+BEST = "best possible"
 
 
 def loss_curves(records: Sequence[Mapping[str, Any]], references: Mapping[str, float], title: str) -> str:
@@ -107,16 +107,33 @@ def predictors(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"simulated futures": result} | fitted | ({BEST: result["best"]} if "best" in result else {})
 
 
+def columns(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Who predicts any of these tasks; the truth only where some task's is known."""
+    names = list(next((predictors(result) for result in tasks.values()), {}))
+    return [name for name in names if name != BEST or knows_best(tasks)]
+
+
+def knows_best(tasks: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Is the best possible AUROC of any task known?"""
+    return any("best" in result and result["best"]["auroc"] is not None for result in tasks.values())
+
+
+def reasons_of_no_best(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why the best possible AUROC of tasks is not known, each reason once; [] on data of no world."""
+    return list(dict.fromkeys(result["best"]["reason"] for result in tasks.values() if "best" in result))
+
+
 def forest(tasks: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """AUROC with its interval, one line per task: simulated futures and each fitted baseline."""
-    names = list(next((predictors(result) for result in tasks.values()), {}))
+    names = columns(tasks)
     offsets = 0.28 * (np.arange(len(names)) - (len(names) - 1) / 2) / max(1, (len(names) - 1) / 2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.1 + (0.3 + 0.12 * len(names)) * len(tasks)))
         axes = figure.subplots()
         for line, result in enumerate(tasks.values()):
-            for (colour, _, marker), entry, offset in zip(SERIES, predictors(result).values(), offsets, strict=False):
-                _whisker(axes, entry, line + offset, colour, marker)
+            entries = predictors(result)
+            for (colour, _, marker), name, offset in zip(SERIES, names, offsets, strict=False):
+                _whisker(axes, entries[name], line + offset, colour, marker)
             if result["auroc"] is None:
                 axes.text(0.51, line, f"not defined: {result['reason']}", va="center", fontsize=8, color=GREY)
         for (colour, _, marker), name in zip(SERIES, names, strict=False):

@@ -410,6 +410,30 @@ def test_what_the_world_knows_is_shown_and_of_other_data_not_mentioned(page: str
         assert words not in page and words not in report.text_table(made_up_results())
 
 
+def test_where_no_best_possible_is_known_one_note_says_why() -> None:
+    results = made_up_results()
+    unknown = {"auroc": None, "low": None, "high": None, "auroc_share": None, "reason": "written by other rules"}
+    for task in results["tasks"].values():
+        task["best"] = unknown
+    page = report.render(results, [], None)
+    assert page.count("The best possible AUROC is not known: written by other rules.") == 1
+    assert page.count("written by other rules") == 1 and "synthetic world knows" not in page
+    assert 'scope="col">Best possible' not in page and ">best possible<" not in page
+    assert "best possible" not in report.text_table(results)
+    known = made_up_scores(np.random.default_rng(5), np.repeat([0.0, 1.0], [240, 60]), 0.3)
+    results["tasks"]["death_1y"]["best"] = known | {
+        "shortfall": 0.004,
+        "draws": 100,
+        "mean_risk": 0.2,
+        "auroc_share": {"value": 0.873, "low": 0.71, "high": 1.02, "reason": ""},
+        "mean_absolute_error": 0.06,
+    }
+    page = report.render(results, [], None)
+    # Beside one that is known, reasons stand in a column of bounded width.
+    assert page.count('<small class="reason">written by other rules</small>') == 2
+    assert 'scope="col">Best possible' in page and "best possible" in report.text_table(results)
+
+
 def test_strata_recalibration_and_the_count_of_claims_are_shown(page: str) -> None:
     assert "<b>better on 1 of 2 tasks, worse on 0, not told apart on 1; 1 cannot be compared</b>" in page
     assert "not shown: fewer than 20 subjects" in page and "0.72 (0.60-0.83)" in page
