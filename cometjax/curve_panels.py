@@ -1,6 +1,6 @@
 """Small ROC and calibration panels, dozens to a page: bare SVG of a few hundred bytes; the page's style says its look.
 
-Classes s0, s1, ... are the series of data_pipeline.svg, "best" the true risks, "rival" a baseline; each has a dash
+Classes s0, s1, ... are the series of data_pipeline.svg, "best" the best possible, "rival" a baseline; each has a dash
 pattern or marker of its own, so that the panels can be told apart in grey.
 """
 
@@ -12,6 +12,8 @@ import numpy as np
 
 # A panel's side; curves are told to whole units.
 SIDE = 100
+# Room at the left for the end of an axis, of six characters at most: `5000 d`.
+_LEFT = 38
 _MARKERS = (
     "M{x} {y}m-2.4 0a2.4 2.4 0 1 0 4.8 0a2.4 2.4 0 1 0-4.8 0",
     "M{x} {y}m-2.2-2.2h4.4v4.4h-4.4z",
@@ -66,7 +68,7 @@ def _panel(parts: Sequence[str], title: str, x_end: str, y_end: str) -> str:
     ticks = f'<text x="-3" y="5" class="end">{y_end}</text><text x="{SIDE}" y="{SIDE + 11}" class="end">{x_end}</text>'
     zero = f'<text x="-3" y="{SIDE + 11}" class="end">0</text>'
     return (
-        f'<svg class="panel" viewBox="-22 -4 {SIDE + 28} {SIDE + 18}" role="img" aria-label="{title}">'
+        f'<svg class="panel" viewBox="-{_LEFT} -4 {_LEFT + SIDE + 6} {SIDE + 18}" role="img" aria-label="{title}">'
         f"{axes}{''.join(parts)}{ticks}{zero}</svg>"
     )
 

@@ -21,6 +21,13 @@ def test_perfect_calibration_lies_on_the_diagonal_of_rounded_axes() -> None:
     assert curve_panels.calibration({0: []}, "t") == "" == curve_panels.roc({}, "t")
 
 
+def test_an_axis_of_days_has_room_for_its_end() -> None:
+    drawn = curve_panels.calibration({0: [{"predicted": 2_100.0, "observed": 1_900.0}]}, "t", " d")
+    left = -float(re.search(r'viewBox="(\S+)', drawn).group(1))
+    # The page writes in 9 units of a sans-serif, whose digits are no wider than 0.64 of that.
+    assert '<text x="-3" y="5" class="end">5000 d</text>' in drawn and left >= 3 + 9 * 0.64 * len("5000 d")
+
+
 def test_fifths_are_of_the_prediction_and_of_equal_size() -> None:
     predicted_N = np.arange(10.0)[::-1]
     groups = curve_panels.fifths(predicted_N, 2 * predicted_N)
