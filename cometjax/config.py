@@ -39,18 +39,18 @@ def default_config() -> ml_collections.ConfigDict:
 def _model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
     model.vocab_size = 0  # 0 = the corpus vocabulary's
-    model.layers = 4
+    model.layers = 4  # blocks of attention and SwiGLU
     model.width = 256  # of the residual stream
     model.heads = 4  # query heads
     model.kv_heads = 4  # key/value heads; heads must be a multiple (grouped queries when fewer)
     model.head_dim = 64  # even; heads * head_dim need not equal width
-    model.mlp_width = 1024
+    model.mlp_width = 1024  # inside a SwiGLU
     model.rope_theta = 10_000.0  # base of the rotary wavelengths
-    model.norm_eps = 1e-6
+    model.norm_eps = 1e-6  # added to the mean square in RMSNorm
     model.tied_embeddings = True  # one matrix embeds tokens and scores them
     model.qkv_bias = True  # as Qwen2
     model.compute_dtype = "auto"  # "auto" (bfloat16 on accelerators, float32 on CPU), "float32" or "bfloat16"
-    model.param_dtype = "float32"
+    model.param_dtype = "float32"  # of the weights; or "bfloat16"
     model.attention = "auto"  # by name in cometjax/attention.py; "auto": the platform's default there
     model.scan_layers = True  # loop over one compiled layer; False unrolls: compiles longer; on GPU a fifth faster
     model.remat = "none"  # recomputation in the backward pass, per layer: "none", "dots" or "full"
@@ -67,9 +67,9 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.decay = "cosine"  # or "linear", "sqrt": from the peak at the end of warm-up to the last step
     optimizer.final_fraction = 0.1  # the last learning rate over the peak
     optimizer.weight_decay = 0.1  # decoupled (AdamW)
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.95
-    optimizer.eps = 1e-8
+    optimizer.b1 = 0.9  # what a step keeps of Adam's mean of the gradients,
+    optimizer.b2 = 0.95  # and of their squares
+    optimizer.eps = 1e-8  # added to the root of that, which Adam divides by
     optimizer.muon_momentum = 0.95  # of the gradients that Muon makes orthogonal
     optimizer.clip_norm = 1.0  # global gradient norm
     return optimizer
@@ -77,7 +77,7 @@ def _optimizer() -> ml_collections.ConfigDict:
 
 def _train() -> ml_collections.ConfigDict:
     train = ml_collections.ConfigDict()
-    train.steps = 1000
+    train.steps = 1000  # of the whole run, however often it is resumed
     train.batch_rows = 16  # global, over all hosts
     train.microbatches = 1  # parts in which a step computes its batch, one after another: less memory, same result
     train.row_length = 1024  # tokens in a packed row

@@ -29,17 +29,17 @@ def default_config() -> ml_collections.ConfigDict:
     """What a GKE cluster needs to know, by `--gke.KEY=VALUE`."""
     config = ml_collections.ConfigDict()
     config.image = ""  # container image that holds cometjax and its configuration files; needed
-    config.namespace = "default"
+    config.namespace = "default"  # of Kubernetes
     config.topology = ""  # a TPU slice, as the planner names it: v5p:4x4x4
     config.slices = 1  # TPU slices, joined by the data-centre network
     config.gpu = ""  # instead of a topology: GKE's name of the accelerator, as nvidia-h100-80gb
     config.nodes = 1  # GPU nodes
-    config.gpus_per_node = 8
+    config.gpus_per_node = 8  # of the accelerator that gpu names
     config.claim = ""  # PersistentVolumeClaim (ReadWriteMany) that holds corpus and workdir; needed
     config.mount_path = "/data"  # where it is mounted; corpus and workdir lie below
     config.queue = ""  # Kueue LocalQueue; "" = none
     config.grace_seconds = 120  # between SIGTERM and SIGKILL, for the save
-    config.max_restarts = 100
+    config.max_restarts = 100  # of the JobSet, after which it has failed
     config.environment = ()  # as ("XLA_FLAGS=--xla_dump_to=/data/xla",)
     return config
 

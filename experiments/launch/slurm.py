@@ -48,17 +48,17 @@ exit "$status"
 def default_config() -> ml_collections.ConfigDict:
     """What a Slurm cluster needs to know, by `--slurm.KEY=VALUE`."""
     config = ml_collections.ConfigDict()
-    config.nodes = 1
+    config.nodes = 1  # of one run
     config.tasks_per_node = 1  # processes; one for all GPUs of a node
     config.gpus_per_node = 0  # 0 = none are asked for
     config.cpus_per_task = 0  # 0 = the cluster's default
     config.memory = ""  # per node, as 256G; "" = the cluster's default; 0 = all
     config.time = "24:00:00"  # limit of one stretch; a requeued job has as much again
-    config.partition = ""
-    config.account = ""
-    config.qos = ""
+    config.partition = ""  # of sbatch; "" = the cluster's default
+    config.account = ""  # of sbatch; "" = the user's default
+    config.qos = ""  # of sbatch; "" = the account's default
     config.grace_seconds = 120  # SIGTERM comes this long before the time limit
-    config.max_restarts = 100
+    config.max_restarts = 100  # requeues after which the job is given up
     config.parallel_trials = 0  # trials of a sweep at once; 0 = no limit
     config.directory = ""  # where the commands run: a folder that holds the configuration file; "" = the submitter's
     config.setup = ()  # shell lines before them, as ("module load cuda", "source .venv/bin/activate")

@@ -176,25 +176,26 @@ class Recipe:
 def default_config() -> ml_collections.ConfigDict:
     """A recipe's keys, at the values for models of tens of millions of parameters and more."""
     recipe = ml_collections.ConfigDict()
-    recipe.width_multiple = 128
-    recipe.min_width = 128
-    recipe.max_width = 8192
-    recipe.width_per_layer = 128.0  # the published M and L are 64 and 128 wide a layer, S 128
-    recipe.min_layers = 2
-    recipe.max_layers = 128
-    recipe.head_dim = 64
+    recipe.width_multiple = 128  # every width is a multiple of it
+    recipe.min_width = 128  # of the trials,
+    recipe.max_width = 8192  # and their widest
+    recipe.width_per_layer = 128.0  # layers are the width over it, rounded; published: S 128, M 64, L 128
+    recipe.min_layers = 2  # however narrow the model,
+    recipe.max_layers = 128  # and however wide
+    recipe.head_dim = 64  # the width over it, rounded, is the number of query heads
     recipe.queries_per_kv = 1  # query heads that share one key/value head
     recipe.mlp_ratio = 4.0  # as published; SwiGLU has three such matrices
     recipe.parameterization = "standard"  # or "mup"
-    recipe.mup_base_width = 256
+    recipe.mup_base_width = 256  # the width at which "mup" equals "standard"
     recipe.learning_rate = ml_collections.ConfigDict(
-        {"coefficient": 1e-3, "n_exponent": 0.0, "d_exponent": 0.0}  # what the pilot finds takes their place
+        # Of coefficient * N^n_exponent * D^d_exponent; what the pilot finds takes their place.
+        {"coefficient": 1e-3, "n_exponent": 0.0, "d_exponent": 0.0}
     )
-    recipe.row_length = 8192
-    recipe.batch_rows = 64
-    recipe.batch_multiple = 8
-    recipe.batch_exponent = 0.0
-    recipe.batch_reference_tokens = 1e9
-    recipe.warmup_fraction = 0.05
-    recipe.final_fraction = 0.0
+    recipe.row_length = 8192  # tokens in a packed row
+    recipe.batch_rows = 64  # of a run of batch_reference_tokens
+    recipe.batch_multiple = 8  # rows are a multiple of it
+    recipe.batch_exponent = 0.0  # rows grow with the run's tokens to this power; 0: they do not
+    recipe.batch_reference_tokens = 1e9  # of the run whose batch is batch_rows
+    recipe.warmup_fraction = 0.05  # of a trial's steps
+    recipe.final_fraction = 0.0  # the last learning rate over the peak
     return recipe

@@ -26,8 +26,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             "corpus": "",  # a build's folder; "" = the synthetic world
-            "world_patients": 30_000,
-            "world_seed": 0,
+            "world_patients": 30_000,  # of the synthetic world,
+            "world_seed": 0,  # and its seed
             "validation_subjects": 0,  # of the tuning split, the same for every trial; 0 = all
             "repeated_unique_tokens": (),  # sizes of the small corpora for trials that repeat their data
             "entropy_floor": "",  # file of `data_pipeline.world --score`; "" = worked out, if the data are the world's
@@ -37,7 +37,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.pilot = ml_collections.ConfigDict(
         {
             "budgets": (),  # 6 N D; two and more also tell how the rate depends on D. () = no pilot
-            "widths": (),
+            "widths": (),  # of its models, each at every budget and learning rate
             "learning_rates": (),  # three and more: a parabola is fitted. One or none: the recipe's rate stays
             "center_exponent": 0.5,  # N* = r C^this, from the pilot to the grid
             "tokens_per_parameter": 0.0,  # without a pilot: where the grid of the least budget is centred
@@ -57,11 +57,11 @@ def default_config() -> ml_collections.ConfigDict:
     config.check = ml_collections.ConfigDict({"factor": 4.0})  # of the largest budget; 0 = no check
     config.fit = ml_collections.ConfigDict(
         {
-            "delta": surface.DELTA,
-            "bootstrap": 1000,
-            "confidence": 0.95,
-            "max_holdout_error": gates.MAX_HOLD_OUT_ERROR,
-            "seed": 0,
+            "delta": surface.DELTA,  # of the Huber loss, in log-loss
+            "bootstrap": 1000,  # resamples of the trials; 0 = no intervals
+            "confidence": 0.95,  # of intervals
+            "max_holdout_error": gates.MAX_HOLD_OUT_ERROR,  # of the loss at the largest budget, fitted without it
+            "seed": 0,  # of the resamples
         }
     )
     config.family = ml_collections.ConfigDict(
