@@ -1,6 +1,7 @@
 """Compare models that were evaluated on the same tasks, or sum one model up: one page for the whole suite.
 
-    python -m cometjax.compare_models --evaluations runs/s-eval,runs/m-eval,runs/l-eval --names S,M,L --out runs/sml
+    python -m cometjax.compare_models --evaluations runs/s-eval,runs/m-eval,runs/l-eval \\
+        --names S,M,L --out runs/sml
 
 Reads folders that `python -m cometjax.evaluate` wrote. Writes OUT/report.html (works offline) and OUT/comparison.json
 (docs/tasks.md): every task's score of each model, beside the baselines and, on the synthetic world, the best possible;
@@ -30,7 +31,11 @@ def write(out: pathlib.Path, found: list[evaluations.Evaluation], *, min_events:
 
 def _define_flags() -> None:
     flags.DEFINE_list("evaluations", None, "folders that cometjax.evaluate wrote, with commas between", required=True)
-    flags.DEFINE_list("names", [], "of the models, in the same order; default: their workdirs' names")
+    flags.DEFINE_list(
+        "names",
+        [],
+        "of the models, in the same order; default: their workdirs' names, else their folders'",
+    )
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
     flags.DEFINE_integer(
         "min_events",

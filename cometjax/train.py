@@ -1,6 +1,6 @@
 """Pretrain a model on a corpus, or resume.
 
-    python -m cometjax.train --config experiments/configs/demo.py --workdir runs/demo/train \\
+    python -m cometjax.train --config experiments/configs/demo.py --workdir runs/mine \\
         --config.corpus=runs/demo/corpus --config.train.steps=200
 
 Shows the loss (nats per token) and the speed while it runs: a bar on a terminal, lines elsewhere. The workdir then
@@ -11,6 +11,8 @@ interrupted; a finished run says so. SIGTERM saves at the next step and exits wi
 
 On several hosts the same command is started on each, by Slurm, GKE or flags (`cometjax.hosts`); the workdir and the
 corpus are folders that all of them see. On a CPU each core is a device (`cometjax.cpu_devices`).
+
+docs/config.md lists every key of --config.
 """
 
 import contextlib

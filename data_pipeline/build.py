@@ -6,6 +6,8 @@ Two passes over the shards, in one process per core or, with --engine=ray, on al
 counts what the training subjects have (codes, values, demographics), from which the vocabulary is made; the second
 writes every subject's tokens. CORPUS appears only when it is whole; a run that was stopped is taken up where it was by
 the same command. Ends with a line that says how many subjects and tokens there are, and what became of the input.
+
+docs/config.md lists every key of --config, docs/code_maps.md says how codes are read.
 """
 
 import pathlib

@@ -7,8 +7,10 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -17,6 +19,9 @@ from data_pipeline.errors import UserError
 USER_ERROR_EXIT_CODE = 2
 # What a shell gives a program that Ctrl-C has ended.
 INTERRUPTED_EXIT_CODE = 130
+# Of --help.
+COLUMNS = 100
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: None) -> None:
@@ -32,7 +37,8 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
     if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
         define_flags()
         with contextlib.suppress(BrokenPipeError):  # --help | head
-            print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:{_describe_flags()}", flush=True)
+            said = _in_columns((sys.modules["__main__"].__doc__ or "").strip())
+            print(f"{said}\n\nFlags:{_describe_flags()}", flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
@@ -73,10 +79,20 @@ def _line_of_a_given_file(error: Exception, argv: list[str]) -> str:
 def _describe_flags() -> str:
     lines = []
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-        is_config = hasattr(flag.value, "keys") or flag.default is None or flag.default == ""
-        default = "" if is_config else f" (default: {flag.default})"
-        lines.append(f"\n  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
-    return "".join(lines)
+        has_none = hasattr(flag.value, "keys") or flag.default is None or flag.default in ("", [])
+        shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        default = "" if has_none else f" (default: {shown})"
+        text = f"--{flag.name}: {' '.join((flag.help or '').split())}{default}"
+        lines.append(textwrap.fill(text, COLUMNS, initial_indent="  ", subsequent_indent="      ", **_WHOLE_WORDS))
+    return "\n" + "\n".join(lines)
+
+
+def _in_columns(text: str) -> str:
+    """Paragraphs filled anew; one with an indented line, an example or a table, stays as it is."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        part if "\n " in f"\n{part}" else textwrap.fill(part, COLUMNS, **_WHOLE_WORDS) for part in paragraphs
+    )
 
 
 def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ ENTRY_POINTS = (
     "experiments.scaling.family",
     "experiments.scaling_sweep",
 )
+# That `make demo` leaves below runs/demo.
+DEMO_FOLDERS = {"meds", "corpus", "model", "evaluation"}
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +50,10 @@ def test_help_shows_what_it_does_and_an_example(module) -> None:
     done = run(module, "--help")
     assert done.returncode == 0 and done.stderr == ""
     assert f"python -m {module} --" in done.stdout and "\nFlags:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    # An example can be typed as it stands: lines that go on end with a backslash, and inputs are the demo's.
+    assert not re.search(r"python -m .*\S {3,}--", done.stdout)
+    assert set(re.findall(r"--(?:workdir|meds|corpus|config\.corpus)[ =]runs/demo/(\w+)", done.stdout)) <= DEMO_FOLDERS
 
 
 @pytest.mark.parametrize("module", ENTRY_POINTS)

@@ -34,7 +34,12 @@ from data_pipeline.world import describe, risks, scoring, writer
 _OUT = flags.DEFINE_string("out", "", "folder to write, missing or empty; with --score or --risks a file")
 _PATIENTS = flags.DEFINE_integer("patients", 6000, "number of subjects, at least 10")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of all that is drawn")
-_SHARDS = flags.DEFINE_integer("shards", None, "train files; the other splits have an eighth of that, at least one")
+_SHARDS = flags.DEFINE_integer(
+    "shards",
+    None,
+    "train files, the other splits having an eighth of that, at least one "
+    f"(default: one for each {writer.SUBJECTS_PER_SHARD:,} patients, at least two)",
+)
 _DESCRIBE = flags.DEFINE_boolean("describe", False, "print the rules and write nothing")
 _SCORE = flags.DEFINE_boolean("score", False, "the true probability of each token of --corpus")
 _RISKS = flags.DEFINE_boolean("risks", False, "the true risk at each row of --labels")
