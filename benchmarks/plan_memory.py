@@ -2,7 +2,7 @@
 
     python -m benchmarks.plan_memory
 
-Compiles each run's train step (libtpu, extra `cometjax[plan]`; no TPU), a minute or more apiece on two CPU cores, and
+Compiles each run's train step (libtpu, extra `plan`; no TPU), a minute or more apiece on two CPU cores, and
 prints what a chip needs by the model, by the compiler, and their ratio. Prints one JSON object as its last line.
 """
 

@@ -2,7 +2,7 @@
 
 N rows   F features (`cometjax.count_features`)
 
-The package is an extra: `pip install cometjax[baselines]`.
+The package is an extra: `pip install -e '.[baselines]'`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from cometjax.baselines import TrainingRows
 from cometjax.count_features import CountFeatures, window_counts
 from cometjax.tasks import Events
 
-MISSING = "xgboost is not installed: pip install cometjax[baselines]"
+MISSING = "xgboost is not installed: pip install -e '.[baselines]'"
 DEPTHS = (2, 4)
 MAX_ROUNDS = 300
 # Rounds without a better cross-validated loss, after which a fold's training stops.

@@ -1,16 +1,17 @@
 """Plan a training run on a pod that is not here: does it fit, how fast, how long, what does it cost.
 
     python -m cometjax.plan --config experiments/configs/comet_l.py --topology v5p:4x4x4 \\
-        --config.model.attention=splash --tokens 151e9 --price 4.2 --json plan.json
+        --tokens 151e9 --price 4.2 --json plan.json
 
-For a TPU topology the very step that training runs is compiled by the pod's own compiler (pip install 'cometjax[plan]';
+For a TPU topology the very step that training runs is compiled by the pod's own compiler (pip install -e '.[plan]';
 no TPU is needed), which takes a minute or two. For GPUs, and with --nocompile, memory and speed are worked out from
 shapes, and the output says so.
 
 Topologies: v5e:16x16, v5p:4x4x4, v6e:8x8 and other shapes; several slices as 2xv5e:16x16; GPUs by number, as h100:64,
 in hosts of eight. --search tries meshes, remat policies and batches, ranks those that fit, and compiles the best.
 
-docs/planner.md explains each figure. The exit code is 1 when the run does not fit.
+docs/planner.md explains each figure, docs/config.md every key of --config. The exit code is 1 when the run does
+not fit.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Compile the step that training runs by a TPU pod's own compiler, on a machine that has no TPU.
 
-libtpu (extra `cometjax[plan]`) holds the compiler; jax.experimental.topologies makes devices that exist for it alone.
+libtpu (extra `plan`) holds the compiler; jax.experimental.topologies makes devices that exist for it alone.
 The program is written to a temporary folder as text, because the executable itself gives its text only for programs
 without collectives that run beside other work.
 """
@@ -74,7 +74,7 @@ def require_libtpu() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "compiling for a TPU needs its compiler, libtpu",
-            fix="pip install 'cometjax[plan]', or give --nocompile for the analytic plan alone",
+            fix="pip install -e '.[plan]', or give --nocompile for the analytic plan alone",
         )
 
 

@@ -77,7 +77,7 @@ def require_ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise UserError(
-            "Ray is not installed", where="--engine=ray", fix="pip install 'cometjax[ray]', or use --engine=local"
+            "Ray is not installed", where="--engine=ray", fix="pip install -e '.[ray]', or use --engine=local"
         ) from error
 
 

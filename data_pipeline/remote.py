@@ -1,6 +1,6 @@
 """Corpora in object stores (`gs://bucket/corpus`, `s3://bucket/corpus`): fetched once to the host's cache.
 
-ArrayRecord reads files of the file system only. fsspec, with s3fs or gcsfs (`pip install cometjax[remote]`), fetches:
+ArrayRecord reads files of the file system only. fsspec, with s3fs or gcsfs (`pip install -e '.[remote]'`), fetches:
 
 <cache>/corpora/<fingerprint>/   a copy of the corpus
 
@@ -35,7 +35,7 @@ def local_copy(url: str) -> pathlib.Path:
 
         files, root = fsspec.core.url_to_fs(url.rstrip("/"))
     except (ImportError, ValueError) as error:
-        raise UserError(str(error), where=url, fix="gs:// and s3:// want pip install 'cometjax[remote]'") from error
+        raise UserError(str(error), where=url, fix="gs:// and s3:// want pip install -e '.[remote]'") from error
     content = b"".join(_blocks(files, root, MANIFEST, url))
     manifest = corpora.decode_manifest(content, f"{url}/{MANIFEST}")
     target = cache.folder(FOLDER) / corpora.fingerprint(manifest["vocabulary_fingerprint"], manifest["splits"])

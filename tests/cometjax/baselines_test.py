@@ -101,7 +101,7 @@ def _recency_world(seed: int, subjects: int) -> tuple[list[tuple[int, int, int]]
 @pytest.mark.parametrize("world", [_world, _recency_world])
 def test_every_fitted_baseline_finds_what_counts_and_their_times_tell(fit, world) -> None:
     if fit is boosted_trees.fit_boosted_trees:
-        pytest.importorskip("xgboost", reason="SKIPPED FOR LACK OF xgboost: pip install cometjax[baselines]")
+        pytest.importorskip("xgboost", reason="SKIPPED FOR LACK OF xgboost: pip install -e '.[baselines]'")
     train_events, train_rows = world(1, 300)
     test_events, test_rows = world(2, 300)
     events = made_events(train_events + test_events, concepts=5)

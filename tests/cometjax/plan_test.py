@@ -17,7 +17,7 @@ from experiments.configs import comet_l
 
 NEEDS_LIBTPU = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="SKIPPED FOR LACK OF LIBTPU: nothing was compiled for a TPU; pip install 'cometjax[plan]'",
+    reason="SKIPPED FOR LACK OF LIBTPU: nothing was compiled for a TPU; pip install -e '.[plan]'",
 )
 
 
@@ -86,7 +86,7 @@ def test_a_plan_cannot_be_written_where_there_is_no_folder(tmp_path) -> None:
 
 def test_without_libtpu_the_fix_is_named(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(pod_compiler.UserError, match=r"libtpu; pip install 'cometjax\[plan\]'"):
+    with pytest.raises(pod_compiler.UserError, match=r"libtpu; pip install -e '\.\[plan\]'"):
         pod_compiler.require_libtpu()
 
 

@@ -102,7 +102,7 @@ def test_without_xgboost_the_result_says_so(make, own_cache, monkeypatch) -> Non
     made = make(("xgboost",))
     training, scored = rows_of(made)
     told = made.predict(training, scored)
-    assert told == {"xgboost": "xgboost is not installed: pip install cometjax[baselines]"}
+    assert told == {"xgboost": "xgboost is not installed: pip install -e '.[baselines]'"}
 
 
 def test_an_unknown_baseline_is_named() -> None:

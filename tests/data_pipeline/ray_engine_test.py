@@ -13,7 +13,7 @@ from data_pipeline import build_config
 from data_pipeline.build import build_corpus
 from data_pipeline.world import write_world
 
-WANTS_RAY = "SKIPPED FOR LACK OF A LIBRARY: pip install 'cometjax[ray]' to build on a Ray cluster"
+WANTS_RAY = "SKIPPED FOR LACK OF A LIBRARY: pip install -e '.[ray]' to build on a Ray cluster"
 # Ray takes a loopback address for the machine's own, except where it is told that there are no other machines.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -105,5 +105,5 @@ def test_without_ray_the_extra_is_named(meds_root, tmp_path, monkeypatch) -> Non
     run = start(meds_root, tmp_path / "corpus", PYTHONPATH=str(tmp_path))
     _, errors = run.communicate()
     assert run.returncode == 2
-    assert errors == ("error: --engine=ray: Ray is not installed; pip install 'cometjax[ray]', or use --engine=local\n")
+    assert errors == ("error: --engine=ray: Ray is not installed; pip install -e '.[ray]', or use --engine=local\n")
     assert [path.name for path in tmp_path.glob("corpus*/*")] == ["job.json"]
