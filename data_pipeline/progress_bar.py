@@ -18,12 +18,33 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
+class _Bar(tqdm):
+    """A bar whose rate is that of what comes after the first piece, most of whose time may be the compiler's."""
+
+    _first: tuple[float, float] | None = None  # when the first was told, and how many there were then
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if not self.disable and self._first is None and n:
+            self._first = (self._time(), self.n + n)
+        return super().update(n)
+
+    @property
+    def format_dict(self) -> Any:
+        said = super().format_dict
+        if self._first is None or self.n == self.total:
+            return said
+        began, done = self._first
+        seconds = self._time() - began
+        # tqdm writes a rate of 0 as one that is not known.
+        return said | {"rate": (self.n - done) / seconds if seconds > 0 else 0.0}
+
+
 def progress_bar(iterable: Any = None, *, enabled: bool = True, **settings: Any) -> tqdm:
     """A tqdm bar with tqdm's own `settings`, on stderr; one that shows nothing where not `enabled`.
 
     A job of less than a minute leaves no line in a log.
     """
     if sys.stderr.isatty() or not enabled:
-        return tqdm(iterable, disable=not enabled, **settings)
+        return _Bar(iterable, disable=not enabled, **settings)
     between = {"delay": _SECONDS_BETWEEN_LINES, "mininterval": _SECONDS_BETWEEN_LINES}
-    return tqdm(iterable, file=_Lines(), ascii=True, ncols=100, **between, **settings)
+    return _Bar(iterable, file=_Lines(), ascii=True, ncols=100, **between, **settings)

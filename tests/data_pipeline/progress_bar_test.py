@@ -28,6 +28,19 @@ def test_a_log_gets_nothing_of_a_short_job(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == ""
 
 
+def test_the_time_that_remains_is_not_foretold_by_a_first_piece_that_was_compiled(monkeypatch) -> None:
+    now = 0.0
+    with progress_bar.progress_bar(total=244, desc="simulate", unit="future") as bar:
+        monkeypatch.setattr(bar, "_time", lambda: now)
+        bar.start_t = 0.0
+        now = 64.0
+        bar.update(4)
+        assert "4/244 [01:04<?, ?future/s]" in str(bar)
+        now = 66.0
+        bar.update(120)
+        assert "124/244 [01:06<00:02, 60.00future/s]" in str(bar)
+
+
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -41,4 +54,6 @@ def test_nothing_is_shown_where_not_wanted(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(progress_bar, "_SECONDS_BETWEEN_LINES", 0.0)
         assert list(progress_bar.progress_bar([1, 2], enabled=False)) == [1, 2]
+        with progress_bar.progress_bar(total=2, enabled=False) as bar:
+            bar.update()
         assert stream.getvalue() == ""
