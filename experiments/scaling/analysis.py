@@ -15,7 +15,7 @@ from experiments.scaling.trials import Outcome
 # Budgets are told apart by the plan's own numbers, which are exact.
 DIGITS = 6
 _BAND_POINTS = 41
-# How far beyond the largest budget the bands and curves of the report go.
+# How far beyond the largest budget the bands and curves of the report go at least.
 BEYOND = 8.0
 
 
@@ -87,12 +87,13 @@ def to_points(outcomes: Sequence[Outcome]) -> Points:
     return Points(n_P, d_P, c_P, loss_P, np.ones_like(n_P))
 
 
-def analyse(outcomes: Sequence[Outcome], settings: Any) -> Analysis:
+def analyse(outcomes: Sequence[Outcome], settings: Any, beyond: float = BEYOND) -> Analysis:
     """Fit the finished trials.
 
     Args:
         outcomes: of all stages.
         settings: `config.fit` of a study.
+        beyond: how far the bands go, over the largest budget.
 
     Raises UserError while fewer trials of the grid are finished than a surface has parameters.
     """
@@ -122,7 +123,7 @@ def analyse(outcomes: Sequence[Outcome], settings: Any) -> Analysis:
     }
     result["noise_floor"] = noise_floor(outcomes)
     result["conventions"] = conventions(grid, settings.delta)
-    result["bands"] = bands(points, huber, surfaces, settings.confidence)
+    result["bands"] = bands(points, huber, surfaces, settings.confidence, beyond)
     repeats = [outcome for outcome in outcomes if outcome.trial.stage == "repeats"]
     if len(repeats) >= repeated.MIN_RUNS:
         rows = [(o.trial.n, o.tokens, o.trial.unique_tokens, o.loss) for o in repeats]
@@ -201,10 +202,11 @@ def conventions(grid: Sequence[Outcome], delta: float) -> list[dict[str, Any]]:
 
 
 def bands(
-    points: Points, fitted: surface.Surface, surfaces: Sequence[surface.Surface], confidence: float
+    points: Points, fitted: surface.Surface, surfaces: Sequence[surface.Surface], confidence: float, beyond: float
 ) -> dict[str, list[float]]:
-    """N*, D* and the frontier's loss against C, with percentile bands, from half the least budget on."""
-    c = np.geomspace(points.c_P.min() / 2, points.c_P.max() * BEYOND, _BAND_POINTS)
+    """N*, D* and the frontier's loss against C, with percentile bands, from half the least budget to
+    `beyond` times the largest."""
+    c = np.geomspace(points.c_P.min() / 2, points.c_P.max() * beyond, _BAND_POINTS)
     found = dict(zip(("n", "d", "loss"), _optimum(fitted, c), strict=True))
     if surfaces:
         tail = (1 - confidence) / 2

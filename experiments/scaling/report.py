@@ -18,6 +18,7 @@ from experiments.scaling.trials import Outcome
 
 TEMPLATE = "report.html.j2"
 POINTS = "points.csv"
+_MOST_DIGITS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Contents:
 def render(contents: Contents) -> str:
     """The page."""
     environment = environment_beside(__file__)
-    environment.filters |= {"significant": _significant, "count": _count, "percent": _percent, "loss": _loss}
-    environment.filters["interval"] = _interval
+    environment.filters |= {"significant": significant, "count": _count, "percent": _percent, "loss": _loss}
+    environment.filters |= {"interval": _interval, "flops": _flops, "plain": "{:g}".format}
     result = contents.analysis.result
     check = next(iter(contents.of("check")), None)
     return environment.get_template(TEMPLATE).render(
@@ -145,10 +146,18 @@ def _commands(contents: Contents) -> dict[str, str]:
     return commands
 
 
-def _significant(value: float | None, digits: int = 4) -> str:
+def significant(value: float | None, digits: int = 4) -> str:
+    """A number to so many digits, zeros among them, with its thousands apart; a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"  # noqa: RUF001  (a dash for "none", as in print)
-    return f"{value:.{digits}g}"
+    text = f"{value:.{digits - 1}e}"
+    exponent = int(text.partition("e")[2])
+    # One way to write them all, so that a column can be read: never an exponent for what has fewer than 13 digits.
+    return f"{float(text):,.{max(0, digits - 1 - exponent)}f}" if -5 < exponent < _MOST_DIGITS else text
+
+
+def _flops(value: float) -> str:
+    return f"{value:.2e}"
 
 
 def _loss(value: float | None) -> str:
@@ -164,7 +173,7 @@ def _interval(prediction: Mapping[str, Any]) -> str:
 def _count(value: float | None) -> str:
     if value is None:
         return "–"  # noqa: RUF001
-    return f"{value:,.0f}" if value < 1e7 else f"{value:.3g}"
+    return f"{value:,.0f}" if value < 10**_MOST_DIGITS else f"{value:.2e}"
 
 
 def _percent(value: float | None) -> str:

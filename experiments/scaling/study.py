@@ -134,7 +134,9 @@ class Study:
         """Fit what is finished."""
         plan = Plan.load(self.workdir / PLAN)
         outcomes = trials.finished(self.workdir, plan.trials)
-        found = analysis.analyse(outcomes, self.config.fit)
+        # Past the family's last member, which is drawn on them.
+        beyond = max([analysis.BEYOND, *(1.25 * factor for factor in self.config.family.factors)])
+        found = analysis.analyse(outcomes, self.config.fit, beyond)
         done, planned = len([one for one in outcomes if one.trial.stage == "grid"]), len(plan.of("grid"))
         whole = gates.Gate("grid finished", done == planned, f"{done} of {planned} trials of the grid are finished")
         optimal = all(math.isfinite(n) for n in found.result["bands"]["n"])

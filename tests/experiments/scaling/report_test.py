@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from experiments.scaling import study
+from experiments.scaling import report, study
 from tests.experiments.scaling import made_up_study
 from tests.experiments.scaling.study_test import GRID
 
@@ -69,7 +69,31 @@ def test_more_sizes_than_there_are_line_styles_are_drawn(page) -> None:
 
 def test_bands_and_intervals_are_of_the_confidence_asked_for(page) -> None:
     text = page.read_text()
-    assert text.count("90% band") == 3 and "90.0% interval" in text and "95% band" not in text
+    assert text.count("90% band") == 3 and "90% interval" in text and "95% band" not in text
+
+
+def test_the_frontier_is_drawn_past_the_last_member_of_the_family(page) -> None:
+    found, family = (json.loads((page.parent / name).read_text()) for name in ("fit.json", "family.json"))
+    assert found["bands"]["c"][-1] > max(member["budget"] for member in family["members"])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (5325.2, "5,325"),
+        (11_400.0, "11,400"),
+        (12_345_678.0, "12,350,000"),
+        (1.21, "1.210"),
+        (0.00099996, "0.001000"),
+        (9.99996e12, "1.000e+13"),
+        (1.2e-7, "1.200e-07"),
+        (0.0, "0.000"),
+        (None, "–"),  # noqa: RUF001
+        (float("nan"), "–"),  # noqa: RUF001
+    ],
+)
+def test_numbers_of_a_column_have_as_many_digits(value, said) -> None:
+    assert report.significant(value) == said
 
 
 def test_exact_commands_stand_on_the_page(page) -> None:
