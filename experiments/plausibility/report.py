@@ -43,7 +43,12 @@ class Series:
 def render(results: Mapping[str, Any], series: Series) -> str:
     """The page."""
     environment = environment_beside(__file__)
-    environment.filters |= {"number": _number, "count": lambda value: f"{value:,}", "percent": _percent}
+    environment.filters |= {
+        "number": _number,
+        "count": lambda value: f"{value:,}",
+        "percent": _percent,
+        "extent": _extent,
+    }
     return environment.get_template(TEMPLATE).render(
         results=results,
         run=results["run"],
@@ -71,13 +76,15 @@ def _log_ratio(code: Mapping[str, Any]) -> float:
 def _codes(series: Series) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.2))
-        single, paired = figure.subplots(1, 2)
+        has_pairs = len(series.odds[0]) > 0
+        single, *others = figure.subplots(1, 2 if has_pairs else 1, squeeze=False)[0]
         ours, theirs = (np.maximum(values, 0.5) for values in series.prevalences)
         single.plot(theirs, ours, linestyle="none", marker="o", markersize=3, color=BLUE, alpha=0.6)
         single.set(xscale="log", yscale="log", title="Prevalence of codes, windows per 1,000")
-        paired.plot(*series.odds[::-1], linestyle="none", marker="o", markersize=2.5, color=BLUE, alpha=0.4)
-        paired.set(title="Pairs of codes, ln odds ratio")
-        for axes in (single, paired):
+        for paired in others:
+            paired.plot(*series.odds[::-1], linestyle="none", marker="o", markersize=2.5, color=BLUE, alpha=0.4)
+            paired.set(title="Pairs of codes, ln odds ratio")
+        for axes in (single, *others):
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color=GREY, linestyle=":", linewidth=1)
             axes.set(xlabel="held out", ylabel="generated")
@@ -120,6 +127,14 @@ def _cumulative(axes: Axes, pair: Pair) -> None:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001  (a dash for "none", as in print)
+
+
+def _extent(entry: Mapping[str, Any], digits: int = 3, *, percent: bool = False) -> str:
+    """`low to high` of an entry; a dash where either is not known."""
+    if entry["low"] is None or entry["high"] is None:
+        return "–"  # noqa: RUF001
+    low, high = (_percent(value) if percent else _number(value, digits) for value in (entry["low"], entry["high"]))
+    return f"{low} to {high}"
 
 
 def _percent(value: float | None) -> str:

@@ -132,6 +132,14 @@ def test_the_page_needs_nothing_from_outside_itself(compare, others) -> None:
     assert page.count("<svg") == 3 and "http:" not in page and "https:" not in page and "<script" not in page
     table = study.text_table(results)
     assert all(name in table for name in (*results["distances"], *results["rates"]))
+    assert "Pairs of codes, ln odds ratio" in page
+    # In few windows chance has no two codes together often enough.
+    results["windows"]["pairs"] = 0
+    for name in ("pairs_rmse", "pairs_decorrelation"):
+        results["distances"][name] = dict.fromkeys(results["distances"][name])
+    page = report.render(results, dataclasses.replace(series, odds=(np.zeros(0), np.zeros(0))))
+    assert "pairs are not compared" in page and "Pairs of codes, ln odds ratio" not in page
+    assert "\N{EN DASH} to \N{EN DASH}" not in page
 
 
 def test_distances_and_copies_equal_a_search_by_hand() -> None:
