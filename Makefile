@@ -71,8 +71,13 @@ format: setup  ## rewrite the code as ruff wants it
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+BENCHMARKS := $(basename $(notdir $(sort $(wildcard benchmarks/[a-z]*.py))))
+
 bench: setup  ## every benchmark, each ending with a line of JSON (BENCH=decode for one)
-	@for name in $(or $(BENCH),$(basename $(notdir $(sort $(wildcard benchmarks/[a-z]*.py))))); do \
+	@for name in $(filter-out $(BENCHMARKS),$(BENCH)); do \
+	  echo "no benchmark is called $$name; BENCH is of: $(BENCHMARKS)" >&2; exit 2; \
+	done
+	@for name in $(or $(BENCH),$(BENCHMARKS)); do \
 	  echo "benchmarks.$$name"; $(RUN) -m "benchmarks.$$name" $(ARGS) || exit; \
 	done
 
