@@ -10,6 +10,7 @@ from cometjax import comparison_figures, comparisons, curve_panels, model_compar
 from cometjax.evaluations import Evaluation
 from cometjax.labels import VALUE_COLUMN
 from data_pipeline.html_templates import environment_beside
+from data_pipeline.plurals import counted
 
 TEMPLATE = "comparison.html.j2"
 # The baseline whose ROC curve is drawn beside the models': the first of these that was fitted.
@@ -23,6 +24,7 @@ def render(comparison: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> 
     environment.filters |= {
         "number": report.number,
         "count": report.count,
+        "counted": counted,
         "percent": report.percent,
         "days": report.days,
         "score": lambda value: report.number(value, 1 if abs(value or 0) >= 10 else 3),

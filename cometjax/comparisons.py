@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.plurals import counted
+
 LEVEL = 0.05
 # With fewer rows that have the outcome, an AUROC's interval is too wide, and its law too far from normal, to claim by.
 MIN_EVENTS = 100
@@ -92,10 +94,16 @@ def summarize(
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
-    """In words: `better on 3 of 60 tasks, worse on 1, not told apart on 56; 18 of fewer than 100 events left out`."""
+    """In words: `better on 3 of 60 tasks, worse on 1, not told apart on 56; 18 of fewer than 100 events left out`.
+
+    Where no task is counted: `compared on no task; 3 of fewer than 100 events left out`.
+    """
     counts = {name: len(summary[name]) for name in (*VERDICTS, "few_events", "untested")}
-    text = f"better on {counts['better']} of {sum(counts[name] for name in VERDICTS)} tasks, worse on {counts['worse']}"
-    text += f", not told apart on {counts['not_told_apart']}"
+    compared = sum(counts[name] for name in VERDICTS)
+    text = "compared on no task"
+    if compared:
+        text = f"better on {counts['better']} of {counted(compared, 'task')}, worse on {counts['worse']}"
+        text += f", not told apart on {counts['not_told_apart']}"
     if counts["few_events"]:
         text += f"; {counts['few_events']} of fewer than {summary['min_events']} events left out"
     return text + (f"; {counts['untested']} cannot be compared" if counts["untested"] else "")

@@ -17,6 +17,7 @@ import polars as pl
 from cometjax.estimators import KEYS
 from cometjax.tasks import Task
 from data_pipeline.errors import UserError
+from data_pipeline.plurals import counted
 
 _PARTS = ("run", "losses", "simulation", "tasks", "amounts", "cannot_run", "comparisons")
 _TASK_FIELDS = tuple(field.name for field in dataclasses.fields(Task))
@@ -131,7 +132,10 @@ def _refuse_other_rows(first: Evaluation, other: Evaluation, name: str) -> None:
     if own.equals(theirs):
         return
     shared = len(own.join(theirs, on=own.columns, nulls_equal=True)) if own.columns == theirs.columns else 0
-    counts = [f"{len(rows):,} rows of {rows.get_column(KEYS[0]).n_unique():,} subjects" for rows in (own, theirs)]
+    counts = [
+        f"{counted(len(rows), 'row')} of {counted(rows.get_column(KEYS[0]).n_unique(), 'subject')}"
+        for rows in (own, theirs)
+    ]
     _refuse(first, other, f"task {name!r}, {shared:,} rows in common", *counts)
 
 

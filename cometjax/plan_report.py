@@ -12,6 +12,7 @@ from cometjax.plan_search import Candidate
 from cometjax.pod_compiler import CompiledStep
 from cometjax.pod_run import PodRun
 from cometjax.roofline import PAPER_SEGMENT, Plan, plan_of
+from data_pipeline.plurals import counted
 
 Values = dict[str, Any]
 
@@ -169,11 +170,12 @@ def text(found: Values) -> str:
         else "ANALYTIC: worked out from shapes; nothing was compiled"
     )
     lines = [
-        f"{found['topology']}, {found['chips']} chips: {mesh} ({how})",
+        f"{found['topology']}, {counted(found['chips'], 'chip')}: {mesh} ({how})",
         f"model      {model['parameters']:,} parameters, vocabulary {model['vocab_size']:,} ({model['vocabulary']}), "
         f"attention {model['attention']}, remat {model['remat']}",
-        f"batch      {batch['rows']} rows x {batch['row_length']:,} = {batch['tokens_per_step']:,} tokens; "
-        f"{batch['rows_per_chip']} rows a chip x {batch['microbatches']} microbatches",
+        f"batch      {counted(batch['rows'], 'row')} x {batch['row_length']:,} = {batch['tokens_per_step']:,} tokens; "
+        f"{counted(batch['rows_per_chip'], 'row')} a chip x "
+        f"{counted(batch['microbatches'], 'microbatch', 'microbatches')}",
         "",
         *_memory_lines(found),
         *_collective_lines(found),

@@ -9,6 +9,7 @@ from cometjax import comparisons, report_fan, report_figures, report_samples, ri
 from cometjax.report_figures import with_interval
 from cometjax.report_story import Story
 from data_pipeline.html_templates import environment_beside
+from data_pipeline.plurals import counted
 
 TEMPLATE = "report.html.j2"
 # Below this many rows of a class, percentile intervals are too narrow to be taken at their word.
@@ -52,6 +53,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         "with_interval": with_interval,
         "days": days,
         "sentence": comparisons.sentence,
+        "counted": counted,
     }
     losses = results["losses"]
     has_best = report_figures.knows_best(results["tasks"])

@@ -36,6 +36,7 @@ from data_pipeline.build_run import BuildRun
 from data_pipeline.errors import UserError
 from data_pipeline.frozen_vocabulary import FrozenVocabulary
 from data_pipeline.locations import require_local
+from data_pipeline.plurals import counted
 from data_pipeline.split_table import SplitTable
 
 ENGINES = ("local", "ray")
@@ -166,13 +167,14 @@ def main() -> None:
     splits = built.manifest["splits"].values()
     rows = {reason: sum(split["rows"][reason] for split in splits) for reason in next(iter(splits))["rows"]}
     print(
-        f"{built.root}: {sum(split['subjects'] for split in splits):,} subjects, "
+        f"{built.root}: {counted(sum(split['subjects'] for split in splits), 'subject')}, "
         f"{sum(split['tokens'] for split in splits):,} tokens, vocabulary {len(built.vocabulary):,}, {seconds:.1f} s"
     )
     aside = built.manifest["quarantine"]
     if aside["rows"] or aside["files"]:
         print(
-            f"set aside: {aside['subjects']:,} subjects and {aside['files']:,} files, {aside['rows']:,} rows; "
+            f"set aside: {counted(aside['subjects'], 'subject')} and {counted(aside['files'], 'file')}, "
+            f"{counted(aside['rows'], 'row')}; "
             f"see {built.root / corpus.QUARANTINE}"
         )
     print("input rows: " + ", ".join(f"{count:,} {reason}" for reason, count in rows.items() if count))

@@ -64,7 +64,10 @@ class BuildRun:
         counted = self._count()
         silent = splits.count_without([shard.subject_ids() for shard in counted])
         if silent:
-            print(f"{self.dataset.root}: {silent:,} subjects have a split and no event", file=sys.stderr)
+            print(
+                f"{self.dataset.root}: {silent:,} subject{' has' if silent == 1 else 's have'} a split and no event",
+                file=sys.stderr,
+            )
         totals = self._merge([shard.piece for shard in counted])
         vocabulary = self.frozen.vocabulary if self.frozen else self._make_vocabulary(totals)
         written = build_manifest.read_splits(self._tokenize(counted, vocabulary))

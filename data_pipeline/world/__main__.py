@@ -70,7 +70,7 @@ def _write() -> None:
     out = pathlib.Path(_named(_OUT, "name a folder to write, as in --out world"))
     summary = writer.write_world(out, _PATIENTS.value, _SEED.value, _SHARDS.value, progress=True)
     seconds = time.perf_counter() - start
-    print(f"{out}: {summary.subjects:,} subjects, {summary.events:,} events, {summary.shards} files, {seconds:.1f} s")
+    print(f"{out}: {summary.subjects:,} subjects, {summary.events:,} events, {summary.shards:,} files, {seconds:.1f} s")
 
 
 def _score() -> None:

@@ -20,11 +20,15 @@ from cometjax import labels, task_rows, tasks
 from cometjax.tasks import CENSORINGS, Task, in_words
 from data_pipeline import code_maps, command_line, meds
 from data_pipeline.errors import UserError
+from data_pipeline.plurals import counted
 from experiments.tasks import suite
 
 
 def survey(dataset: meds.MedsDataset, code_map: code_maps.CodeMap, asked: Sequence[Task], split: str) -> dict[str, str]:
-    """By task: "300 rows, 120 subjects, 25 positive" in the split, or "cannot run: ..." with the reason."""
+    """By task: "300 rows, 120 subjects, 25 positive" in the split, or "cannot run: ..." with the reason.
+
+    Of a count or duration "25 with an event": rows with at least one in their window.
+    """
     subjects = task_rows.subjects_of(dataset, split.split(",")).to_list()
     events = tasks.read_events(dataset, subjects, code_map)
     found = {}
@@ -39,7 +43,8 @@ def survey(dataset: meds.MedsDataset, code_map: code_maps.CodeMap, asked: Sequen
             found[task.name] = f"cannot run: {reason}"
             continue
         people, positives = frame["subject_id"].n_unique(), frame["boolean_value"].sum()
-        found[task.name] = f"{len(frame)} rows, {people} subjects, {positives} positive"
+        what = "positive" if task.kind == "binary" else "with an event"
+        found[task.name] = f"{counted(len(frame), 'row')}, {counted(people, 'subject')}, {positives} {what}"
     return found
 
 

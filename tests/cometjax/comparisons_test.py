@@ -43,6 +43,9 @@ def test_a_summary_names_each_task_once() -> None:
     assert summary["few_events"] == ["rare"]  # however large the difference
     said = "better on 1 of 3 tasks, worse on 1, not told apart on 1; 1 of fewer than 100 events left out"
     assert comparisons.sentence(summary) == said + "; 2 cannot be compared"
+    few = summarize(tasks, dict.fromkeys(tasks, comparisons.MIN_EVENTS - 1))
+    assert comparisons.sentence(few) == f"compared on no task; {len(tasks)} of fewer than 100 events left out"
+    assert comparisons.sentence(summarize({"one": task(0.3, 0.01)})).startswith("better on 1 of 1 task, worse on 0")
 
 
 def test_an_amount_is_compared_with_the_best_constant_alone() -> None:
