@@ -83,7 +83,7 @@ bench: setup  ## every benchmark, each ending with a line of JSON (BENCH=decode 
 
 lock: setup  ## pin anew what setup.cfg asks for (ARGS=--upgrade to move to the newest versions)
 	$(RUN) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(call compile,requirements.lock,--extra build --extra test --extra lint)
+	$(call compile,requirements.lock,--extra build --extra test --extra evaluation --extra lint)
 	$(call compile,requirements-parity.lock,--extra build --extra test --extra parity --constraint requirements.lock)
 
 # One file for every supported Python and platform (environment markers), no index named in it.

@@ -66,7 +66,7 @@ def test_a_negative_amount_has_no_rmsle() -> None:
 
 def test_scores_equal_meds_evaluation() -> None:
     evaluation = pytest.importorskip(
-        "meds_evaluation.evaluate", reason="SKIPPED FOR LACK OF A PACKAGE: pip install meds-evaluation"
+        "meds_evaluation.evaluate", reason="SKIPPED FOR LACK OF A PACKAGE: pip install 'cometjax[evaluation]'"
     )
     labels_N, predictions_N = _rows(7)
     predictions = pl.DataFrame(

@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOCKS = {
-    "requirements.lock": ("install_requires", "build", "test", "lint"),
+    "requirements.lock": ("install_requires", "build", "test", "evaluation", "lint"),
     "requirements-parity.lock": ("install_requires", "build", "test", "parity"),
 }
 PLATFORMS = [
