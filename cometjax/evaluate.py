@@ -5,7 +5,8 @@
 
 For each task: labels from the MEDS data, risks from simulated futures, AUROC, AUPRC, Brier and calibration with 95%
 intervals by subject, beside those of baselines on the same rows (--baselines; docs/simulation.md). Writes
-OUT/results.json, OUT/report.html, OUT/labels/TASK.parquet and OUT/predictions/TASK.parquet (meds-evaluation's schema).
+OUT/results.json, OUT/report.html, OUT/labels/TASK.parquet, OUT/predictions/TASK.parquet (meds-evaluation's schema), and
+OUT/risks/TASK.parquet with each risk's standard error (docs/tasks.md).
 OUT must be new or empty. Futures are kept beside it as they finish, in .OUT.job: after a kill the same command goes on
 from there. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how far it is.
 """

@@ -11,6 +11,8 @@ from cometjax.estimators import KEYS
 from cometjax.labels import VALUE_COLUMN
 
 _ROW = list(KEYS)
+# Of the model's own risk, before `cometjax.shrinkage` makes a prediction of it.
+_RISK = ("standard_error", "samples", "truncated", "reliability")
 _AMOUNTS = ("mean", "standard_error", "low", "median", "high")
 
 
@@ -21,11 +23,12 @@ def write(
     amounts: Mapping[str, pl.DataFrame],
     page: str,
 ) -> None:
-    """Write results.json, report.html, and of each task (by name: its rows with what was estimated) labels and
-    predictions. Raises UserError where the folder cannot be written."""
+    """Write results.json, report.html, and of each task (by name: its rows with what was estimated) labels,
+    predictions and, where these are of a risk, that with its standard error. Raises UserError where the folder cannot
+    be written."""
     with output_folder.whole(out) as partial:
-        (partial / "labels").mkdir()
-        (partial / "predictions").mkdir()
+        for folder in ("labels", "predictions", *(["risks"] if risks else [])):
+            (partial / folder).mkdir()
         for name, table in risks.items():
             labels = table.select(*_ROW, "boolean_value")
             labels.write_parquet(partial / "labels" / f"{name}.parquet")
@@ -34,6 +37,9 @@ def write(
                 pl.lit(None, pl.Boolean).alias("predicted_boolean_value"),
                 table.get_column("risk").alias("predicted_boolean_probability"),
             ).write_parquet(partial / "predictions" / f"{name}.parquet")
+            # A file of its own: that schema refuses columns beyond its own.
+            own = table.select(*_ROW, pl.col("estimate").alias("risk"), *_RISK)
+            own.write_parquet(partial / "risks" / f"{name}.parquet")
         for name, table in amounts.items():
             columns = [*_ROW, VALUE_COLUMN[results["amounts"][name]["kind"]]]
             table.select(columns).write_parquet(partial / "labels" / f"{name}.parquet")

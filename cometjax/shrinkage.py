@@ -28,10 +28,11 @@ def predictions(estimates: pl.DataFrame, *, counted: bool) -> pl.DataFrame:
         counted: is a risk a share of futures? Then sqrt(p (1 - p) / n), its standard error, is too small on average,
             by (n - 1) / n in its square.
 
-    Returns the frame with `risk` the prediction, `unshrunk` what was `risk`, both cut to [0, 1], and `reliability`
-    (null where the rows' risks are all alike or the noise is not known; then nothing is drawn towards anything).
+    Returns the frame with `risk` the prediction, `unshrunk` what was `risk`, both cut to [0, 1], `estimate` what was
+    `risk` as it was, and `reliability` (null where the rows' risks are all alike or the noise is not known; then
+    nothing is drawn towards anything).
     """
-    kept = estimates.with_columns(unshrunk=pl.col("risk").clip(0, 1))
+    kept = estimates.with_columns(estimate=pl.col("risk"), unshrunk=pl.col("risk").clip(0, 1))
     risk_N, error_N, samples_N = (
         estimates.get_column(name).cast(pl.Float64).to_numpy() for name in ("risk", "standard_error", "samples")
     )

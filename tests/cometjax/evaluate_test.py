@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import engine, evaluate, finished_prompts, labels, report, risks, run_description, tasks
+from cometjax import engine, evaluate, finished_prompts, labels, report, risks, run_description, shrinkage, tasks
 from cometjax.config import default_config
 from cometjax.evaluate import Options
 from cometjax.train import train
@@ -70,7 +70,8 @@ def test_everything_is_written_and_nothing_else(evaluated) -> None:
     out, results = evaluated
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     tables = {f"{folder}/{task.name}.parquet" for task in (*TASKS, *AMOUNTS) for folder in ("labels", "predictions")}
-    assert names == {"results.json", "report.html", *tables}
+    risks_of = {f"risks/{task.name}.parquet" for task in TASKS}
+    assert names == {"results.json", "report.html", *tables, *risks_of}
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert not list(out.parent.glob(".*partial"))
 
@@ -93,6 +94,30 @@ def test_predictions_are_in_meds_evaluations_schema_and_equal_the_scored_rows(ev
         assert predictions["predicted_boolean_probability"].mean() == pytest.approx(result["mean_risk"])
         labels = pl.read_parquet(out / "labels" / f"{task.name}.parquet")
         assert labels.equals(predictions.select(labels.columns))
+
+
+def test_each_rows_risk_has_its_standard_error_and_predictions_follow_from_them(evaluated) -> None:
+    out, results = evaluated
+    for task in TASKS:
+        own, predicted = (pl.read_parquet(out / folder / f"{task.name}.parquet") for folder in ("risks", "predictions"))
+        assert own.select("subject_id", "prediction_time").equals(predicted.select("subject_id", "prediction_time"))
+        assert own["samples"].to_list() == [OPTIONS.samples] * len(predicted)
+        assert own["standard_error"].mean() == results["tasks"][task.name]["mean_standard_error"]
+        whole = own.filter(pl.col("truncated") == 0)
+        share, error = whole["risk"], (whole["risk"] * (1 - whole["risk"]) / OPTIONS.samples).sqrt()
+        assert (share * OPTIONS.samples).round(9).is_in([0.0, 1.0, 2.0, 3.0]).all()
+        np.testing.assert_allclose(whole["standard_error"], error, atol=1e-12)
+        again = shrinkage.predictions(own, counted=True)
+        assert again["risk"].equals(predicted["predicted_boolean_probability"].alias("risk"))
+
+
+def test_meds_evaluation_takes_the_predictions(evaluated) -> None:
+    schema = pytest.importorskip(
+        "meds_evaluation.schema", reason="SKIPPED FOR LACK OF A PACKAGE: pip install 'cometjax[evaluation]'"
+    )
+    for task in TASKS:
+        table = pl.read_parquet(evaluated[0] / "predictions" / f"{task.name}.parquet")
+        schema.PredictionSchema.align(table.to_arrow())  # raises where a column is wrong, or one too many
 
 
 def test_amounts_are_estimated_for_their_rows_and_what_cannot_run_is_told(evaluated) -> None:
@@ -370,6 +395,8 @@ def test_scope_predicts_the_same_rows_finer_than_by_counting(run, world_meds, ev
         risk = summed["predicted_boolean_probability"]
         assert risk.is_between(0, 1).all()
         assert (risk * 6 % 1 > 1e-3).any()  # of 3 samples, Monte-Carlo has thirds
+        own = pl.read_parquet(tmp_path / "out" / "risks" / f"{task.name}.parquet")
+        assert len(own) == len(summed) and (own["standard_error"] >= 0).all() and own["samples"].is_between(1, 3).all()
 
 
 ACES_READMISSION = """

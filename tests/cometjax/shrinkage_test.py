@@ -55,6 +55,7 @@ def test_noise_alone_keeps_the_order_of_rows_and_what_is_above_one_is_cut_last()
     sums = pl.DataFrame({"risk": [0.1, 0.4, 1.2, 1.4], "standard_error": [0.5] * 4, "samples": [8] * 4})
     shrunk = shrinkage.predictions(sums, counted=False)
     assert shrunk["unshrunk"].to_list() == [0.1, 0.4, 1.0, 1.0]
+    assert shrunk["estimate"].to_list() == [0.1, 0.4, 1.2, 1.4]
     assert shrunk["risk"].is_between(0, 1).all() and shrunk["risk"].n_unique() == 4
 
 
