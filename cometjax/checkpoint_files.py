@@ -50,13 +50,18 @@ class KeepPolicy:
     def kept(self, steps: Iterable[int], tuning_losses: Mapping[int, TuningLoss]) -> set[int]:
         """The steps that stay."""
         ordered = sorted(steps)
-        by_tokens: dict[int, list[tuple[float, int]]] = {}
-        for step in ordered:
-            if step in tuning_losses and math.isfinite(tuning_losses[step].loss):
-                by_tokens.setdefault(tuning_losses[step].tokens, []).append((tuning_losses[step].loss, step))
-        best = {step for ranked in by_tokens.values() for _, step in sorted(ranked)[: self.best]}
+        best = {step for group in ranked(ordered, tuning_losses).values() for step in group[: self.best]}
         permanent = {step for step in ordered if self.every and step % self.every == 0}
         return {*ordered[-self.latest :]} | best | permanent
+
+
+def ranked(steps: Iterable[int], tuning_losses: Mapping[int, TuningLoss]) -> dict[int, list[int]]:
+    """By the number of tokens that a tuning loss is of: the steps that have such a one, finite, the lowest first."""
+    groups: dict[int, list[tuple[float, int]]] = {}
+    for step in steps:
+        if step in tuning_losses and math.isfinite(tuning_losses[step].loss):
+            groups.setdefault(tuning_losses[step].tokens, []).append((tuning_losses[step].loss, step))
+    return {tokens: [step for _, step in sorted(group)] for tokens, group in groups.items()}
 
 
 def whole_steps(folder: pathlib.Path) -> list[int]:

@@ -24,7 +24,7 @@ from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from cometjax import agreement, checkpoint_files, hosts
+from cometjax import agreement, checkpoint_choice, checkpoint_files, hosts
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.model import Decoder, ModelConfig
@@ -84,7 +84,7 @@ class Checkpoints:
         if jax.process_count() > 1:
             chosen = int(multihost_utils.broadcast_one_to_all(np.int64(chosen)))
         if chosen == _ALL_DAMAGED:
-            raise _all_damaged(self._folder)
+            raise checkpoint_choice.all_damaged(self._folder)
         return None if chosen == _NONE else chosen
 
     def _newest(self, verify: bool) -> int:
@@ -224,17 +224,16 @@ class Checkpoints:
 
 
 def load_for_inference(
-    workdir: pathlib.Path, *, step: int | None = None, verify: bool = True
+    workdir: pathlib.Path, *, step: checkpoint_choice.Step = None, verify: bool = True
 ) -> tuple[Decoder, Vocabulary, ml_collections.ConfigDict, int]:
     """A checkpoint of a workdir: (model on the first local device, vocabulary, config, step).
 
-    The newest that is as it was written, or that of `step`. Nothing in the workdir is changed: a run may be saving.
+    Which one: as `checkpoint_choice.choose`. Nothing in the workdir is changed: a run may be saving.
 
     Raises:
-      UserError: the workdir has no checkpoint, or none of `step`; all are damaged, or that of `step` is; the
-        vocabulary is not the one that the model was trained on.
+      UserError: as `checkpoint_choice.choose`; the vocabulary is not the one that the model was trained on.
     """
-    path = _choose(pathlib.Path(workdir), step, verify)
+    path = checkpoint_choice.choose(pathlib.Path(workdir), step, verify=verify)
     handler = ocp.CompositeCheckpointHandler(
         **{_PARAMS: ocp.StandardCheckpointHandler(), _METADATA: ocp.JsonCheckpointHandler()}
     )
@@ -259,33 +258,6 @@ def load_for_inference(
         )
         params = checkpointer.restore(path, args=ocp.args.Composite(**{_PARAMS: ocp.args.StandardRestore(shapes)}))
     return nnx.merge(graph, params[_PARAMS]), vocabulary, config, int(path.name)
-
-
-def _choose(workdir: pathlib.Path, step: int | None, verify: bool) -> pathlib.Path:
-    folder = (workdir / FOLDER).resolve()
-    steps = checkpoint_files.whole_steps(folder)
-    if not steps and not checkpoint_files.damaged(folder):
-        fix = "train first with python -m cometjax.train, or give the workdir of a run"
-        raise UserError("no checkpoint", where=str(workdir), fix=fix)
-    if step is not None and step not in steps:
-        raise UserError(f"no checkpoint of step {step}", where=str(workdir), fix=f"there are {steps}")
-    for candidate in reversed(steps) if step is None else (step,):
-        path = folder / str(candidate)
-        problem = checkpoint_files.problem(path) if verify else None
-        if problem is None:
-            return path
-        if step is not None:
-            raise UserError(problem, where=str(path), fix="take another step")
-        logging.warning("%s: skipped, %s", path, problem)
-    raise _all_damaged(folder)
-
-
-def _all_damaged(folder: pathlib.Path) -> UserError:
-    return UserError(
-        "every checkpoint is damaged",
-        where=str(folder),
-        fix="put whole ones back, or choose another --workdir to start anew",
-    )
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:

@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cometjax import (
+    checkpoint_choice,
     checkpoints,
     comparisons,
     compile_cache,
@@ -87,6 +88,7 @@ class Options:
             without the outcomes.
         batch_rows: futures decoded at a time; how fast they are drawn, and not which (but for rounding, elsewhere than
             on CPU).
+        step: which checkpoint: a step's number, "best", or None for the newest (`cometjax.checkpoint_choice`).
     """
 
     samples: int = 16
@@ -108,6 +110,7 @@ class Options:
     true_risk_draws: int = 200
     show_patient: bool = True
     batch_rows: int = engine.SimulationConfig.batch_rows
+    step: checkpoint_choice.Step = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:  # scikit-learn's bounds, which baselines would meet after the simulation
@@ -135,7 +138,7 @@ def evaluate(
     rivals.check_names(options.baselines)
     if options.corpus:
         run_description.refuse_other_corpus(work, options.corpus)
-    model, vocabulary, config, step = checkpoints.load_for_inference(work)
+    model, vocabulary, config, step = checkpoints.load_for_inference(work, step=options.step)
     dataset = meds.open_dataset(meds_root)
     asked = task_rows.ask(
         dataset,
@@ -302,6 +305,7 @@ def _estimates(
 
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run (python -m cometjax.train)", required=True)
+    checkpoint_choice.define_flag()
     flags.DEFINE_string("meds", None, "folder of the MEDS data set to score on", required=True)
     config_flags.DEFINE_config_file("tasks", None, "task file, such as experiments/configs/tasks_world.py")
     flags.DEFINE_list("only", [], "names of the task file's tasks, with commas between; none: all")

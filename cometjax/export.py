@@ -10,8 +10,8 @@ tokenizer's files, vocabulary.json and README.md. There:
     tokenizer("SEX//F\\nRACE//WHITE", return_tensors="pt")   # a token's text is a line
 
 Here: python -m cometjax.train ... --config.init_from=runs/mine-hf. The weights are those of the newest whole
-checkpoint, or of --step, in the precision that they were trained in unless --dtype says otherwise. --out must be new or
-empty.
+checkpoint, or of --step (a number, or best), in the precision that they were trained in unless --dtype says otherwise.
+--out must be new or empty.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any
 import jax.numpy as jnp
 from absl import flags
 
-from cometjax import checkpoints, hf_tokenizer, output_folder, safetensors_files
+from cometjax import checkpoint_choice, checkpoints, hf_tokenizer, output_folder, safetensors_files
 from cometjax import workdir as workdirs
 from cometjax.huggingface import to_hf_config, to_hf_state
 from data_pipeline import command_line
@@ -37,7 +37,7 @@ def export(
     workdir: pathlib.Path,
     out: pathlib.Path,
     *,
-    step: int | None = None,
+    step: checkpoint_choice.Step = None,
     dtype: str = "auto",
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def export(
         that Qwen2 cannot express. Nothing is left at `out` then.
     """
     output_folder.refuse_taken(out)
-    model, vocabulary, config, step = checkpoints.load_for_inference(workdir, step=step)
+    model, vocabulary, config, used = checkpoints.load_for_inference(workdir, step=step)
     hf_config = to_hf_config(model.config, max_positions=config.train.row_length)
     tensors = to_hf_state(model)
     if dtype != "auto":
@@ -56,9 +56,9 @@ def export(
         tensors = {name: tensor.astype(jnp.dtype(dtype), copy=False) for name, tensor in tensors.items()}
     with output_folder.whole(out) as partial:
         files = safetensors_files.write(partial, tensors, max_file_bytes=max_file_bytes)
-        _write_descriptions(partial, hf_config, vocabulary, step)
+        _write_descriptions(partial, hf_config, vocabulary, used)
     return {
-        "step": step,
+        "step": used,
         "parameters": sum(tensor.size for tensor in tensors.values()),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "files": files,
@@ -102,7 +102,7 @@ max_position_embeddings. It is no medical device.
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run, with its checkpoints", required=True)
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
-    flags.DEFINE_integer("step", None, "which checkpoint (default: the newest)")
+    checkpoint_choice.define_flag()
     flags.DEFINE_enum("dtype", "auto", DTYPES, "precision of the weights; auto = as trained")
     flags.DEFINE_float("max_file_gb", MAX_FILE_BYTES / 1e9, "size at which weights go on in another file", 1e-6)
 

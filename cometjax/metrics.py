@@ -3,12 +3,13 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tqdm
 
+from cometjax.checkpoint_files import TuningLoss
 from cometjax.train_step import LossSums
 from data_pipeline.vocabulary import KINDS
 
@@ -64,6 +65,18 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def tuning_losses(lines: Iterable[Mapping[str, Any]]) -> dict[int, TuningLoss]:
+    """By step the tuning losses that these lines of metrics.jsonl tell, NaN where one was not finite."""
+    return {
+        line["step"]: TuningLoss(
+            math.nan if line["loss"] is None else float(line["loss"]),
+            sum(count for key, count in line.items() if key.startswith("tokens/")),
+        )
+        for line in lines
+        if line["split"] == "tuning"
+    }
 
 
 def cut(path: pathlib.Path, step: int) -> None:

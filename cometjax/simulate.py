@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from cometjax import checkpoints, compile_cache, output_folder, simulation_job, trajectories
+from cometjax import checkpoint_choice, checkpoints, compile_cache, output_folder, simulation_job, trajectories
 from cometjax.futures import CACHE_DTYPES, MAX_WINDOWS, Future, SimulationConfig, token_bounds
 from data_pipeline import command_line, meds
 from data_pipeline.prompts import build_prompts
@@ -45,11 +45,12 @@ def simulate(
     labels: pathlib.Path,
     out: pathlib.Path,
     settings: Callable[[int], SimulationConfig],
+    step: checkpoint_choice.Step = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Simulate futures of each label row and write them to `out`; returns what summary.json says.
 
-    `settings`: how to simulate, by the length of the rows that the model was trained with.
+    `settings`: how to simulate, by the length of the rows that the model was trained with. `step`: which checkpoint.
 
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels, an unfinished job
     of other settings. Nothing is left at `out` then.
@@ -58,7 +59,7 @@ def simulate(
     dataset = meds.open_dataset(meds_root)
     rows = meds.read_labels(labels, dataset.splits["subject_id"], meds.first_events(dataset))
     rows = rows.select("subject_id", "prediction_time").unique(maintain_order=True)
-    model, vocabulary, run, step = checkpoints.load_for_inference(workdir)
+    model, vocabulary, run, used = checkpoints.load_for_inference(workdir, step=step)
     config = settings(run.train.row_length)
     prompts = build_prompts(dataset, rows, vocabulary)
     began = time.perf_counter()
@@ -66,7 +67,7 @@ def simulate(
     futures, resumed = job.finish(progress=progress)
     summary = _summary(futures, vocabulary, prompts=len(prompts), resumed=resumed, seconds=time.perf_counter() - began)
     summary |= {
-        "checkpoint_step": step,
+        "checkpoint_step": used,
         "samples": config.samples,
         "max_prompt_tokens": config.max_prompt_tokens,
         "max_new_tokens": config.max_new_tokens,
@@ -115,6 +116,7 @@ def _write(
 
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run, with its checkpoints", required=True)
+    checkpoint_choice.define_flag()
     flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
     flags.DEFINE_string("labels", None, "MEDS label file, or folder of label files", required=True)
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
@@ -167,6 +169,7 @@ def main() -> None:
         labels=pathlib.Path(values.labels),
         out=out,
         settings=settings,
+        step=values.step,
     )
     speed = summary["tokens_per_second"]
     print(

@@ -7,7 +7,6 @@ checked all that can be refused (`cometjax.train`).
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -318,19 +317,11 @@ def _earlier_records(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     `last`: the last line of all, or None.
     """
     lines = metrics.read(workdir)
-    evaluations = [line for line in lines if line["split"] == "tuning" and line["step"] <= step]
+    evaluated = metrics.tuning_losses(line for line in lines if line["step"] <= step)
     timed = [line for line in lines if "seconds/step" in line]  # older versions wrote no time
     kept = [line for line in timed if line["step"] <= step]
     return {
-        "tuning": [(line["step"], _loss(line), _tokens(line)) for line in evaluations],
+        "tuning": [(step, *loss) for step, loss in evaluated.items()],
         "kept": kept[-1] if kept else None,
         "last": timed[-1] if timed else None,
     }
-
-
-def _loss(line: dict[str, Any]) -> float:
-    return math.nan if line["loss"] is None else float(line["loss"])
-
-
-def _tokens(line: dict[str, Any]) -> int:
-    return sum(count for key, count in line.items() if key.startswith("tokens/"))

@@ -17,13 +17,14 @@ from typing import Any
 
 from absl import flags
 
-from cometjax import compile_cache
+from cometjax import checkpoint_choice, compile_cache
 from data_pipeline import command_line
 from experiments.plausibility import study
 
 
 def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of a training run (python -m cometjax.train)", required=True)
+    checkpoint_choice.define_flag()
     flags.DEFINE_string("meds", None, "folder of the MEDS data set that it was trained on", required=True)
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
     default = study.Options()

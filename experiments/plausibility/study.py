@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from cometjax import (
+    checkpoint_choice,
     checkpoints,
     engine,
     futures,
@@ -50,6 +51,7 @@ class Options:
         max_training_subjects: those that privacy and profiles look at, drawn by hash.
         grammar: are only tokens drawn that spell events?
         seed: of all that is drawn.
+        step: which checkpoint: a step's number, "best", or None for the newest (`cometjax.checkpoint_choice`).
     """
 
     corpus: str = ""
@@ -64,6 +66,7 @@ class Options:
     max_training_subjects: int = 20_000
     grammar: bool = False
     seed: int = 0
+    step: checkpoint_choice.Step = None
 
 
 def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options: Options) -> dict[str, Any]:
@@ -72,7 +75,7 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
     Raises UserError: `out` is not empty, no checkpoint, corpus or data, no subject with a window.
     """
     output_folder.refuse_taken(out)
-    model, vocabulary, config, step = checkpoints.load_for_inference(work)
+    model, vocabulary, config, step = checkpoints.load_for_inference(work, step=options.step)
     corpus = options.corpus or config.corpus
     if not mixture.is_there(corpus):
         raise UserError("is not there", where=f"corpus {corpus}", fix="say by --corpus where the training run's is")

@@ -1,6 +1,8 @@
 import contextlib
 import dataclasses
 import errno
+import functools
+import json
 import logging
 import os
 import shutil
@@ -13,7 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from cometjax import checkpoint_files
+from cometjax import checkpoint_choice, checkpoint_files
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.checkpoints import Checkpoints, load_for_inference
@@ -286,6 +288,35 @@ def test_inference_takes_the_step_asked_for_or_the_newest_undamaged_and_changes_
     with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[1, 2, 3\]"):
         load_for_inference(tmp_path, step=7)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def write_tuning_losses(workdir, losses):
+    """`losses`: by step a loss, or null, and of how many tokens."""
+    lines = [{"step": step, "split": "tuning", "loss": loss, "tokens/LAB": n} for step, (loss, n) in losses.items()]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_best_step_has_the_lowest_tuning_loss_of_those_kept_that_compare(tmp_path, caplog):
+    """As keep_best: the last evaluation, of the whole split, is of other tokens than those before it."""
+    save(tmp_path, [2, 3, 4, 5], keep=4)
+    choose = functools.partial(checkpoint_choice.choose, tmp_path, "best")
+    with pytest.raises(UserError, match=r"has a tuning loss; give --step=N of \[2, 3, 4, 5\]"):
+        choose()
+    write_tuning_losses(tmp_path, {1: (0.1, 9), 2: (3.0, 9), 3: (1.0, 9), 4: (2.0, 9), 5: (0.5, 90)})
+    assert choose().name == "3" and "steps [5] have no tuning loss of as many tokens" in caplog.text
+    alter(every_file(tmp_path / FOLDER / "3" / "params")[-1])
+    assert choose().name == "4" and f"{tmp_path / FOLDER / '3'}: skipped" in caplog.text
+    write_tuning_losses(tmp_path, {2: (None, 9), 3: (1.0, 9), 5: (0.5, 90)})
+    shutil.rmtree(tmp_path / FOLDER / "3")
+    assert choose().name == "5"
+
+
+def test_a_step_flag_is_a_number_or_best():
+    parse = checkpoint_choice.StepParser().parse
+    assert (parse("12"), parse("best")) == (12, "best")
+    for text in ("bset", "-1", "1.5", ""):
+        with pytest.raises(ValueError, match="give a step's number, or best"):
+            parse(text)
 
 
 def test_inference_without_a_checkpoint_or_with_another_vocabulary_is_refused(tmp_path):

@@ -162,6 +162,14 @@ def test_samples_of_several_rounds_are_weighed_as_one_set(estimator, drawn, tmp_
     assert from_disk.new_tokens == 0 < in_rounds.new_tokens == whole.tokens
 
 
+def test_futures_of_another_checkpoint_are_not_taken_for_ones_own(tmp_path) -> None:
+    other = type(model())(1.01 * np.asarray(model().table[...]))
+    samplers = [risks.Sampler(which, VOCABULARY, CONFIG, kept_in=tmp_path) for which in (model(), other, model())]
+    drawn = [sampler.simulate(PROMPTS[:1], [DAYS], TASKS[:1], progress=False) for sampler in samplers]
+    assert [simulation.new_tokens for simulation in drawn] == [drawn[0].tokens, drawn[1].tokens, 0]
+    assert drawn[1].tokens
+
+
 @pytest.mark.slow
 def test_stopping_by_a_pilot_leaves_no_bias_to_see() -> None:
     stopped = simulated("monte_carlo", 0.12, prompts=len(PROMPTS), seed=1)

@@ -37,7 +37,7 @@ def workdir(world_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> path
     """A run of a random model; loading a real checkpoint is tested where checkpoints are."""
     vocabulary = Corpus.open(world_corpus).vocabulary
     model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, RUN, 7))
+    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _, **__: (model, vocabulary, RUN, 7))
     return pathlib.Path("unused")
 
 
@@ -65,7 +65,7 @@ def test_futures_with_fused_values_have_their_values(
 ) -> None:
     vocabulary = Corpus.open(fused_corpus).vocabulary
     model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
-    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, RUN, 7))
+    monkeypatch.setattr(checkpoints, "load_for_inference", lambda _, **__: (model, vocabulary, RUN, 7))
     summary = simulate.simulate(
         workdir=workdir,
         meds_root=world_meds,
@@ -161,21 +161,15 @@ def test_by_default_a_history_and_its_future_fill_the_rows_that_the_model_was_tr
 
 def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir, monkeypatch) -> None:
     given = {"samples": 2, "horizon_days": 1.0, "max_new_tokens": 0, "max_prompt_tokens": 0, "temperature": 1.0}
-    given |= {
-        "max_windows": 3,
-        "seed": 0,
-        "stop_at_timeline_end": False,
-        "batch_rows": 8,
-        "grammar": False,
-        "cache_dtype": "",
-    }
+    given |= {"max_windows": 3, "seed": 0, "stop_at_timeline_end": False, "batch_rows": 8, "grammar": False}
+    given |= {"cache_dtype": "", "step": "best"}
     values = types.SimpleNamespace(**given, workdir="w", meds="m", labels="l", out="o")
     monkeypatch.setattr(simulate, "flags", types.SimpleNamespace(FLAGS=values))
     monkeypatch.setattr(simulate.compile_cache, "turn_on", lambda: None)
     found = {}
 
     def stop(**arguments) -> None:
-        found["config"] = arguments["settings"](128)
+        found.update(config=arguments["settings"](128), step=arguments["step"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(simulate, "simulate", stop)
@@ -183,6 +177,7 @@ def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir,
         simulate.main()
     config = found["config"]
     assert (config.max_prompt_tokens, config.max_new_tokens, config.max_windows) == (64, 64, 3)
+    assert found["step"] == "best"
 
 
 def test_a_label_row_given_twice_is_simulated_once(workdir, world_meds, labels, tmp_path) -> None:
@@ -235,7 +230,7 @@ from tests.cometjax import simulate_test
 corpus, meds, labels, out = map(pathlib.Path, sys.argv[1:])
 vocabulary = Corpus.open(corpus).vocabulary
 model = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 32, tied_embeddings=False))
-checkpoints.load_for_inference = lambda _: (model, vocabulary, simulate_test.RUN, 7)
+checkpoints.load_for_inference = lambda _, **__: (model, vocabulary, simulate_test.RUN, 7)
 finished_prompts.PART_SECONDS = 0.0
 write_part, written = finished_prompts.FinishedPrompts._write_part, []
 
@@ -279,6 +274,11 @@ def test_a_killed_job_goes_on_where_it_was(workdir, world_corpus, world_meds, la
     simulate_to = functools.partial(simulate.simulate, workdir=workdir, meds_root=world_meds, labels=labels)
     with pytest.raises(UserError, match="of other settings"):
         simulate_to(out=out, settings=lambda _: dataclasses.replace(SLOW, seed=1), progress=False)
+    with monkeypatch.context() as another_step, pytest.raises(UserError, match="of other weights"):
+        vocabulary = Corpus.open(world_corpus).vocabulary
+        other = decode.lively_model(ModelConfig(len(vocabulary), 1, 16, 2, 2, 8, 16, tied_embeddings=False))
+        another_step.setattr(checkpoints, "load_for_inference", lambda _, **__: (other, vocabulary, RUN, 8))
+        simulate_to(out=out, settings=lambda _: SLOW, step=8, progress=False)
     assert drawn == []
     summary = simulate_to(out=out, settings=lambda _: CONFIG, progress=False)  # another batch size is no other job
     assert 6 <= summary["resumed_futures"] < 18 and len(drawn) == 6 - summary["resumed_futures"] // 3

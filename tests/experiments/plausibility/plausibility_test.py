@@ -265,7 +265,7 @@ def loads(world_corpus, vocabulary, monkeypatch):
 
     def load(model: object) -> None:
         config = types.SimpleNamespace(corpus=str(world_corpus), train=types.SimpleNamespace(row_length=600))
-        monkeypatch.setattr(checkpoints, "load_for_inference", lambda _: (model, vocabulary, config, 7))
+        monkeypatch.setattr(checkpoints, "load_for_inference", lambda _, **__: (model, vocabulary, config, 7))
 
     return load
 
