@@ -36,9 +36,11 @@ class CompiledSteps:
 
 
 def make_compiled_steps(
-    config: ml_collections.ConfigDict, model: ModelConfig, tables: TokenTables, mesh: Mesh
+    config: ml_collections.ConfigDict, model: ModelConfig, tables: TokenTables, mesh: Mesh, *, sources: int = 0
 ) -> CompiledSteps:
     """The steps of `config` for `model` over `mesh`. Trace and call them within `jax.set_mesh(mesh)`.
+
+    `sources`: of a mixture, by which evaluation is told; 0: of one corpus.
 
     Raises UserError for a learning-rate schedule that cannot be.
     """
@@ -66,13 +68,20 @@ def make_compiled_steps(
             out_shardings=(state, replicated),
             donate_argnums=0,
         ),
-        evaluate=jax.jit(
-            make_evaluation_step(model, tables), in_shardings=(state.params, batch), out_shardings=replicated
-        ),
+        evaluate=make_compiled_evaluation(model, tables, mesh, state.params, sources),
         abstract_state=jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, state
         ),
         abstract_batch={
             name: jax.ShapeDtypeStruct(rows, dtype, sharding=batch) for name, dtype in BATCH_DTYPES.items()
         },
+    )
+
+
+def make_compiled_evaluation(model: ModelConfig, tables: TokenTables, mesh: Mesh, params: Any, sources: int = 0) -> Any:
+    """`evaluate` of `CompiledSteps`, where `params` are the parameters' shardings over the mesh."""
+    return jax.jit(
+        make_evaluation_step(model, tables, sources),
+        in_shardings=(params, sharding.batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, P()),
     )

@@ -3,9 +3,10 @@
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -17,9 +18,13 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class LossTotals:
-    """Sums of losses over any number of batches, in float64 on the host."""
+    """Sums of losses over any number of batches, in float64 on the host.
 
-    def __init__(self) -> None:
+    `sources`: names of a mixture's corpora, whose evaluation steps tell sums by source; `by_source` has theirs.
+    """
+
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        self.by_source = {name: LossTotals() for name in sources}
         self.nats_K = np.zeros(len(KINDS))
         self.tokens_K = np.zeros(len(KINDS), np.int64)
         self.events = 0
@@ -31,6 +36,8 @@ class LossTotals:
         self.tokens_K += np.asarray(sums.tokens_K, np.int64)
         self.events += int(sums.events)
         self.weight += float(sums.weight)
+        for place, own in enumerate(self.by_source.values()):
+            own.add(jax.tree.map(lambda leaf_Sx, place=place: leaf_Sx[place], sums.by_source))
 
     @property
     def tokens(self) -> int:
@@ -53,10 +60,12 @@ class LossTotals:
         return float(self.nats_K.sum() / math.log(2) / self.events) if self.events else math.nan
 
     def values(self) -> dict[str, float]:
-        """What a metrics line says beside the loss: bits per event, and loss and tokens of each kind."""
+        """What a metrics line says beside the loss: bits per event, and loss and tokens of each kind and source."""
         values = {"bits_per_event": self.bits_per_event}
         values |= {f"loss/{kind}": loss for kind, loss in self.loss_by_kind.items()}
-        return values | {f"tokens/{kind}": int(self.tokens_K[k]) for k, kind in enumerate(KINDS) if self.tokens_K[k]}
+        values |= {f"tokens/{kind}": int(self.tokens_K[k]) for k, kind in enumerate(KINDS) if self.tokens_K[k]}
+        values |= {f"loss_by_source/{name}": own.loss for name, own in self.by_source.items()}
+        return values | {f"tokens_by_source/{name}": own.tokens for name, own in self.by_source.items()}
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:

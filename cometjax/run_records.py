@@ -150,7 +150,8 @@ class RunRecords:
     def evaluation(self, step: int, totals: metrics.LossTotals) -> None:
         """Write and show an evaluation on the tuning split."""
         self._writer.write(step, "tuning", {"loss": totals.loss} | self._clock.record() | totals.values())
-        self.say(f"step {step}  tuning loss {totals.loss:.4f}  {totals.bits_per_event:.3f} bits/event")
+        by_source = "".join(f"  {name} {own.loss:.4f}" for name, own in totals.by_source.items())
+        self.say(f"step {step}  tuning loss {totals.loss:.4f}  {totals.bits_per_event:.3f} bits/event{by_source}")
 
     def result(self, step: int, totals: metrics.LossTotals, skipped_steps: int) -> TrainResult:
         """The result of a run that ends here; shows where its time went."""

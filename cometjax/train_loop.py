@@ -29,7 +29,7 @@ from cometjax.train_step import LossSums, StepMetrics, TokenTables, TrainState
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.loader import LoaderConfig, evaluation_batches, evaluation_plan, train_batches
-from data_pipeline.mixture import Mixture
+from data_pipeline.mixture import Mixture, sources_of
 from data_pipeline.packing import PackingPlan
 from data_pipeline.row_tokens import RecordSource
 
@@ -60,7 +60,8 @@ class TrainLoop:
         self._saving: agreement.Poll | None = None  # whether the last save goes on, until it is known how it ended
         self._part, self._parts = sharding.share_of(mesh.devices, jax.process_index())
         tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
-        self._steps = make_compiled_steps(config, model, tables, mesh)
+        self._sources = sources_of(corpus)
+        self._steps = make_compiled_steps(config, model, tables, mesh, sources=len(self._sources))
         keep = KeepPolicy(config.train.keep_checkpoints, every=config.train.keep_every, best=config.train.keep_best)
         # A run that goes on from a checkpoint is to have the lines of all steps before it.
         self._checkpoints = Checkpoints(workdir, keep, before_commit=lambda: self._records.flush())
@@ -238,7 +239,7 @@ class TrainLoop:
         self._records.evaluation(self._step, totals)
 
     def _evaluate(self, *, max_batches: int | None) -> metrics.LossTotals:
-        totals = metrics.LossTotals()
+        totals = metrics.LossTotals(self._sources)
         in_flight: LossSums | None = None
         split, plan = self._tuning
         batches: Any = evaluation_batches(

@@ -1,6 +1,6 @@
 """The pure train and evaluation steps: loss, its parts per token kind, and an update that skips spikes and NaN.
 
-B batch rows   L row length   V vocabulary   K token kinds
+B batch rows   L row length   V vocabulary   K token kinds   S sources of a mixture
 """
 
 import dataclasses
@@ -55,12 +55,16 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossSums:
-    """Sums over a batch's target tokens: `nats_K` float32 (weighted), `tokens_K` int32, `events` and `weight`."""
+    """Sums over a batch's target tokens: `nats_K` float32 (weighted), `tokens_K` int32, `events` and `weight`.
+
+    `by_source`: of a mixture's evaluation the same once more, each array with a first axis of the mixture's corpora.
+    """
 
     nats_K: jax.Array
     tokens_K: jax.Array
     events: jax.Array
     weight: jax.Array
+    by_source: "LossSums | None" = None
 
 
 @jax.tree_util.register_dataclass
@@ -87,12 +91,20 @@ class StepMetrics:
     update_norms: dict[str, jax.Array]
 
 
-def loss_sums(model: Decoder, batch: Batch, tables: TokenTables) -> tuple[jax.Array, LossSums]:
-    """The model's cross-entropy on one batch: its weighted sum in nats, which has gradients, and sums by token kind."""
+def loss_sums(model: Decoder, batch: Batch, tables: TokenTables, sources: int = 0) -> tuple[jax.Array, LossSums]:
+    """The model's cross-entropy on one batch: its weighted sum in nats, which has gradients, and sums by token kind.
+
+    With `sources`, their number, the sums are told by source too, as `sources_BxL` of the batch has them.
+    """
     x_BxLxD = model.hidden_of_rows(batch["tokens_BxL"], batch["segment_ids_BxL"], batch["positions_BxL"])
     targets_BxL, weights_BxL = batch["targets_BxL"], batch["loss_weights_BxL"]
     total, nats_BxL = weighted_nats(x_BxLxD, model.head(), targets_BxL, weights_BxL)
-    return total, _by_kind(nats_BxL * weights_BxL, targets_BxL, weights_BxL, tables)
+    sums = _by_kind(nats_BxL * weights_BxL, targets_BxL, weights_BxL, tables)
+    if sources:
+        weights_SxBxL = jnp.where(batch["sources_BxL"] == jnp.arange(sources)[:, None, None], weights_BxL, 0.0)
+        by_source = jax.vmap(lambda own_BxL: _by_kind(nats_BxL * own_BxL, targets_BxL, own_BxL, tables))(weights_SxBxL)
+        sums = dataclasses.replace(sums, by_source=by_source)
+    return total, sums
 
 
 def _by_kind(nats_BxL: jax.Array, targets_BxL: jax.Array, weights_BxL: jax.Array, tables: TokenTables) -> LossSums:
@@ -159,10 +171,10 @@ def make_train_step(
     return train_step
 
 
-def make_evaluation_step(model: ModelConfig, tables: TokenTables) -> Callable[[Any, Batch], LossSums]:
-    """A pure function (params, batch) → LossSums."""
+def make_evaluation_step(model: ModelConfig, tables: TokenTables, sources: int = 0) -> Callable[[Any, Batch], LossSums]:
+    """A pure function (params, batch) → LossSums; of a mixture of so many `sources` by source too."""
     graph = model_graph(model)
-    return lambda params, batch: loss_sums(nnx.merge(graph, params), batch, tables)[1]
+    return lambda params, batch: loss_sums(nnx.merge(graph, params), batch, tables, sources)[1]
 
 
 def _segment_statistics(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -121,7 +121,7 @@ def evaluation_batches(
 
     The packing does not depend on `config.seed`. Rows lie in random order, so the first `max_batches` are a fair
     sample. Every host gets the same number of batches. `plan` is `evaluation_plan(split, config)`, where the caller
-    has it already.
+    has it already. Batches of a mixture have int32 `sources_BxL` besides: the number of the corpus that a token is of.
     """
     _validate(config, host, hosts)
     plan = evaluation_plan(split, config) if plan is None else plan
@@ -132,7 +132,8 @@ def evaluation_batches(
         places = range(index * config.batch_rows, (index + 1) * config.batch_rows)
         return _evaluation_rows(plan, _share(places, host, hosts))
 
-    return _iterate(split, plan, rows_at, range(batches), config)
+    first_records = split.first_records if isinstance(split, MixedSplit) else ()
+    return _iterate(split, plan, rows_at, range(batches), config, first_records)
 
 
 def evaluation_plan(split: RecordSource, config: LoaderConfig) -> PackingPlan:
@@ -192,6 +193,7 @@ def _iterate(
     rows_at: Callable[[int], list[RowPlan]],
     steps: range,
     config: LoaderConfig,
+    first_records: Sequence[int] = (),
 ) -> Iterator[Batch]:
     if config.workers:
         return loader_workers.iterate(
@@ -200,21 +202,26 @@ def _iterate(
             rows_at=rows_at,
             row_length=plan.row_length,
             prefix_length=plan.prefix_length,
-            expand=lambda rows, tokens: _expand(rows, tokens, plan.prefix_length),
+            expand=lambda rows, tokens: _expand(rows, tokens, plan.prefix_length, first_records),
             workers=config.workers,
             prefetch=config.prefetch,
         )
-    dataset = grain.MapDataset.range(steps.start, steps.stop).map(lambda step: _batch(split, plan, rows_at(step)))
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(
+        lambda step: _batch(split, plan, rows_at(step), first_records)
+    )
     options = grain.ReadOptions(num_threads=min(1, config.prefetch), prefetch_buffer_size=config.prefetch)
     return iter(dataset.to_iter_dataset(options))
 
 
-def _batch(split: RecordSource, plan: TrainingPlan, rows: list[RowPlan]) -> Batch:
-    return _expand(rows, row_tokens.read(split, rows, plan.row_length, plan.prefix_length), plan.prefix_length)
+def _batch(split: RecordSource, plan: TrainingPlan, rows: list[RowPlan], first_records: Sequence[int] = ()) -> Batch:
+    content = row_tokens.read(split, rows, plan.row_length, plan.prefix_length)
+    return _expand(rows, content, plan.prefix_length, first_records)
 
 
-def _expand(rows: Sequence[RowPlan], content: RowTokens, prefix_length: int) -> Batch:
-    """The batch of rows whose tokens were read."""
+def _expand(
+    rows: Sequence[RowPlan], content: RowTokens, prefix_length: int, first_records: Sequence[int] = ()
+) -> Batch:
+    """The batch of rows whose tokens were read; with `first_records`, of a mixture, the corpus of each token too."""
     num_rows, row_length = content.tokens_BxL.shape
     batch = {name: np.zeros((num_rows, row_length), dtype) for name, dtype in BATCH_DTYPES.items()}
     batch["tokens_BxL"][:] = content.tokens_BxL
@@ -236,4 +243,15 @@ def _expand(rows: Sequence[RowPlan], content: RowTokens, prefix_length: int) -> 
             begin = end
         targets_L[begin:] = 0
         first += len(row.record_S)
+    if first_records:
+        batch["sources_BxL"] = _sources(rows, num_rows, row_length, first_records)
     return batch
+
+
+def _sources(rows: Sequence[RowPlan], num_rows: int, row_length: int, first_records: Sequence[int]) -> np.ndarray:
+    sources_BxL = np.zeros((num_rows, row_length), np.int32)
+    for sources_L, row in zip(sources_BxL, rows, strict=True):
+        part_S = np.searchsorted(first_records, row.record_S, side="right") - 1
+        told_L = np.repeat(part_S, row.length_S)
+        sources_L[: len(told_L)] = told_L
+    return sources_BxL

@@ -161,10 +161,17 @@ class MixedPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Corpora with weights; as `Corpus` to whoever trains. `open_corpus` makes it."""
+    """Corpora with weights; as `Corpus` to whoever trains. `open_corpus` makes it.
+
+    Attributes:
+        corpora: sorted by fingerprint.
+        schedule: their weights, in that order.
+        names: of each, all different: the end of the path that it was opened by.
+    """
 
     corpora: tuple[Corpus, ...]
     schedule: Schedule
+    names: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
@@ -190,6 +197,11 @@ class Mixture:
         return MixedSplit(name, [corpus.split(name) for corpus in self.corpora], self.schedule)
 
 
+def sources_of(corpus: Corpus | Mixture) -> tuple[str, ...]:
+    """Names of a mixture's corpora; none of a corpus that is no mixture."""
+    return corpus.names if isinstance(corpus, Mixture) else ()
+
+
 def is_there(names: str) -> bool:
     """Whether every folder that `open_corpus(names)` would open still holds a corpus; URLs are taken to."""
     return all(is_remote(name) or (pathlib.Path(name) / MANIFEST).is_file() for name, _ in parse(names))
@@ -208,8 +220,12 @@ def open_corpus(names: str) -> Corpus | Mixture:
     if len(parts) == 1:
         return _open(parts[0][0])
     # Sorted by what they are, so that a mixture does not depend on the order in which it was written.
-    opened = sorted(((_open(name), weight) for name, weight in parts), key=lambda part: part[0].fingerprint)
-    for (one, _), (other, _) in itertools.pairwise(opened):
+    shown = _ends([name for name, _ in parts])
+    opened = sorted(
+        ((_open(name), weight, end) for (name, weight), end in zip(parts, shown, strict=True)),
+        key=lambda part: part[0].fingerprint,
+    )
+    for (one, *_), (other, *_) in itertools.pairwise(opened):
         where = f"{one.root} and {other.root}"
         if one.fingerprint == other.fingerprint:
             raise UserError("the same corpus twice", where=where, fix="add up the weights")
@@ -220,7 +236,18 @@ def open_corpus(names: str) -> Corpus | Mixture:
                 where=where,
                 fix="build one with the other's vocabulary to mix them",
             )
-    return Mixture(tuple(corpus for corpus, _ in opened), Schedule.of([weight for _, weight in opened]))
+    corpora, weights, names_of = zip(*opened, strict=True)
+    return Mixture(corpora, Schedule.of(weights), names_of)
+
+
+def _ends(paths: Sequence[str]) -> list[str]:
+    """The last components of paths, as many as make them different; the same path twice stays the same."""
+    split = [[part for part in path.split("/") if part] for path in paths]
+    for count in range(1, max(map(len, split))):
+        ends = ["/".join(parts[-count:]) for parts in split]
+        if len(set(ends)) == len(set(paths)):
+            return ends
+    return list(paths)
 
 
 def _open(name: str) -> Corpus:

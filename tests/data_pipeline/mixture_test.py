@@ -167,6 +167,24 @@ def test_a_tuning_split_pools_all_subjects_whatever_the_weights(folders):
     assert_equal(batches, others)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_of_an_evaluation_says_which_corpus_each_token_is_of(mixed, workers):
+    config = dataclasses.replace(CONFIG, workers=workers, prefetch=1)
+    thousands = [int(part.record(0).tokens_T[0]) // 1000 for part in mixed.split("tuning").parts]
+    told = set()
+    for batch in loader.evaluation_batches(mixed.split("tuning"), config):
+        is_token = batch["tokens_BxL"] > 0
+        parts, sources = batch["tokens_BxL"][is_token] // 1000, batch["sources_BxL"][is_token]
+        told |= set(zip(parts.tolist(), sources.tolist(), strict=True))
+    assert told == {(thousand, source) for source, thousand in enumerate(thousands)} and len(told) == 3
+    assert sorted(mixed.names) == ["a", "b", "c"]
+
+
+def test_corpora_are_named_by_as_much_of_their_paths_as_makes_them_differ():
+    assert mixture._ends(["runs/a/corpus", "runs/b/corpus"]) == ["a/corpus", "b/corpus"]
+    assert mixture._ends(["gs://x/a", "b/"]) == ["a", "b"] and mixture._ends(["a", "b/a"]) == ["a", "b/a"]
+
+
 def test_the_fingerprint_tells_corpora_and_weights_but_not_their_order(folders):
     a, b, c = (f"{folders}/{name}" for name in "abc")
     one = open_corpus(f"{a}=0.7,{b}=0.3")
