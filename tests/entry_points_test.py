@@ -24,6 +24,7 @@ ENTRY_POINTS = (
     "cometjax.evaluate",
     "cometjax.compare_models",
     "cometjax.export",
+    "cometjax.loss",
     "experiments.demo",
     "experiments.estimator_check",
     "experiments.launch",

@@ -1,5 +1,6 @@
-"""Training on a mixture of corpora: runs, resumes bitwise, and refuses another mixture."""
+"""Training on a mixture of corpora: runs, resumes bitwise, refuses another; and its loss by `cometjax.loss`."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from cometjax import metrics
+from cometjax import loss, metrics
+from cometjax import workdir as workdirs
 from cometjax.config import default_config
 from cometjax.preemption import EXIT_CODE
 from cometjax.train import train
@@ -85,6 +87,58 @@ def test_the_tuning_loss_is_of_all_subjects_of_both(config, finished, world_corp
     lengths_R = corpus.Corpus.open(world_corpus).split("tuning").lengths_R.astype(int)
     tokens = sum(value for key, value in line.items() if key.startswith("tokens/"))
     assert tokens == (lengths_R - 1).sum()
+
+
+def tuning_line(workdir):
+    (line,) = (line for line in metrics.read(workdir) if line["split"] == "tuning")
+    return line
+
+
+def test_the_tuning_loss_is_told_by_source_in_the_same_pass(finished):
+    line = tuning_line(finished[0])
+    tokens, losses = ([line[f"{key}_by_source/{name}"] for name in ("even", "odd")] for key in ("tokens", "loss"))
+    assert min(tokens) > 0 and sum(tokens) == sum(value for key, value in line.items() if key.startswith("tokens/"))
+    assert losses[0] != losses[1]
+    assert np.average(losses, weights=tokens) == pytest.approx(line["loss"], rel=1e-6)
+
+
+def test_a_runs_own_tuning_loss_comes_out_to_the_bit(config, finished):
+    workdir, trained = finished
+    found = loss.loss(workdir, config.corpus, progress=False)
+    line = tuning_line(workdir)
+    assert (found["step"], found["loss"], found["bits_per_event"]) == (12, line["loss"], line["bits_per_event"])
+    assert found["loss_by_kind"] == trained.tuning_loss_by_kind
+    for name in ("even", "odd"):
+        assert found["loss_by_source"][name] == line[f"loss_by_source/{name}"]
+    assert f"{'even':<24}{found['loss_by_source']['even']:>12.4f}" in loss.text_table(found)
+
+
+def test_one_sources_corpus_has_the_loss_that_the_mixture_tells_of_it(config, finished):
+    """In other rows, beside other subjects, and in batches of another size."""
+    workdir, line = finished[0], tuning_line(finished[0])
+    even = config.corpus.split("=")[0]
+    found = loss.loss(workdir, even, batch_rows=3, progress=False)
+    assert found["tokens"] == line["tokens_by_source/even"] == sum(found["tokens_by_kind"].values())
+    assert found["loss"] == pytest.approx(line["loss_by_source/even"], rel=1e-5) and not found["loss_by_source"]
+    few = loss.loss(workdir, even, split="train", step=10, batches=1, progress=False)
+    assert (few["step"], few["batches"], few["split"]) == (10, 1, "train") and 0 < few["tokens"] <= 8 * 64
+
+
+def test_a_corpus_of_another_vocabulary_has_no_loss(config, finished, tmp_path):
+    corpus_root = tmp_path / "other"
+    shutil.copytree(config.corpus.split("=")[0], corpus_root)
+    opened = corpus.Corpus.open(corpus_root)
+    other = dataclasses.replace(opened.vocabulary, interval_seconds=(61.0,) * 13)
+    other.save(corpus_root / corpus.VOCABULARY)
+    splits = opened.manifest["splits"]
+    changed = {
+        "vocabulary_fingerprint": other.fingerprint,
+        "fingerprint": corpus.fingerprint(other.fingerprint, splits),
+    }
+    (corpus_root / corpus.MANIFEST).write_bytes(corpus.encode_manifest(dict(opened.manifest) | changed))
+    mine = workdirs.read_json(finished[0] / workdirs.CORPUS)["vocabulary_fingerprint"][:12]
+    with pytest.raises(UserError, match=f"has vocabulary {other.fingerprint[:12]}, .* trained with {mine}"):
+        loss.loss(finished[0], str(corpus_root), progress=False)
 
 
 def test_other_weights_are_another_corpus(config, finished):
