@@ -27,6 +27,10 @@ def check(isoflops: IsoFlops, hold_out: HoldOut | None, max_error: float = MAX_H
     few = len(isoflops.parabolas) - len(enough)
     sizes = f"{len(enough)} budgets have {MIN_SIZES} sizes or more"
     sizes += f", {few} have fewer and are left out" if few else ""
+    # Whatever is foretold beyond the largest budget would rest on smaller ones than were paid for.
+    largest = max(isoflops.parabolas, key=lambda parabola: parabola.c)
+    lacks_largest = largest.sizes < MIN_SIZES
+    sizes += f", the largest, C = {_list([largest])}, among them" if lacks_largest else ""
     curvature = "all parabolas open upwards"
     if bent:
         curvature = f"no minimum at C = {_list(bent)}: the parabola opens downwards"
@@ -34,7 +38,7 @@ def check(isoflops: IsoFlops, hold_out: HoldOut | None, max_error: float = MAX_H
     if edge:
         interior = f"at C = {_list(edge)} the minimum lies beyond the sizes tried: widen the grid there"
     return [
-        Gate("sizes", bool(enough), sizes),
+        Gate("sizes", bool(enough) and not lacks_largest, sizes),
         Gate("budgets", len(enough) >= MIN_BUDGETS, f"{len(enough)} budgets can be used, {MIN_BUDGETS} are needed"),
         Gate("curvature", not bent, curvature),
         Gate("interior minimum", not edge, interior),

@@ -332,6 +332,8 @@ def run(
         plan = study.plan_grid(study.run_pilot())
         say(describe(plan.trials))
         say(consent.cost(plan))
+        if missing := study_config.too_few(config):
+            say(f"WARNING: a rehearsal ({missing}): a gate will refuse the fit, and no family will come of it")
         if dry_run:
             say(f"{workdir / PLAN}: dry run, nothing of it was started")
             return None

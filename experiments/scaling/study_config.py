@@ -11,10 +11,10 @@ import ml_collections
 
 from cometjax import config as training
 from data_pipeline.errors import UserError
-from experiments.scaling import gates, recipe, surface
+from experiments.scaling import frontier, gates, recipe, surface
 
 # What may change between two starts of one study: how trials are run, read and refused, not what they are.
-FREE_KEYS = ("run.", "fit.", "family.", "data.entropy_floor", "data.max_epochs")
+FREE_KEYS = ("run.", "fit.", "family.", "data.entropy_floor", "data.max_epochs", "grid.rehearsal")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -45,8 +45,9 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.grid = ml_collections.ConfigDict(
         {
-            "budgets": (),  # 6 N D, at least three
-            "sizes": 6,  # of each budget, at least five
+            "budgets": (),  # 6 N D, at least three (gates.MIN_BUDGETS)
+            "sizes": 6,  # of each budget, at least five (frontier.MIN_SIZES)
+            "rehearsal": False,  # True: fewer will do, to try a cluster or a recipe; a gate then refuses the fit
             "spread": 4.0,  # the smallest is centre / spread, the largest centre * spread
             "shift": 1.0,  # moves all centres: after a gate said that a minimum lies at an edge
         }
@@ -91,6 +92,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _rising(config, "pilot.budgets", at_least=0)
     if config.grid.sizes < 1 or config.grid.spread <= 1 or config.grid.shift <= 0:
         raise UserError("give sizes of 1 or more, a spread above 1, a shift above 0", where="config.grid")
+    if not config.grid.rehearsal and (missing := too_few(config)):
+        raise UserError(
+            f"{missing}: every trial would be trained, and then a gate would refuse the fit",
+            where="config.grid",
+            fix="give more, or say config.grid.rehearsal=True to train them all the same",
+        )
     if config.pilot.budgets and not (config.pilot.widths and config.pilot.learning_rates):
         raise UserError("a pilot needs widths and learning_rates", where="config.pilot")
     if not config.pilot.budgets and config.pilot.tokens_per_parameter <= 0:
@@ -105,6 +112,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("need repeats.epochs and data.repeated_unique_tokens", where="config.repeats.widths")
     if config.fit.bootstrap < 0 or not 0.5 <= config.fit.confidence < 1:
         raise UserError("give bootstrap of 0 or more, confidence in [0.5, 1)", where="config.fit")
+
+
+def too_few(config: ml_collections.ConfigDict) -> str:
+    """What the grid has too few of for a fit that no gate refuses (`gates.check`); "" where it has enough."""
+    budgets, sizes = len(config.grid.budgets), config.grid.sizes
+    counts = (("budgets", budgets, gates.MIN_BUDGETS), ("sizes of each budget", sizes, frontier.MIN_SIZES))
+    return "; ".join(f"{there} {what}, {least} are needed" for what, there, least in counts if there < least)
 
 
 def _with_steps(base: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -67,6 +67,18 @@ def test_fewer_than_five_sizes_close_a_gate() -> None:
     assert "sizes" in closed(grid(factors=(0.5, 1, 2, 4)))
 
 
+@pytest.mark.parametrize(("budget", "refused"), [(0, set()), (-1, {"sizes"})])
+def test_the_largest_budget_may_not_be_left_out(budget, refused) -> None:
+    """Of five, a smaller one may lack a size. Beyond a largest one that does, smaller ones would foretell."""
+    runs = grid(budgets=5)
+    taken = runs.c_P.reshape(5, 5)[budget, 2]
+    lacking = runs.take(np.flatnonzero((runs.c_P != taken) | (np.arange(len(runs)) % 5 != 2)))
+    assert closed(lacking) == refused
+    (gate,) = [gate for gate in gates.check(frontier.isoflops(lacking), None) if gate.name == "sizes"]
+    assert "4 budgets have 5 sizes or more, 1 have fewer and are left out" in gate.reason
+    assert ("the largest, C = 1e+22, among them" in gate.reason) == bool(refused)
+
+
 def test_fewer_than_three_budgets_close_a_gate() -> None:
     assert closed(grid(budgets=2)) == {"budgets"}
 

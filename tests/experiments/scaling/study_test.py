@@ -158,7 +158,25 @@ def test_budgets_that_would_share_trials_are_refused(folder, tmp_path, pretended
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"grid__sizes": 4}, "0 budgets have 5 sizes"), ({"grid__budgets": (1e11, 2e11)}, "3 are needed"),
+    [({"grid__budgets": (1e11, 2e11)}, "2 budgets, 3 are needed"),
+     ({"grid__sizes": 4}, "4 sizes of each budget, 5 are needed"),
+     ({"grid__budgets": (1e11,), "grid__sizes": 2}, "1 budgets, 3 are needed; 2 sizes of each budget, 5 are needed")],
+)  # fmt: skip
+def test_a_grid_that_a_gate_would_refuse_is_refused_before_anything_is_trained(
+    folder, tmp_path, pretended, changes, says
+) -> None:
+    with pytest.raises(UserError, match=rf"config.grid: {says}: every trial .*config.grid.rehearsal=True"):
+        run(folder, tmp_path / "run", changes=changes)
+    assert not (tmp_path / "run").exists() and pretended == []
+    said = []
+    run(folder, tmp_path / "run", changes=changes | {"grid__rehearsal": True}, dry_run=True, said=said)
+    assert any(text.startswith(f"WARNING: a rehearsal ({says})") for text in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"grid__sizes": 4, "grid__rehearsal": True}, "0 budgets have 5 sizes"),
+     ({"grid__budgets": (1e11, 2e11), "grid__rehearsal": True}, "3 are needed"),
      ({"grid__shift": 4.0}, "minimum lies beyond the sizes tried"),
      ({"fit__max_holdout_error": 1e-7}, "mean error of")],
 )  # fmt: skip

@@ -22,7 +22,7 @@ from tests.experiments.scaling import made_up_study
 
 def get_config():
     return made_up_study.config(pathlib.Path({folder!r}), grid__budgets=(5e8, 1e9), grid__sizes=4, grid__spread=2.0,
-                                pilot__tokens_per_parameter=4.0)
+                                grid__rehearsal=True, pilot__tokens_per_parameter=4.0)
 """
 
 
