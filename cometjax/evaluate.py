@@ -8,12 +8,13 @@ intervals by subject, beside those of baselines on the same rows (--baselines; d
 OUT/results.json, OUT/report.html, OUT/labels/TASK.parquet, OUT/predictions/TASK.parquet (meds-evaluation's schema), and
 OUT/risks/TASK.parquet with each risk's standard error (docs/tasks.md).
 OUT must be new or empty. Futures are kept beside it as they finish, in .OUT.job: after a kill the same command goes on
-from there. Expect minutes on two cores for the demo's model, most of them in simulation; a bar shows how far it is.
+from there; several processes draw them together, each with its --part (docs/simulation.md). Expect minutes on two cores
+for the demo's model, most of them in simulation; a bar shows how far it is.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +32,10 @@ from cometjax import (
     engine,
     estimators,
     evaluation_files,
+    evaluation_futures,
     fine_tuned,
     futures,
+    job_folder,
     metrics,
     output_folder,
     report,
@@ -40,7 +43,6 @@ from cometjax import (
     rivals,
     run_description,
     shrinkage,
-    simulation_job,
     task_rows,
     test_time_scaling,
     world_truth,
@@ -48,15 +50,16 @@ from cometjax import (
 from cometjax import risks as risks_module
 from cometjax import tasks as task_module
 from cometjax.amount_results import score_amounts
-from cometjax.task_results import Rows, score_task
+from cometjax.task_results import score_task
 from cometjax.tasks import Task
-from data_pipeline import command_line, meds, prompts
+from data_pipeline import command_line, meds
 from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import progress_bar
-from data_pipeline.vocabulary import Vocabulary
 
 SECONDS_PER_DAY = 86_400.0
 _ROW = list(estimators.KEYS)
+# Options that may differ between the processes of one evaluation: how fast it is, and where its files are.
+_OF_ONE_PROCESS = ("batch_rows", "corpus", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +130,31 @@ def evaluate(
     tasks: Sequence[Task],
     out: pathlib.Path,
     options: Options = Options(),
+    part: job_folder.Part = job_folder.EVERYTHING,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the model of workdir `work` on the MEDS data set and write everything to `out`; returns results.json.
 
+    `part`: of the futures, beside other processes; {} is returned where another is to write `out`.
+
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, no MEDS data set, a split without subjects
-    or rows.
+    or rows, parts of an evaluation of other settings, another process at the same.
     """
+    with contextlib.ExitStack() as held:
+        return _evaluate(work, meds_root, tasks, out, options, part, held, progress=progress)
+
+
+def _evaluate(
+    work: pathlib.Path,
+    meds_root: pathlib.Path,
+    tasks: Sequence[Task],
+    out: pathlib.Path,
+    options: Options,
+    part: job_folder.Part,
+    held: contextlib.ExitStack,
+    *,
+    progress: bool,
+) -> dict[str, Any]:
     output_folder.refuse_taken(out)
     rivals.check_names(options.baselines)
     if options.corpus:
@@ -153,6 +174,7 @@ def evaluate(
     )
     events, rows = asked.events, asked.rows
     tasks = [task for task in tasks if task.name in rows]
+    drawing = _drawing(config, options)
     baselines = rivals.Rivals(
         options.baselines,
         dataset,
@@ -160,11 +182,22 @@ def evaluate(
         vocabulary,
         options.seed,
         _backbone(model, config, options),
-        _token_bounds(config, options)[0],
+        drawing.max_prompt_tokens,
     )
     start = time.perf_counter()
-    kept_in = simulation_job.folder_of(out)
-    simulations = simulate_all(model, vocabulary, dataset, tasks, rows, config, options, kept_in, progress=progress)
+    sampler = risks_module.Sampler(
+        model, vocabulary, drawing, options.estimator, options.target_se, job_folder.folder_of(out)
+    )
+    groups = evaluation_futures.groups(sampler, dataset, tasks, rows)
+    shared = {name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_ONE_PROCESS}
+    identity = evaluation_futures.identity(groups, tasks, shared)
+    folder = held.enter_context(job_folder.opened(out, part, identity, keep_identity=not part.is_all))
+    if not part.is_all:
+        for group in groups.values():
+            group.draw(part, progress=progress)
+        if not folder.finish_part():
+            return {}
+    simulations = {censoring: group.simulate(progress=progress) for censoring, group in groups.items()}
     wall_s = time.perf_counter() - start
     scored = {name: of_task.scored for name, of_task in rows.items()}
     truths = world_truth.true_risks(
@@ -210,7 +243,7 @@ def evaluate(
         else None
     )
     evaluation_files.write(out, results, risks, amounts, report.render(results, records, story))
-    shutil.rmtree(kept_in, ignore_errors=True)
+    folder.remove()
     return results
 
 
@@ -224,54 +257,21 @@ def _compare_with_baselines(results: Mapping[str, Any], baselines: Sequence[str]
     return {name: comparisons.summarize(comparisons.gains_over(own, name), events) for name, own in answering.items()}
 
 
-def simulate_all(
-    model: Any,
-    vocabulary: Vocabulary,
-    dataset: meds.MedsDataset,
-    tasks: Sequence[Task],
-    rows: Mapping[str, Rows],
-    config: Any,
-    options: Options,
-    kept_in: pathlib.Path,
-    *,
-    progress: bool,
-) -> dict[str, risks_module.Simulation]:
-    """By censoring: futures of the union of its tasks' prompts, each as long as the longest horizon asked of it.
-
-    What is drawn is kept in `kept_in`, and not drawn again.
-
-    Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
-    subjects under observation ("dataset_end"), leaving the data set must not pass for health.
-    """
-    simulations = {}
-    max_prompt_tokens, max_new_tokens = _token_bounds(config, options)
-    for censoring in sorted({task.censoring for task in tasks}):
-        group = [task for task in tasks if task.censoring == censoring]
-        simulation = engine.SimulationConfig(
-            samples=options.samples,
-            horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
-            max_new_tokens=max_new_tokens,
-            max_windows=options.max_windows,
-            max_prompt_tokens=max_prompt_tokens,
-            seed=options.seed,
-            stop_at_timeline_end=censoring == "assume_complete",
-            grammar=options.grammar,
-            batch_rows=options.batch_rows,
-        )
-        wanted, asks_PxK = task_rows.union(group, rows)
-        sampler = risks_module.Sampler(model, vocabulary, simulation, options.estimator, options.target_se, kept_in)
-        simulations[censoring] = sampler.simulate(
-            prompts.build_prompts(dataset, wanted, vocabulary) if len(wanted) else [],
-            wanted.get_column("days").to_list(),
-            group,
-            asks_PxK,
-            progress=progress,
-        )
-    return simulations
-
-
-def _token_bounds(config: Any, options: Options) -> tuple[int, int]:
-    return futures.token_bounds(config.train.row_length, options.max_prompt_tokens, options.max_new_tokens)
+def _drawing(config: Any, options: Options) -> futures.SimulationConfig:
+    """How futures are drawn; each group of tasks has a horizon of its own."""
+    max_prompt_tokens, max_new_tokens = futures.token_bounds(
+        config.train.row_length, options.max_prompt_tokens, options.max_new_tokens
+    )
+    return futures.SimulationConfig(
+        samples=options.samples,
+        horizon_seconds=SECONDS_PER_DAY,
+        max_new_tokens=max_new_tokens,
+        max_windows=options.max_windows,
+        max_prompt_tokens=max_prompt_tokens,
+        seed=options.seed,
+        grammar=options.grammar,
+        batch_rows=options.batch_rows,
+    )
 
 
 def _backbone(model: Any, config: Any, options: Options) -> fine_tuned.Backbone | None:
@@ -310,6 +310,7 @@ def _define_flags() -> None:
     config_flags.DEFINE_config_file("tasks", None, "task file, such as experiments/configs/tasks_world.py")
     flags.DEFINE_list("only", [], "names of the task file's tasks, with commas between; none: all")
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
+    flags.DEFINE_string("part", "", job_folder.PART_HELP)
     default = Options()
     flags.DEFINE_integer("samples", default.samples, "futures for each prompt", lower_bound=1)
     flags.DEFINE_integer("max_rows_per_task", default.max_rows_per_task, "rows scored for each task", lower_bound=1)
@@ -356,7 +357,10 @@ def main() -> None:
         tasks=task_module.tasks_from_config(values.tasks, values.only),
         out=pathlib.Path(values.out),
         options=Options(**chosen),
+        part=job_folder.Part.parse(values.part),
     )
+    if not results:  # another process writes them
+        return
     print(report.text_table(results))
     print(f"report: {pathlib.Path(values.out) / 'report.html'}")
 

@@ -1,7 +1,8 @@
 """Prompts whose futures are drawn, kept on disk as they finish: what a kill can't take.
 
-FOLDER/NNNNNN.parquet    of prompts that finished about together, a row for each sample: its tokens, and what it adds
-                         to risks; each file written whole under another name, then renamed
+FOLDER/NNNNNN.parquet                of prompts that finished about together, a row for each sample: its tokens, and
+                                     what it adds to risks; each file written whole under another name, then renamed
+FOLDER/part_I_of_N_NNNNNN.parquet    the same, of one of several processes that draw the prompts together
 """
 
 import dataclasses
@@ -44,14 +45,16 @@ class Finished:
 
 
 class FinishedPrompts:
-    """The finished prompts of a folder, which the first part makes; without a folder, only those of this process.
+    """The finished prompts of a folder, which the first file makes; without a folder, only those of this process.
+
+    `writer` begins the names of the files that are written: processes that share a folder have one each.
 
     Attributes:
-        by_index: by number of the prompt; `add` adds to it.
+        by_index: by number of the prompt, as the folder was when this was made; `add` adds to it.
     """
 
-    def __init__(self, folder: pathlib.Path | None, prompts: Sequence[Prompt]) -> None:
-        self._folder, self._prompts = folder, prompts
+    def __init__(self, folder: pathlib.Path | None, prompts: Sequence[Prompt], writer: str = "") -> None:
+        self._folder, self._prompts, self._writer = folder, prompts, writer
         self._part: dict[int, Finished] = {}
         self._written = time.monotonic()
         self.by_index: dict[int, Finished] = {}
@@ -81,8 +84,9 @@ class FinishedPrompts:
                 finished.futures, finished.share_SxK, finished.cut_SxK, _columns_of_terms(finished), strict=True
             )
         ]
-        number = sum(1 for _ in folder.glob("*.parquet"))
-        write_whole(folder / f"{number:06d}.parquet", pl.DataFrame(rows, schema=_SCHEMA, orient="row").write_parquet)
+        number = sum(1 for _ in folder.glob(f"{self._writer}*.parquet"))
+        table = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+        write_whole(folder / f"{self._writer}{number:06d}.parquet", table.write_parquet)
 
     def _read(self, path: pathlib.Path) -> dict[int, Finished]:
         found = {}

@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,7 @@ import polars as pl
 from cometjax import amounts, anticipation, decoding, engine, estimators, simulation_job
 from cometjax.finished_prompts import Finished, FinishedPrompts
 from cometjax.futures import Future, Prompt, SimulationConfig
+from cometjax.job_folder import EVERYTHING, Part
 from cometjax.model import Decoder
 from cometjax.tasks import Task
 from data_pipeline.errors import UserError
@@ -106,28 +107,9 @@ class Sampler:
         `asks_PxK` (bool): which of the tasks ask each prompt; None: all. Estimates of others mean nothing, or are not
         there.
         """
-        horizons = [value * SECONDS_PER_DAY for value in days]
-        asks_PxK = np.ones((len(prompts), len(tasks)), bool) if asks_PxK is None else asks_PxK
-        if self.estimator != "reach":
-            return self._simulate(prompts, horizons, tasks, asks_PxK, progress=progress)
-        # Futures without an outcome can tell nothing of the other tasks: these have ordinary ones.
-        grammatical = dataclasses.replace(self.config, grammar=True)
-        ordinary = dataclasses.replace(self, estimator="monte_carlo", config=grammatical)
-        parts = [(self, [k]) for k, task in enumerate(tasks) if _is_summed(task)]
-        if counted := [k for k, task in enumerate(tasks) if not _is_summed(task)]:
-            parts.append((ordinary, counted))
-        every = []
-        for sampler, own_K in parts:
-            limit = max(tasks[k].horizon_days for k in own_K) * SECONDS_PER_DAY
-            own_P = np.flatnonzero(asks_PxK[:, own_K].any(1)).tolist()
-            simulation = sampler._simulate(
-                [prompts[p] for p in own_P],
-                [min(horizons[p], limit) for p in own_P],
-                [tasks[k] for k in own_K],
-                asks_PxK[np.ix_(own_P, own_K)],
-                progress=progress,
-            )
-            every.append(simulation)
+        every = [
+            sampler._simulate(asked, progress=progress) for sampler, asked in self._sets(prompts, days, tasks, asks_PxK)
+        ]
         return Simulation(
             [future for simulation in every for future in simulation.futures],
             every[-1].times,
@@ -135,27 +117,54 @@ class Sampler:
             sum(simulation.new_tokens for simulation in every),
         )
 
-    def _simulate(
+    def draw(
         self,
         prompts: Sequence[Prompt],
-        horizons: Sequence[float],
+        days: Sequence[float],
         tasks: Sequence[Task],
-        asks_PxK: np.ndarray,
+        asks_PxK: np.ndarray | None = None,
         *,
+        part: Part,
         progress: bool,
-    ) -> Simulation:
-        size = min(PILOT, self.config.samples) if self.target_se else self.config.samples
-        drawn = _Drawn([[] for _ in prompts], [])
-        draw = functools.partial(self._draw, drawn, prompts, horizons, tasks, asks_PxK, progress=progress)
-        draw(range(len(prompts)), size)
-        if self.target_se:
-            told = self._told(tasks)
-            needed_P = [
-                self._needed(rounds[0].share_SxK[:, asks_K])
-                for rounds, asks_K in zip(drawn.rounds, asks_PxK[:, [task in told for task in tasks]], strict=True)
-            ]
-            for first in range(size, self.config.samples, size):
-                draw([index for index, needed in enumerate(needed_P) if needed > first], size)
+    ) -> int:
+        """Draw a part's share of the prompts for `simulate`, which finds it in `kept_in`; returns the tokens drawn."""
+        return sum(
+            sum(sampler._drawn(asked, part, progress=progress).new_tokens)
+            for sampler, asked in self._sets(prompts, days, tasks, asks_PxK)
+        )
+
+    def _sets(
+        self, prompts: Sequence[Prompt], days: Sequence[float], tasks: Sequence[Task], asks_PxK: np.ndarray | None
+    ) -> Iterator[tuple["Sampler", "_Asked"]]:
+        """What is drawn for itself: all at once, but with REACH each task, and then those that need ordinary futures.
+
+        Futures without an outcome can tell nothing of the other tasks.
+        """
+        horizons = [value * SECONDS_PER_DAY for value in days]
+        asks_PxK = np.ones((len(prompts), len(tasks)), bool) if asks_PxK is None else asks_PxK
+        if self.estimator != "reach":
+            yield self, _Asked(prompts, horizons, tasks, asks_PxK)
+            return
+        grammatical = dataclasses.replace(self.config, grammar=True)
+        ordinary = dataclasses.replace(self, estimator="monte_carlo", config=grammatical)
+        sets = [(self, [k]) for k, task in enumerate(tasks) if _is_summed(task)]
+        if counted := [k for k, task in enumerate(tasks) if not _is_summed(task)]:
+            sets.append((ordinary, counted))
+        for sampler, own_K in sets:
+            limit = max(tasks[k].horizon_days for k in own_K) * SECONDS_PER_DAY
+            own_P = np.flatnonzero(asks_PxK[:, own_K].any(1)).tolist()
+            yield (
+                sampler,
+                _Asked(
+                    [prompts[p] for p in own_P],
+                    [min(horizons[p], limit) for p in own_P],
+                    [tasks[k] for k in own_K],
+                    asks_PxK[np.ix_(own_P, own_K)],
+                ),
+            )
+
+    def _simulate(self, asked: "_Asked", *, progress: bool) -> Simulation:
+        drawn, tasks = self._drawn(asked, EVERYTHING, progress=progress), asked.tasks
         futures = [future for rounds in drawn.rounds for part in rounds for future in part.futures]
         times = estimators.outcome_times(futures, self.vocabulary, tasks)
         summed = self._summed(tasks)
@@ -169,6 +178,22 @@ class Sampler:
         )
         return Simulation(futures, times, {task.name: shares for task in summed}, sum(drawn.new_tokens))
 
+    def _drawn(self, asked: "_Asked", part: Part, *, progress: bool) -> "_Drawn":
+        """The rounds of the prompts that are the part's; how many a prompt has depends on no other prompt."""
+        size = min(PILOT, self.config.samples) if self.target_se else self.config.samples
+        kept_as = None if self.kept_in is None else str(self.kept_in / self._name_of(asked))
+        drawn = _Drawn(asked, kept_as, part.writer, [[] for _ in asked.prompts], [])
+        indices = part.share(simulation_job.sizes(asked.prompts, self.config))
+        self._draw(drawn, indices, size, progress=progress)
+        if self.target_se:
+            told = self._told(asked.tasks)
+            asks_PxK = asked.asks_PxK[:, [task in told for task in asked.tasks]]
+            needed = {index: self._needed(drawn.rounds[index][0].share_SxK[:, asks_PxK[index]]) for index in indices}
+            for first in range(size, self.config.samples, size):
+                going_on = [index for index in indices if needed[index] > first]
+                self._draw(drawn, going_on, size, progress=progress)
+        return drawn
+
     def _summed(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks whose risk is a sum of probabilities along the futures; of the others, outcomes are counted."""
         return [] if self.estimator == "monte_carlo" else [task for task in tasks if _is_summed(task)]
@@ -177,24 +202,14 @@ class Sampler:
         """The tasks of which it is kept what each sample adds to their risk."""
         return [task for task in tasks if task.kind == "binary"] if self.target_se else self._summed(tasks)
 
-    def _draw(
-        self,
-        drawn: "_Drawn",
-        prompts: Sequence[Prompt],
-        horizons: Sequence[float],
-        tasks: Sequence[Task],
-        asks_PxK: np.ndarray,
-        indices: Sequence[int],
-        size: int,
-        *,
-        progress: bool,
-    ) -> None:
+    def _draw(self, drawn: "_Drawn", indices: Sequence[int], size: int, *, progress: bool) -> None:
         """Add `size` samples, or what is left of config.samples, to what these prompts have."""
         if not indices:
             return
-        first = sum(len(part.futures) for part in drawn.rounds[indices[0]])
+        asked = drawn.asked
+        first = sum(len(finished.futures) for finished in drawn.rounds[indices[0]])
         size = min(size, self.config.samples - first)
-        summed = self._summed(tasks)
+        summed = self._summed(asked.tasks)
         config = dataclasses.replace(
             self.config,
             samples=size,
@@ -202,26 +217,26 @@ class Sampler:
             grammar=self.config.grammar or self.estimator != "monte_carlo",
         )
         outcomes = [estimators.outcome_concepts(self.vocabulary, task) for task in summed]
-        asks_PxK = asks_PxK[list(indices)]
-        finished = self._kept(config, [prompts[i] for i in indices], [horizons[i] for i in indices], tasks, asks_PxK)
-        remaining = [at for at in range(len(indices)) if at not in finished.by_index]
+        folder = None if drawn.kept_as is None else pathlib.Path(f"{drawn.kept_as}_{first}_{size}")
+        finished = FinishedPrompts(folder, asked.prompts, drawn.writer)
+        remaining = [index for index in indices if index not in finished.by_index]
         for at, futures in engine.iter_futures(
             self.model,
             self.vocabulary,
-            [prompts[indices[at]] for at in remaining],
+            [asked.prompts[index] for index in remaining],
             config,
-            horizons=[horizons[indices[at]] for at in remaining],
+            horizons=[asked.horizons[index] for index in remaining],
             outcomes=outcomes,
             suppress=self.estimator == "reach",
-            questions=estimators.questions(self.vocabulary, tasks),
-            asks_PxK=asks_PxK[remaining],
+            questions=estimators.questions(self.vocabulary, asked.tasks),
+            asks_PxK=asked.asks_PxK[remaining],
             progress=progress,
         ):
-            finished.add(remaining[at], self._finish(futures, tasks))
+            finished.add(remaining[at], self._finish(futures, asked.tasks))
             drawn.new_tokens.append(sum(len(future.tokens_T) for future in futures))
         finished.flush()
-        for at, index in enumerate(indices):
-            drawn.rounds[index].append(finished.by_index[at])
+        for index in indices:
+            drawn.rounds[index].append(finished.by_index[index])
 
     def _finish(self, futures: Sequence[Future], tasks: Sequence[Task]) -> Finished:
         terms_S: Sequence[anticipation.Terms] = ()
@@ -239,37 +254,28 @@ class Sampler:
         bare = [dataclasses.replace(future, hazard_TxK=None, decided_TxK=None) for future in futures]
         return Finished(bare, share_SxK, cut_SxK, terms_S if self._has_rounds else ())
 
-    def _kept(
-        self,
-        config: SimulationConfig,
-        prompts: Sequence[Prompt],
-        horizons: Sequence[float],
-        tasks: Sequence[Task],
-        asks_PxK: np.ndarray,
-    ) -> FinishedPrompts:
-        """What an earlier start has drawn of just this, where `kept_in` is given."""
-        if self.kept_in is None:
-            return FinishedPrompts(None, prompts)
+    def _name_of(self, asked: "_Asked") -> str:
+        """A name made of all that decides what is drawn."""
         decides = (
-            self._weights,
+            self.weights,
             self.vocabulary.fingerprint,
-            simulation_job.hash_of_prompts(prompts, self.vocabulary, config),
-            simulation_job.settings(config),
-            list(horizons),
+            simulation_job.hash_of_prompts(asked.prompts, self.vocabulary, self.config),
+            simulation_job.settings(self.config),
+            list(asked.horizons),
             self.estimator,
             self._has_rounds,
-            [(task.kind, task.outcome, task.until, task.horizon_days, task in self._told(tasks)) for task in tasks],
-            np.packbits(asks_PxK).tobytes().hex(),
+            [(t.kind, t.outcome, t.until, t.horizon_days, t in self._told(asked.tasks)) for t in asked.tasks],
+            np.packbits(asked.asks_PxK).tobytes().hex(),
         )
-        name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
-        return FinishedPrompts(self.kept_in / name, prompts)
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 
     @property
     def _has_rounds(self) -> bool:
         return self.target_se > 0 and self.config.samples > PILOT
 
     @functools.cached_property
-    def _weights(self) -> str:
+    def weights(self) -> str:
+        """SHA-256 of the model."""
         return simulation_job.hash_of_weights(self.model)
 
     def _needed(self, share_SxK: np.ndarray) -> int:
@@ -286,9 +292,30 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Drawn:
-    """Each prompt's rounds of samples; and how many tokens this start drew, of each prompt that it finished."""
+class _Asked:
+    """Prompts, how far each lives (seconds), tasks, and which of these ask each prompt (bool)."""
 
+    prompts: Sequence[Prompt]
+    horizons: Sequence[float]
+    tasks: Sequence[Task]
+    asks_PxK: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """What is drawn of what is asked.
+
+    Attributes:
+        asked: of whom, and for what.
+        kept_as: how the folders begin that keep the rounds (their first sample and size follow); None: nothing is kept.
+        writer: how their files begin (`FinishedPrompts`).
+        rounds: of samples, of each prompt.
+        new_tokens: that this start drew, of each prompt that it finished.
+    """
+
+    asked: _Asked
+    kept_as: str | None
+    writer: str
     rounds: list[list[Finished]]
     new_tokens: list[int]
 

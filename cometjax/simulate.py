@@ -14,7 +14,9 @@ subject's events up to and including the prediction time, and nothing later. The
                                                invalid events
 
 A run that was stopped, by whatever, goes on where it was when the same command is given again: prompts that had
-finished are not simulated again (`cometjax.simulation_job`).
+finished are not simulated again (`cometjax.simulation_job`). Several processes draw one simulation together, each with
+--part=0/4 to --part=3/4 beside the same flags, on any machines that share the file system of --out: what comes of it
+is the same to the bit (docs/simulation.md).
 
 The same seed gives the same futures, whatever else is simulated beside them. Expect, on two CPU cores and a model of 1M
 parameters, some 8,000 tokens per second once compiled (some 20 seconds).
@@ -29,7 +31,15 @@ from typing import Any
 
 from absl import flags
 
-from cometjax import checkpoint_choice, checkpoints, compile_cache, output_folder, simulation_job, trajectories
+from cometjax import (
+    checkpoint_choice,
+    checkpoints,
+    compile_cache,
+    job_folder,
+    output_folder,
+    simulation_job,
+    trajectories,
+)
 from cometjax.futures import CACHE_DTYPES, MAX_WINDOWS, Future, SimulationConfig, token_bounds
 from data_pipeline import command_line, meds
 from data_pipeline.prompts import build_prompts
@@ -46,14 +56,16 @@ def simulate(
     out: pathlib.Path,
     settings: Callable[[int], SimulationConfig],
     step: checkpoint_choice.Step = None,
+    part: job_folder.Part = job_folder.EVERYTHING,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Simulate futures of each label row and write them to `out`; returns what summary.json says.
 
     `settings`: how to simulate, by the length of the rows that the model was trained with. `step`: which checkpoint.
+    `part`: of the label rows, beside other processes; {} is returned where another is to write `out`.
 
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels, an unfinished job
-    of other settings. Nothing is left at `out` then.
+    of other settings, another process at the same. Nothing is left at `out` then.
     """
     output_folder.refuse_taken(out)
     dataset = meds.open_dataset(meds_root)
@@ -63,21 +75,29 @@ def simulate(
     config = settings(run.train.row_length)
     prompts = build_prompts(dataset, rows, vocabulary)
     began = time.perf_counter()
-    job = simulation_job.Job(out, model, vocabulary, prompts, config)
-    futures, resumed = job.finish(progress=progress)
-    summary = _summary(futures, vocabulary, prompts=len(prompts), resumed=resumed, seconds=time.perf_counter() - began)
-    summary |= {
-        "checkpoint_step": used,
-        "samples": config.samples,
-        "max_prompt_tokens": config.max_prompt_tokens,
-        "max_new_tokens": config.max_new_tokens,
-        "max_windows": config.max_windows,
-        "horizon_seconds": config.horizon_seconds,
-        "seed": config.seed,
-        "grammar": config.grammar,
-    }
-    _write(out, futures, vocabulary, config.samples, summary)
-    job.remove()
+    job = simulation_job.Job(model, vocabulary, prompts, config)
+    with job_folder.opened(out, part, job.identity()) as folder:
+        drawn = 0
+        if not part.is_all:
+            drawn = job.draw(folder.path, part, progress=progress)
+            if not folder.finish_part():
+                return {}
+        futures, drawn_last = job.finish(folder.path, progress=progress)
+        resumed = len(futures) - drawn - drawn_last
+        seconds = time.perf_counter() - began
+        summary = _summary(futures, vocabulary, prompts=len(prompts), resumed=resumed, seconds=seconds)
+        summary |= {
+            "checkpoint_step": used,
+            "samples": config.samples,
+            "max_prompt_tokens": config.max_prompt_tokens,
+            "max_new_tokens": config.max_new_tokens,
+            "max_windows": config.max_windows,
+            "horizon_seconds": config.horizon_seconds,
+            "seed": config.seed,
+            "grammar": config.grammar,
+        }
+        _write(out, futures, vocabulary, config.samples, summary)
+        folder.remove()
     return summary
 
 
@@ -120,6 +140,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("meds", None, "folder of the MEDS data set", required=True)
     flags.DEFINE_string("labels", None, "MEDS label file, or folder of label files", required=True)
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
+    flags.DEFINE_string("part", "", job_folder.PART_HELP)
     flags.DEFINE_integer("samples", 16, "futures for each label row")
     flags.DEFINE_float("horizon_days", 365.0, "how far to simulate, in days after the prediction time")
     flags.DEFINE_integer("max_new_tokens", 0, "bound on a window's new tokens; 0 = half the model's row length")
@@ -170,7 +191,10 @@ def main() -> None:
         out=out,
         settings=settings,
         step=values.step,
+        part=job_folder.Part.parse(values.part),
     )
+    if not summary:  # another process writes it
+        return
     speed = summary["tokens_per_second"]
     print(
         f"{summary['futures']} futures, {summary['tokens']} tokens,"

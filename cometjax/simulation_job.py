@@ -1,20 +1,18 @@
 """Simulation as a job that survives being killed: finished prompts are kept, and never drawn again.
 
-Beside the output folder OUT stands `.OUT.job` while the job is not finished:
+While the job is not finished its folder (`cometjax.job_folder`) holds
 
     job.json    a hash of everything that decides the futures: weights, vocabulary, prompts, settings
     parts/      the finished prompts (`cometjax.finished_prompts`)
 
-A job that starts again reads the parts and draws what they lack. Futures do not depend on what is drawn beside them
-(`cometjax.engine`), so the result is the same to the bit.
+A job that starts again reads the parts and draws what they lack, and so does one whose prompts several processes draw.
+Futures do not depend on what is drawn beside them (`cometjax.engine`), so the result is the same to the bit.
 """
 
 import dataclasses
 import hashlib
-import json
 import pathlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -22,68 +20,60 @@ import numpy as np
 from flax import nnx
 
 from cometjax import engine
-from cometjax.finished_prompts import Finished, FinishedPrompts, write_whole
+from cometjax.finished_prompts import Finished, FinishedPrompts
 from cometjax.futures import Future, Prompt, SimulationConfig, start_of
+from cometjax.job_folder import EVERYTHING, Part
 from cometjax.model import Decoder
-from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import Vocabulary
 
 
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """The unfinished job of an output folder.
+    """Futures of these prompts, kept in a folder as they finish."""
 
-    Raises UserError: the folder holds a job of other settings, prompts or weights, or cannot be written.
-    """
+    model: Decoder
+    vocabulary: Vocabulary
+    prompts: Sequence[Prompt]
+    config: SimulationConfig
 
-    def __init__(
-        self,
-        out: pathlib.Path,
-        model: Decoder,
-        vocabulary: Vocabulary,
-        prompts: Sequence[Prompt],
-        config: SimulationConfig,
-    ) -> None:
-        self.folder = folder_of(out)
-        self.model, self.vocabulary, self.prompts, self.config = model, vocabulary, prompts, config
-        identity = {
-            "weights": hash_of_weights(model),
-            "vocabulary": vocabulary.fingerprint,
-            "prompts": hash_of_prompts(prompts, vocabulary, config),
-            "settings": settings(config),
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the futures."""
+        return {
+            "weights": hash_of_weights(self.model),
+            "vocabulary": self.vocabulary.fingerprint,
+            "prompts": hash_of_prompts(self.prompts, self.vocabulary, self.config),
+            "settings": settings(self.config),
         }
-        file = self.folder / "job.json"
-        if not file.exists():
-            write_whole(file, lambda path: path.write_text(json.dumps(identity) + "\n"))
-        elif (known := json.loads(file.read_text())) != identity:
-            differing = ", ".join(name for name in identity if known.get(name) != identity[name])
-            raise UserError(
-                f"an unfinished simulation of other {differing} is there",
-                where=str(self.folder),
-                fix="give the same again to finish it, another --out, or remove that folder",
-            )
-        self._finished = FinishedPrompts(self.folder / "parts", prompts)
 
-    def finish(self, *, progress: bool) -> tuple[list[Future], int]:
-        """(all futures in order of prompts and samples, how many of them an earlier start had drawn)."""
-        finished, samples = self._finished, self.config.samples
-        resumed = len(finished.by_index) * samples
-        remaining = [index for index in range(len(self.prompts)) if index not in finished.by_index]
+    def draw(self, folder: pathlib.Path, part: Part, *, progress: bool) -> int:
+        """Draw a part's share, and keep it; how many futures were drawn."""
+        finished = self._finished(folder, part)
+        return self._draw(finished, part.share(sizes(self.prompts, self.config)), progress)
+
+    def finish(self, folder: pathlib.Path, *, progress: bool) -> tuple[list[Future], int]:
+        """(all futures in order of prompts and samples, how many of them this call has drawn)."""
+        finished, every = self._finished(folder, EVERYTHING), range(len(self.prompts))
+        drawn = self._draw(finished, every, progress)
+        return [future for index in every for future in finished.by_index[index].futures], drawn
+
+    def _finished(self, folder: pathlib.Path, part: Part) -> FinishedPrompts:
+        return FinishedPrompts(folder / "parts", self.prompts, part.writer)
+
+    def _draw(self, finished: FinishedPrompts, indices: Iterable[int], progress: bool) -> int:
+        samples = self.config.samples
+        remaining = [index for index in indices if index not in finished.by_index]
         drawn = engine.iter_futures(
             self.model, self.vocabulary, [self.prompts[index] for index in remaining], self.config, progress=progress
         )
         for at, futures in drawn:
             finished.add(remaining[at], Finished(futures, np.empty((samples, 0)), np.empty((samples, 0), bool)))
         finished.flush()
-        return [future for index in range(len(self.prompts)) for future in finished.by_index[index].futures], resumed
-
-    def remove(self) -> None:
-        """Remove the folder, once the output is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        return len(remaining) * samples
 
 
-def folder_of(out: pathlib.Path) -> pathlib.Path:
-    """Where the unfinished job of an output folder is kept."""
-    return out.with_name(f".{out.name}.job")
+def sizes(prompts: Sequence[Prompt], config: SimulationConfig) -> list[int]:
+    """Each prompt's tokens: what it costs, as far as can be told before."""
+    return [len(prompt.tokens(config.max_prompt_tokens)) for prompt in prompts]
 
 
 def hash_of_weights(model: Decoder) -> str:

@@ -14,9 +14,21 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import engine, evaluate, finished_prompts, labels, report, risks, run_description, shrinkage, tasks
+from cometjax import (
+    engine,
+    evaluate,
+    evaluation_futures,
+    finished_prompts,
+    labels,
+    report,
+    risks,
+    run_description,
+    shrinkage,
+    tasks,
+)
 from cometjax.config import default_config
 from cometjax.evaluate import Options
+from cometjax.job_folder import Part
 from cometjax.train import train
 from data_pipeline import code_maps, meds, prompts
 from data_pipeline.errors import UserError
@@ -326,6 +338,34 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(evaluated, run, world_m
     assert rows_at_a_time[0] == 128 and rows_at_a_time[-1] == 16
 
 
+def test_parts_evaluate_together_as_one_process_does(evaluated, run, world_meds, tmp_path, monkeypatch, capsys) -> None:
+    out, results = tmp_path / "evaluation", evaluated[1]
+    drawn, iter_futures = [], engine.iter_futures
+
+    def watched(*arguments, **settings):
+        for item in iter_futures(*arguments, **settings):
+            drawn.append(item)
+            yield item
+
+    monkeypatch.setattr(engine, "iter_futures", watched)
+    part = functools.partial(
+        evaluate.evaluate, work=run, meds_root=world_meds, tasks=(*TASKS, *AMOUNTS, NOWHERE), out=out, progress=False
+    )
+    assert part(options=OPTIONS, part=Part(1, 2)) == {} and "part 0 (from 0) not yet" in capsys.readouterr().out
+    with pytest.raises(UserError, match="of other settings"):
+        part(options=dataclasses.replace(OPTIONS, resamples=49), part=Part(0, 2))
+    with pytest.raises(UserError, match="of other tasks, prompts"):
+        evaluate.evaluate(work=run, meds_root=world_meds, tasks=TASKS[:1], out=out, options=OPTIONS, progress=False)
+    of_one = len(drawn)
+    found = part(options=OPTIONS, part=Part(0, 2))
+    assert 0 < of_one < len(drawn) == results["simulation"]["prompts"]
+    for name in ("tasks", "amounts", "comparisons", "cannot_run"):
+        assert json.dumps(found[name]) == json.dumps(results[name])
+    for path in (out / "predictions").iterdir():
+        assert path.read_bytes() == (evaluated[0] / "predictions" / path.name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
+
+
 def test_each_prompt_lives_to_its_longest_horizon_and_records_end_only_where_that_is_an_answer(monkeypatch) -> None:
     calls = {}
 
@@ -344,17 +384,9 @@ def test_each_prompt_lives_to_its_longest_horizon_and_records_end_only_where_tha
 
     soon, late = task("soon", 30, "dataset_end", [1, 2]), task("late", 365, "dataset_end", [2, 3])
     whole = task("whole", 90, "assume_complete", [1])
-    found = evaluate.simulate_all(
-        None,
-        None,
-        None,
-        [soon, whole, late],
-        rows,
-        RUN,
-        Options(samples=3, max_windows=5),
-        pathlib.Path("never"),
-        progress=False,
-    )
+    sampler = risks.Sampler(None, None, evaluate._drawing(RUN, Options(samples=3, max_windows=5)))
+    groups = evaluation_futures.groups(sampler, None, [soon, whole, late], rows)
+    found = {censoring: group.simulate(progress=False) for censoring, group in groups.items()}
     assert found == {"dataset_end": "of 2", "assume_complete": "of 1"}
     config, days, chosen = calls[False]
     assert days == {1: 30, 2: 365, 3: 365} and chosen == [soon, late] and config.horizon_seconds == 365 * 86_400

@@ -10,6 +10,7 @@ import pytest
 
 from cometjax import engine, report_samples, risks, test_time_scaling
 from cometjax.futures import Future
+from cometjax.job_folder import Part
 from cometjax.tasks import Task
 from data_pipeline.errors import UserError
 from tests.cometjax.anticipation_test import (
@@ -168,6 +169,19 @@ def test_futures_of_another_checkpoint_are_not_taken_for_ones_own(tmp_path) -> N
     drawn = [sampler.simulate(PROMPTS[:1], [DAYS], TASKS[:1], progress=False) for sampler in samplers]
     assert [simulation.new_tokens for simulation in drawn] == [drawn[0].tokens, drawn[1].tokens, 0]
     assert drawn[1].tokens
+
+
+@pytest.mark.parametrize("estimator", ["scope", "reach"])
+def test_parts_draw_the_rounds_that_one_process_draws(estimator, drawn, tmp_path) -> None:
+    """Some prompts have more rounds than others."""
+    asked = PROMPTS[:12], [DAYS] * 12, TASKS[:1]
+    alone = risks.Sampler(model(), VOCABULARY, CONFIG, estimator, 0.03).simulate(*asked, progress=False)
+    sampler = risks.Sampler(model(), VOCABULARY, CONFIG, estimator, 0.03, tmp_path)
+    tokens = [sampler.draw(*asked, part=Part(index, 2), progress=False) for index in (1, 0)]
+    together = sampler.simulate(*asked, progress=False)
+    assert together.new_tokens == 0 < min(tokens) and sum(tokens) == alone.tokens == together.tokens
+    assert together.estimate(TASKS[0]).equals(alone.estimate(TASKS[0]))
+    assert len(set(together.estimate(TASKS[0])["samples"])) == 3
 
 
 @pytest.mark.slow

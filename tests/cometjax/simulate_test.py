@@ -16,9 +16,10 @@ import polars as pl
 import pytest
 
 from benchmarks import decode
-from cometjax import checkpoints, engine, simulate, trajectories
+from cometjax import checkpoints, engine, finished_prompts, simulate, trajectories
 from cometjax.engine import SimulationConfig
 from cometjax.futures import token_bounds
+from cometjax.job_folder import Part
 from cometjax.model import ModelConfig
 from data_pipeline import build, build_config
 from data_pipeline.corpus import Corpus
@@ -162,7 +163,7 @@ def test_by_default_a_history_and_its_future_fill_the_rows_that_the_model_was_tr
 def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir, monkeypatch) -> None:
     given = {"samples": 2, "horizon_days": 1.0, "max_new_tokens": 0, "max_prompt_tokens": 0, "temperature": 1.0}
     given |= {"max_windows": 3, "seed": 0, "stop_at_timeline_end": False, "batch_rows": 8, "grammar": False}
-    given |= {"cache_dtype": "", "step": "best"}
+    given |= {"cache_dtype": "", "step": "best", "part": ""}
     values = types.SimpleNamespace(**given, workdir="w", meds="m", labels="l", out="o")
     monkeypatch.setattr(simulate, "flags", types.SimpleNamespace(FLAGS=values))
     monkeypatch.setattr(simulate.compile_cache, "turn_on", lambda: None)
@@ -286,6 +287,60 @@ def test_a_killed_job_goes_on_where_it_was(workdir, world_corpus, world_meds, la
     simulate_to(out=tmp_path / "whole", settings=lambda _: CONFIG, progress=False)
     assert len(drawn) == 6 - summary["resumed_futures"] // 3 + 6
     assert all(one.equals(other) for one, other in zip(read(out), read(tmp_path / "whole"), strict=True))
+
+
+def test_parts_draw_together_what_one_process_draws(workdir, world_meds, labels, tmp_path, monkeypatch, capsys) -> None:
+    """The second of three parts is stopped while it draws, and started again when the others have ended."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    drawn, iter_futures, stops_after = [], engine.iter_futures, [100]
+
+    def watched(model, vocabulary, prompts, config, **rest):
+        for at, futures in iter_futures(model, vocabulary, prompts, config, **rest):
+            if len(drawn) == stops_after[0]:
+                raise KeyboardInterrupt
+            drawn.append(prompts[at].subject_id)
+            yield at, futures
+
+    monkeypatch.setattr(engine, "iter_futures", watched)
+    monkeypatch.setattr(finished_prompts, "PART_SECONDS", 0.0)
+
+    def run(out: pathlib.Path, part: str, **settings) -> dict:
+        return simulate.simulate(
+            workdir=workdir, meds_root=world_meds, labels=labels, out=out, part=Part.parse(part), progress=False,
+            settings=lambda _: dataclasses.replace(CONFIG, **settings),
+        )  # fmt: skip
+
+    run(whole, "")
+    everyone = sorted(drawn)
+    drawn.clear()
+    assert run(out, "2/3") == {} and len(drawn) == 2
+    assert "parts 0, 1 (from 0) not yet" in capsys.readouterr().out
+    written = list((tmp_path / ".out.job" / "parts").iterdir())  # names that no other part takes
+    assert written and all(path.name.startswith("part_2_of_3_") for path in written)
+    stops_after[0] = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(out, "1/3")
+    stops_after[0] = 100
+    with pytest.raises(UserError, match="of other settings"):
+        run(out, "0/3", seed=1)
+    assert run(out, "0/3") == {} and not out.exists() and len(drawn) == 5
+    summary = run(out, "1/3")
+    assert sorted(drawn) == everyone and summary["resumed_futures"] == 15
+    assert all(one.equals(other) for one, other in zip(read(whole), read(out), strict=True))
+    alone = json.loads((whole / "summary.json").read_text())
+    timed = ("seconds", "tokens_per_second", "resumed_futures")
+    assert {key: alone[key] for key in alone if key not in timed} == {
+        key: summary[key] for key in summary if key not in timed
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"labels.parquet", "whole", "out"}
+
+
+def test_without_a_part_the_command_ends_what_parts_have_left(workdir, world_meds, labels, tmp_path) -> None:
+    arguments = {"workdir": workdir, "meds_root": world_meds, "labels": labels, "progress": False}
+    arguments |= {"out": tmp_path / "out", "settings": lambda _: CONFIG}
+    assert simulate.simulate(**arguments, part=Part(1, 2)) == {}
+    assert simulate.simulate(**arguments)["resumed_futures"] == 9
+    assert len(read(tmp_path / "out")) == 3 and not (tmp_path / ".out.job").exists()
 
 
 def test_under_the_grammar_the_summary_tells_of_no_invalid_event(workdir, world_meds, labels, tmp_path) -> None:

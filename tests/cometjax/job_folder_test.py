@@ -1,0 +1,113 @@
+"""One job, several processes: each part has one of them, and one of them all writes the output."""
+
+import errno
+import fcntl
+
+import pytest
+
+from cometjax import job_folder
+from cometjax.job_folder import EVERYTHING, Part, opened
+from data_pipeline import file_lock
+from data_pipeline.errors import UserError
+
+IDENTITY = {"weights": "w", "settings": {"seed": 0}}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_prompt_is_of_one_part_and_parts_cost_alike(count) -> None:
+    sizes = [50, 3, 3, 900, 20, 20, 7, 800, 1, 40, 60]
+    shares = [Part(index, count).share(sizes) for index in range(count)]
+    assert sorted(index for share in shares for index in share) == list(range(len(sizes)))
+    costs = [sum(sizes[index] for index in share) for share in shares]
+    assert max(costs) - min(costs) <= max(sizes)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["3", "1/0", "3/3", "-1/3", "1/3/5", "a/b", "0.5/2"])
+def test_what_is_no_part_is_refused(text) -> None:
+    with pytest.raises(UserError, match="--part: "):
+        Part.parse(text)
+
+
+def test_parts_are_counted_from_0_and_none_is_everything() -> None:
+    assert Part.parse("2/3") == Part(2, 3) and Part.parse("") == Part.parse("0/1") == EVERYTHING
+
+
+def test_the_last_part_writes_and_the_others_say_what_is_missing(tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    for index, missing in ((2, "parts 0, 1 (from 0) not yet"), (0, "part 1 (from 0) not yet")):
+        with opened(out, Part(index, 3), IDENTITY) as folder:
+            assert not folder.finish_part()
+        assert missing in capsys.readouterr().out
+    with opened(out, Part(1, 3), IDENTITY) as folder:
+        assert folder.finish_part()
+        out.mkdir()
+        (out / "result").touch()
+        folder.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_part_has_one_process_and_who_works_alone_has_no_other(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(job_folder, "JOIN_SECONDS", 0.0)
+    out = tmp_path / "out"
+    with opened(out, Part(0, 2), IDENTITY), opened(out, Part(1, 2), IDENTITY):
+        with pytest.raises(UserError, match="another process draws part 0 of 2"), opened(out, Part(0, 2), IDENTITY):
+            pass
+        with pytest.raises(UserError, match="another process draws or writes here"), opened(out, EVERYTHING, IDENTITY):
+            pass
+    alone = opened(out, EVERYTHING, IDENTITY)
+    with alone, pytest.raises(UserError, match="without --part draws here"), opened(out, Part(0, 2), IDENTITY):
+        pass
+
+
+def test_who_comes_with_something_else_is_refused_by_name(tmp_path) -> None:
+    out, other = tmp_path / "out", IDENTITY | {"settings": {"seed": 1}}
+    with opened(out, Part(0, 2), IDENTITY):
+        for part in (Part(1, 2), Part(0, 3)):
+            with pytest.raises(UserError, match="of other settings is there"), opened(out, part, other):
+                pass
+    with pytest.raises(UserError, match="of other settings is there"), opened(out, EVERYTHING, other):
+        pass
+
+
+def test_two_that_end_together_leave_the_output_to_one_of_them(tmp_path, capsys) -> None:
+    """Of both the share is drawn before either looks; the first still writes while the second asks."""
+    out = tmp_path / "out"
+    with opened(out, Part(0, 2), IDENTITY) as first, opened(out, Part(1, 2), IDENTITY) as second:
+        for index in (0, 1):
+            (first.path / f"part_{index}_of_2.drawn").touch()
+        assert not first.finish_part()  # the second is still at it, and has yet to look
+        assert second.finish_part()
+    assert "another process that is at work" in capsys.readouterr().out
+
+
+def test_who_ends_or_begins_after_the_output_was_written_leaves_it_and_nothing_else(tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    with opened(out, Part(0, 2), IDENTITY) as late:
+        (late.path / "job.json").unlink()  # as the one that wrote removes the folder
+        out.mkdir()
+        (out / "result").touch()
+        assert not late.finish_part()
+    assert f"another process has written {out}" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for part in (Part(1, 2), EVERYTHING):
+        with pytest.raises(UserError, match="is not an empty folder"), opened(out, part, IDENTITY):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_files_cannot_be_locked_no_part_takes_itself_for_the_last(tmp_path, monkeypatch, capsys) -> None:
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    file_lock._say_that_it_cannot_lock.cache_clear()
+    out = tmp_path / "out"
+    for index in (0, 1):
+        with opened(out, Part(index, 2), IDENTITY) as folder:
+            assert not folder.finish_part()
+    said = capsys.readouterr()
+    assert "give the command without --part" in said.out and said.err.count("cannot lock") == 1
+    with opened(out, EVERYTHING, IDENTITY) as folder:
+        folder.remove()
+    assert not list(tmp_path.iterdir())
