@@ -76,9 +76,11 @@ class Cohort:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The rows that a cohort is made of, and how many rows and subjects were left out, by the first reason that holds.
+    """The rows that a cohort is made of, and how many rows and subjects were left out, each for one reason.
 
-    Both mappings are empty for the cohort that asks for nothing.
+    A row by the first filter that takes it. A subject of whom no event is left by the filter that took the last one:
+    "age_unknown", "age" or "period", in this order, or "no_event" where there was none to take; any other by
+    "too_few_encounters". Both mappings are empty for the cohort that asks for nothing.
     """
 
     columns: Columns
@@ -93,9 +95,8 @@ def select(columns: Columns, cohort: Cohort) -> Selection:
     made_E = columns.makes_event()
     left_out = _events_left_out(columns, cohort, made_E)
     stays_E = ~np.logical_or.reduce(list(left_out.values()))
-    num_subjects = len(columns.subject_ids_S)
-    events_S = np.bincount(columns.subject_E[made_E & stays_E], minlength=num_subjects)
-    empty_S = events_S == 0
+    emptied = _subjects_emptied(columns, made_E, left_out)
+    empty_S = np.logical_or.reduce(list(emptied.values()))
     seldom_S = ~empty_S & ~_seen_often(columns, cohort, made_E & stays_E)
     gone_S = empty_S | seldom_S
     rows_left_out = {reason: int(rows_E.sum()) for reason, rows_E in left_out.items()}
@@ -103,8 +104,24 @@ def select(columns: Columns, cohort: Cohort) -> Selection:
     return Selection(
         columns.rows(stays_E).of_subjects(~gone_S),
         rows_left_out,
-        {"no_event_left": int(empty_S.sum()), "too_few_encounters": int(seldom_S.sum())},
+        {reason: int(gone_S.sum()) for reason, gone_S in {**emptied, "too_few_encounters": seldom_S}.items()},
     )
+
+
+def _subjects_emptied(columns: Columns, made_E: np.ndarray, left_out: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """bool [S] by reason, no subject under two: those without an event, and those whose last one a filter took."""
+
+    def has_event(rows_E: np.ndarray) -> np.ndarray:
+        return np.bincount(columns.subject_E[rows_E], minlength=len(columns.subject_ids_S)) > 0
+
+    left_E, had_S = made_E, has_event(made_E)
+    emptied = {"no_event": ~had_S}
+    for reason, rows_E in left_out.items():
+        left_E = left_E & ~rows_E
+        has_S = has_event(left_E)
+        emptied[reason.removeprefix("filtered_")] = had_S & ~has_S
+        had_S = has_S
+    return emptied
 
 
 def _events_left_out(columns: Columns, cohort: Cohort, made_E: np.ndarray) -> dict[str, np.ndarray]:

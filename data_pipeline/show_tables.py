@@ -32,6 +32,7 @@ def overview(corpus: Corpus, splits: Sequence[str]) -> list[str]:
         *_kinds_table(corpus, splits),
         "",
         *_rows_table(manifest, splits),
+        *_left_out_table(manifest, splits),
         "",
         *_rules_table(corpus),
         *_lost_codes(corpus),
@@ -85,6 +86,16 @@ def _rows_table(manifest: Mapping[str, Any], splits: Sequence[str]) -> list[str]
         events = sum(rows_of[name].get(reason, 0) for reason in _EVENT_ROWS)
         unknown.append(f"{rows_of[name].get('unknown_code', 0) / max(1, events):.2%}")
     return table(["input rows", *splits], [*rows, unknown])
+
+
+def _left_out_table(manifest: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    """Subjects whom the cohort has no place for, by reason; nothing of a corpus without a cohort."""
+    left_out = {name: manifest["splits"][name].get("subjects_left_out", {}) for name in splits}
+    reasons = list(dict.fromkeys(itertools.chain.from_iterable(left_out.values())))
+    rows = [
+        [reason.replace("_", " "), *(f"{left_out[name].get(reason, 0):,}" for name in splits)] for reason in reasons
+    ]
+    return ["", *table(["subjects left out by the cohort", *splits], rows)] if rows else []
 
 
 def _rules_table(corpus: Corpus) -> list[str]:

@@ -236,7 +236,9 @@ def test_every_row_is_accounted_for_with_every_policy_on(world_meds, tmp_path) -
         "filtered_age",
         "filtered_period",
         "filtered_subject",
-        "no_event_left",
+        "age_unknown",
+        "age",
+        "period",
         "too_few_encounters",
     }
     assert corpus.vocabulary.texts == ("NEG", "POS")
@@ -273,5 +275,6 @@ def test_a_split_without_subjects_of_the_cohort_is_there_and_empty(write_meds, t
     root = write_meds({"train/0": rows[1], "tuning/0": rows[2]}, {1: "train", 2: "tuning"})
     corpus = build_corpus(root, tmp_path / "c", config(cohort={"min_age": 18}), workers=1)
     assert len(corpus.split("train")) == 1 and not len(corpus.split("tuning").lengths_R)
-    assert overview(corpus, ["train", "tuning"])
-    assert corpus.manifest["splits"]["tuning"]["subjects_left_out"]["no_event_left"] == 1
+    told = [line.split() for line in overview(corpus, ["train", "tuning"])]
+    assert ["age", "0", "1"] in told and ["too", "few", "encounters", "0", "0"] in told
+    assert corpus.manifest["splits"]["tuning"]["subjects_left_out"]["age"] == 1

@@ -60,8 +60,28 @@ def test_events_at_an_unknown_age_are_left_out_and_counted_apart() -> None:
         "filtered_period": 0,
         "filtered_subject": 1,
     }
-    assert selection.subjects_left_out == {"no_event_left": 1, "too_few_encounters": 0}
+    assert {reason for reason, count in selection.subjects_left_out.items() if count} == {"age_unknown"}
     assert len(select(columns, Cohort(first_date="1999-01-01")).columns) == 2
+
+
+@pytest.mark.parametrize(
+    ("dates", "reason"),
+    [
+        ([], "no_event"),
+        (["1990-01-01", "1991-01-01"], "age"),
+        (["2030-01-01"], "period"),
+        (["1990-01-01", "2030-01-01"], "period"),  # by age alone an event would be left
+        (["1990-01-01", "2020-01-01"], "too_few_encounters"),
+        (["2020-01-01", "2020-02-01"], None),
+    ],
+)
+def test_a_subject_is_counted_under_the_filter_that_took_its_last_event(dates, reason) -> None:
+    cohort = Cohort(min_age=18, last_date="2025-12-31", min_encounters=2)
+    stays = [("2020-01-01", VISIT), ("2020-02-01", VISIT)]
+    left_out = select(columns_of([(date, VISIT) for date in dates], stays), cohort).subjects_left_out
+    assert list(left_out) == ["no_event", "age_unknown", "age", "period", "too_few_encounters"]
+    assert {name for name, count in left_out.items() if count} == ({reason} if reason else set())
+    assert sum(left_out.values()) == (reason is not None)
 
 
 def test_both_days_of_a_period_are_in_it() -> None:
