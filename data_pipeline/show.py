@@ -5,13 +5,16 @@
     python -m data_pipeline.show --corpus CORPUS --html FILE
     python -m data_pipeline.show --corpus CORPUS --subject 10000032
     python -m data_pipeline.show --corpus CORPUS --meds DIR --unknown 20
+    python -m data_pipeline.show --corpus CORPUS --run WORKDIR --step 1234
 
 The first prints tables: subjects, tokens and lengths of each split, tokens and vocabulary by kind, which rule of the
 code map took which share of the training events, and which codes were lost. The second reads every byte and names each
 file that is damaged, missing or strange; it exits with code 2 if there is one. The third writes one page with figures
 and five timelines without subject ids and dates, which works offline. The fourth prints a timeline as a clinician would
 read it, the fifth the most frequent codes of a MEDS data set that this corpus's vocabulary does not know, however few
-subjects have them. The last three hold clinical content: use them where that may be seen.
+subjects have them. These three hold clinical content: use them where that may be seen. The last says which pieces of
+which records a run's step was trained on, after a spike for instance: with --subject_ids whose they are. A mixture is
+named as in training, --corpus=A=0.7,B=0.3.
 """
 
 import os
@@ -22,11 +25,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import flags
 
-from data_pipeline import command_line, meds, show_html, show_tables, show_timeline
+from data_pipeline import command_line, meds, show_batch, show_html, show_tables, show_timeline
 from data_pipeline.corpus import Corpus, SubjectRecord
 from data_pipeline.errors import UserError
+from data_pipeline.mixture import open_corpus
 from data_pipeline.unknown_codes import unknown_codes
 from data_pipeline.verify import checksums, verify
+
+# Flags that each say what to show; none: the tables.
+_MODES = ("verify", "html", "subject", "unknown", "step")
 
 
 def find_subject(corpus: Corpus, splits: Sequence[str], subject_id: int) -> SubjectRecord:
@@ -91,12 +98,25 @@ def _define_flags() -> None:
     flags.DEFINE_integer("subject", None, "print this subject's timeline: clinical content, readable")
     flags.DEFINE_integer("unknown", None, "print so many of --meds' codes that are unknown: clinical content", 1)
     flags.DEFINE_string("meds", None, "folder of the MEDS data set that --unknown reads")
+    flags.DEFINE_string("run", None, "folder of a training run on this corpus, whose --step is shown")
+    flags.DEFINE_integer("step", None, "print what lies in the batch of this step of --run, from 1", lower_bound=1)
+    flags.DEFINE_boolean("subject_ids", False, "name the subjects in that batch, too")
     flags.DEFINE_string("split", None, "only this split (default: all)")
 
 
 def _lines() -> Iterable[str]:
     """What the flags ask for."""
     values = flags.FLAGS
+    if (values.run is None) != (values.step is None):
+        raise UserError("--run and --step go together")
+    if values.subject_ids and values.step is None:
+        raise UserError("--subject_ids is of a step", fix="give --run and --step")
+    modes = [name for name in _MODES if getattr(values, name) not in (None, False)]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]} are two things to do", fix="give one of them")
+    if values.step is not None:
+        run = pathlib.Path(values.run)
+        return show_batch.table(open_corpus(values.corpus), run, values.step, subject_ids=values.subject_ids)
     corpus = Corpus.open(pathlib.Path(values.corpus))
     splits: Sequence[str] = list(corpus.manifest["splits"])
     if values.split is not None:
@@ -104,9 +124,6 @@ def _lines() -> Iterable[str]:
         splits = [values.split]
     if (values.unknown is None) != (values.meds is None):
         raise UserError("--unknown and --meds go together")
-    modes = [name for name in ("verify", "html", "subject", "unknown") if getattr(values, name) not in (None, False)]
-    if len(modes) > 1:
-        raise UserError(f"--{modes[0]} and --{modes[1]} are two things to do", fix="give one of them")
     if values.verify:
         return _verified(corpus)
     if values.html is not None:

@@ -15,8 +15,10 @@ from cometjax import workdir as workdirs
 from cometjax.config import default_config
 from cometjax.preemption import EXIT_CODE
 from cometjax.train import train
-from data_pipeline import corpus
+from data_pipeline import corpus, show_batch
 from data_pipeline.errors import UserError
+from data_pipeline.mixture import open_corpus
+from data_pipeline.vocabulary import PREFIX_LENGTH
 
 
 def write_part(source, root, place):
@@ -139,6 +141,28 @@ def test_a_corpus_of_another_vocabulary_has_no_loss(config, finished, tmp_path):
     mine = workdirs.read_json(finished[0] / workdirs.CORPUS)["vocabulary_fingerprint"][:12]
     with pytest.raises(UserError, match=f"has vocabulary {other.fingerprint[:12]}, .* trained with {mine}"):
         loss.loss(finished[0], str(corpus_root), progress=False)
+
+
+def test_what_is_shown_of_a_step_is_what_it_was_trained_on(config, finished):
+    mixture, workdir = open_corpus(config.corpus), finished[0]
+    shown, trained = [], []
+    for line in metrics.read(workdir):
+        if line["split"] == "train":
+            rows, _ = show_batch.rows_of_step(mixture, workdir, line["step"])
+            segments = [segment for row in rows for segment in zip(*row.segments, strict=True)]
+            shown.append(sum(int(length) - PREFIX_LENGTH * (start > 0) for _, start, length in segments))
+            trained.append(sum(value for key, value in line.items() if key.startswith("tokens/")))
+    assert shown == trained and len(set(shown)) > 1
+    # Where there are several corpora, each record is told with its own, which has every second subject.
+    _, header, _, *lines = show_batch.table(mixture, workdir, 5, subject_ids=True)
+    assert header.split() == ["row", "place", "tokens", "split", "record", "subject", "start", "length"]
+    origins = set()
+    for line in lines:
+        *_, of, folder, record, subject, _, _ = line.split()
+        reader = corpus.Corpus.open(folder).split("train")
+        assert of == "of" and reader.subject_ids_R[int(record.replace(",", ""))] == int(subject)
+        origins.add(folder.rsplit("/", 1)[1])
+    assert origins == {"even", "odd"}
 
 
 def test_other_weights_are_another_corpus(config, finished):

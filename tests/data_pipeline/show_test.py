@@ -195,6 +195,8 @@ def test_the_command_prints_tables_or_a_timeline(corpus) -> None:
         (["--split", "dev"], "no split 'dev'"),
         (["--subject", "x"], "--subject"),
         (["--unknown", "3"], "--unknown and --meds go together"),
+        (["--step", "3"], "--run and --step go together"),
+        (["--subject_ids"], "--subject_ids is of a step"),
         (["--subject", "1", "--verify"], "--verify and --subject are two things"),
     ],
 )
