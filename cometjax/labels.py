@@ -43,16 +43,18 @@ class Labels:
 def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0, end_us: int | None = None) -> Labels:
     """The task's rows for these subjects.
 
-    A row is out when the subject is dead at the index (`dead_at_index`), is not of the cohort (`not_in_cohort`), has
-    what is excluded (`excluded`), too short a history (`short_history`), had the outcome before (`prior_outcome`, with
-    exclude_prior) or of late (`washout`), or the horizon passes `end_us` (`horizon_past_data`, censoring "dataset_end";
-    default: the data's end). `not_chosen` counts what index_choice left out of the rest.
+    A row is out when the subject is dead at the index (`dead_at_index`), in the midst of what it should be outside of
+    (`inside`), is not of the cohort (`not_in_cohort`), has what is excluded (`excluded`), too short a history
+    (`short_history`), had the outcome before (`prior_outcome`, with exclude_prior) or of late (`washout`), or the
+    horizon passes `end_us` (`horizon_past_data`, censoring "dataset_end"; default: the data's end). `not_chosen` counts
+    what index_choice left out of the rest.
     """
     frame = events.frame.filter(pl.col("subject_id").is_in(pl.Series(list(subjects), dtype=pl.Int64).implode()))
     dated = frame.filter(pl.col("time_us") != BEFORE_ALL_TIME_US)
     candidates = _times_of(dated, events.matching(task.index), "time_us")
     rows = candidates.sort("subject_id", "time_us")
-    for pattern, name in ((task.outcome, "outcome"), (task.cohort, "cohort"), (task.exclude, "exclude")):
+    sought = {name: getattr(task, name) for name in ("outcome", "cohort", "exclude", "outside_start", "outside_end")}
+    for name, pattern in sought.items():
         rows = _seek(rows, _times_of(frame, events.matching(pattern), f"last_{name}_us"), "time_us", "backward")
     deaths = _times_of(frame, events.in_role("death"), "death_us").group_by("subject_id").first()
     is_birth = pl.col("concept").is_in(events.in_role("birth"))
@@ -147,6 +149,9 @@ def _reasons(task: Task, end_us: int) -> dict[str, pl.Expr]:
     """Why a candidate is no row, in the order in which they are asked; null is no."""
     now = pl.col("time_us")
     reasons = {"dead_at_index": pl.col("death_us") <= now}
+    if task.outside_start:
+        ended = pl.col("last_outside_end_us") >= pl.col("last_outside_start_us")
+        reasons["inside"] = pl.col("last_outside_start_us").is_not_null() & ~ended.fill_null(False)
     if task.cohort:
         last = pl.col("last_cohort_us")
         is_old = pl.lit(False) if task.cohort_days is None else last < now - microseconds(task.cohort_days)

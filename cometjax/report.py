@@ -19,6 +19,7 @@ COMPARED = {"prevalence": "chance, or the best constant amount", **{k: v.lower()
 COMPARED |= {"xgboost": "XGBoost"}
 _REASONS = {
     "dead_at_index": "dead at the index",
+    "inside": "in the midst of a stay",
     "prior_outcome": "had the outcome before",
     "horizon_past_data": "horizon passes the end of the data",
     "not_in_cohort": "not of the cohort",

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # Microseconds of more, added to a time, may pass the int64 border.
 _MOST_DAYS = 10_000_000
 _FIELDS_OF_DAYS = ("horizon_days", "washout_days", "history_days", "cohort_days")
-_PATTERNS = ("index", "outcome", "until", "cohort", "exclude")
+_PATTERNS = ("index", "outcome", "until", "cohort", "exclude", "outside_start", "outside_end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Task:
         exclude: pattern; subjects who have had such an event at or before t are out.
         exclude_prior: subjects with the outcome at or before t are out (incident disease).
         washout_days: subjects with the outcome in the so many days up to t are out (a new episode).
+        outside_start, outside_end: patterns; subjects are out whose last start at or before t has no end after it, at
+            or before t: what is recorded of a hospital stay is in part known only at its end.
         history_days: t is at least so long after the subject's first event, birth aside.
         index_choice: "all" candidates are rows; "one" per subject, drawn by a hash of (seed, subject, time); "last" of
             each subject (biased for outcomes that are index events themselves: the last has none after it).
@@ -73,6 +75,8 @@ class Task:
     cohort_days: float | None = None
     exclude: str = ""
     washout_days: float = 0.0
+    outside_start: str = ""
+    outside_end: str = ""
     history_days: float = 0.0
     family: str = ""
 
@@ -94,6 +98,8 @@ class Task:
                 )
         if self.cohort_days is not None and not self.cohort:
             raise UserError("cohort_days without a cohort", where=where, fix="give cohort, the event to look for")
+        if bool(self.outside_start) != bool(self.outside_end):
+            raise UserError("outside_start and outside_end go together", where=where, fix="give both, or none")
         if self.exclude_prior and self.washout_days:
             raise UserError("washout_days with exclude_prior", where=where, fix="give one: exclude_prior is for ever")
         for field, choices in (("kind", KINDS), ("index_choice", INDEX_CHOICES), ("censoring", CENSORINGS)):

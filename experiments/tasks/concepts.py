@@ -8,8 +8,12 @@ from experiments.tasks.question import Concept, diagnosis
 
 _START, _END = "ENCOUNTER//ENCOUNTER_START//", "ENCOUNTER//ENCOUNTER_END//"
 
-# Ends after which the subject is alive and in no hospital: what follows is a new encounter.
-WENT_HOME = Concept("the end of an encounter", rf"{_END}(?!.*(DIED|ADMITTED|TRANSFERRED)).*")
+# Ends after which the subject is alive and in no hospital: what follows is a new encounter. Where emergency visits lie
+# within stays (MIMIC-IV) their ends say nothing of it, and the stay's diagnoses, told at its end, would be "incident".
+_STAY = (rf"{_START}INPATIENT.*", rf"{_END}INPATIENT.*")
+WENT_HOME = Concept(
+    "the end of an encounter, in no hospital", rf"{_END}(?!ICU)(?!.*(DIED|ADMITTED|TRANSFERRED)).*", _STAY
+)
 ANY_START = Concept("encounters", rf"{_START}.*")
 NEXT_ENCOUNTER = Concept("the next encounter", ANY_START.pattern)
 OFFICE_VISITS = Concept(
@@ -19,7 +23,7 @@ EMERGENCIES = Concept("emergency visits", rf"{_START}EMERGENCY.*")
 ADMISSIONS = Concept("hospital admissions", rf"{_START}INPATIENT.*")
 EMERGENCY_START = Concept("the start of an emergency visit", EMERGENCIES.pattern)
 EMERGENCY_END = Concept("its end", rf"{_END}EMERGENCY.*")
-EMERGENCY_HOME = Concept("an emergency visit that ends at home", rf"{_END}EMERGENCY(?!.*(DIED|ADMITTED)).*")
+EMERGENCY_HOME = Concept("an emergency visit that ends at home", rf"{_END}EMERGENCY(?!.*(DIED|ADMITTED)).*", _STAY)
 ADMISSION = Concept("a hospital admission", ADMISSIONS.pattern)
 DISCHARGE = Concept("a discharge from hospital alive", rf"{_END}INPATIENT(?!.*DIED).*")
 STAY_END = Concept("the end of the stay", rf"{_END}INPATIENT.*")

@@ -10,10 +10,14 @@ from cometjax.tasks import Task
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-    """Something recorded: words for it, and the regex that its concepts' names match in full."""
+    """Something recorded: words for it, and the regex that its concepts' names match in full.
+
+    `outside`: as an index it counts outside of this only: the patterns of its start and of its end.
+    """
 
     words: str
     pattern: str
+    outside: tuple[str, str] = ("", "")
 
 
 def diagnosis(words: str, icd10: str, icd9: str = "") -> Concept:
@@ -69,6 +73,8 @@ class Question:
             cohort_days=self.cohort_days,
             exclude=self.exclude.pattern if self.exclude else "",
             exclude_prior=self.first_only,
+            outside_start=self.at.outside[0],
+            outside_end=self.at.outside[1],
             washout_days=self.washout_days,
             history_days=self.history_days,
             censoring=censoring,

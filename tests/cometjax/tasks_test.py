@@ -304,6 +304,31 @@ def test_whoever_has_had_what_is_excluded_is_out(label, when, asked) -> None:
     assert len(labels.frame) == asked and labels.excluded["excluded"] == 1 - asked
 
 
+@pytest.mark.parametrize(
+    ("admissions", "discharges", "asked"),
+    [
+        ([], [], True),
+        ([-9], [], False),  # an emergency visit's end, in mid-stay
+        ([-9], [3], False),
+        ([-9], [-5], True),
+        ([-9], [0], True),  # the stay ends with it
+        ([0], [5], False),  # it ends in a stay
+        ([1], [5], True),
+        ([-9, -2], [-5], False),
+        ([-4], [-9], False),  # of a stay before
+    ],
+)
+def test_who_is_in_a_stay_is_not_asked_where_the_index_is_outside_of_stays(
+    label, admissions, discharges, asked
+) -> None:
+    task = changed(
+        index=r"ENCOUNTER//ENCOUNTER_END//EMERGENCY.*", outside_start=ADMISSION, outside_end=DISCHARGE, outcome="DEATH"
+    )
+    rows = [row(1, day(0), "ENCOUNTER_END//EMERGENCY//HOME"), *(row(1, day(when), START) for when in admissions)]
+    labels = label([*rows, *(row(1, day(when), END) for when in discharges)], task)
+    assert len(labels.frame) == asked and labels.excluded["inside"] == 1 - asked
+
+
 @pytest.mark.parametrize(("when", "asked"), [(day(0), False), (day(-90), False), (day(-90, us=-1), True), (None, True)])
 def test_a_washout_leaves_out_those_who_had_the_outcome_of_late(label, when, asked) -> None:
     task = changed(outcome=r"DIAGNOSIS//ICD10CM//E11.*", washout_days=90)
@@ -424,6 +449,7 @@ def test_durations_of_files_end_with_the_outcome_or_the_window_as_recorded(label
         ({"washout_days": -1}, "washout_days"),
         ({"cohort_days": 3}, "without a cohort"),
         ({"washout_days": 3, "exclude_prior": True}, "exclude_prior"),
+        ({"outside_start": "A"}, "outside_start and outside_end"),
     ],
 )
 def test_a_wrong_refinement_is_refused_by_field(change, says) -> None:
