@@ -2,6 +2,7 @@
 
 Diagnoses are told in ICD-10-CM and ICD-9-CM; encounters by type as the world, MIMIC-IV, Synthea and OMOP have them.
 Parts of a name stand together without a separator: DIAGNOSIS//ICD10CM//E119, ENCOUNTER//ENCOUNTER_END//INPATIENTHOME.
+A code ends (`$`) where rare ones were shortened: DIAGNOSIS//ICD10CM//K81 stands for those of K81 that are rare.
 """
 
 from experiments.tasks.question import Concept, diagnosis
@@ -35,16 +36,19 @@ DRUGS = Concept("medications", "MEDICATION//.*")
 PROCEDURES = Concept("procedures", "PROCEDURE//.*")
 
 DIABETES = diagnosis("type 2 diabetes", "E11", r"250\d[02]")
-HYPERTENSION = diagnosis("hypertension", "I10", "401")
+# ICD-10-CM codes hypertension with heart or kidney disease as I11 to I13, and not beside them as I10.
+HYPERTENSION = diagnosis("hypertension", "I1[0-3]", "40[1-4]")
 HYPERLIPIDEMIA = diagnosis("hyperlipidemia", "E78", "272")
-CORONARY_DISEASE = diagnosis("coronary artery disease", "I251", "4140")
+CORONARY_DISEASE = diagnosis("coronary artery disease", "I25(1|7|81|9|$)", "414([09]|$)")
 HEART_FAILURE = diagnosis("heart failure", "I50", "428")
-FIBRILLATION = diagnosis("atrial fibrillation", "I48", "42731")
+FIBRILLATION = diagnosis("atrial fibrillation", "I48(?![34]|92)", "42731")
 KIDNEY_DISEASE = diagnosis("chronic kidney disease", "N18", "585")
-COPD = diagnosis("chronic obstructive pulmonary disease", "J44", "49[126]")
+COPD = diagnosis("chronic obstructive pulmonary disease", "J4[34]", "49[126]")
 DEPRESSION = diagnosis("depression", "F3[23]", "296[23]|311")
-INFARCTION = diagnosis("myocardial infarction", "I21", "410")
-STROKE = diagnosis("ischemic stroke", "I63", "43[34]")
+# Of ICD-9-CM no later episodes of care (fifth digit 2).
+INFARCTION = diagnosis("myocardial infarction", "I2[12]", r"410(?!\d2)")
+# Of ICD-9-CM with infarction only (fifth digit 1), and not an occlusion without.
+STROKE = diagnosis("ischemic stroke", "I63", r"43[34]\d1|434\d?$")
 PNEUMONIA = diagnosis("pneumonia", "J1[2-8]", "48[0-6]")
 ACUTE_KIDNEY_INJURY = diagnosis("acute kidney injury", "N17", "584")
 ACUTE_HEART_FAILURE = diagnosis("acute on chronic heart failure", "I50[2-4]3", "428[2-4]3")

@@ -26,21 +26,24 @@ QUESTIONS = (
     *_candidates(
         "chest_pain",
         ("infarction", concepts.INFARCTION),
-        ("unspecified", diagnosis("unspecified chest pain", "R07", "7865")),
+        ("unspecified", diagnosis("unspecified chest pain", "R07(2|89|9|$)", "7865([019]|$)")),
     ),
     *_candidates(
         "shortness_of_breath",
         ("pneumonia", concepts.PNEUMONIA),
         ("copd_exacerbation", concepts.COPD_EXACERBATION),
         ("heart_failure", concepts.ACUTE_HEART_FAILURE),
-        ("asthma", diagnosis("an exacerbation of asthma", "J45[2-9][0-9]?1", r"493\d2")),
+        ("asthma", diagnosis("an exacerbation of asthma", "J45([2-5]1|901)", r"493\d2")),
     ),
     *_candidates(
         "abdominal_pain",
-        ("cholecystitis", diagnosis("acute cholecystitis", "K81", "5750")),
+        (
+            "cholecystitis",
+            diagnosis("acute cholecystitis", "K81([02]|$)|K80(0|1[23]|[46][2367])", "5750|57512|574[0368]"),
+        ),
         ("pancreatitis", diagnosis("acute pancreatitis", "K85", "5770")),
-        ("diverticulitis", diagnosis("diverticulitis", "K57[0-9][23]", "5621[13]")),
-        ("gastroenteritis", diagnosis("gastroenteritis", "A0[89]", "009|5589")),
+        ("diverticulitis", diagnosis("diverticulitis", "K57([0248]|[1359][23])", "562[01][13]")),
+        ("gastroenteritis", diagnosis("gastroenteritis", "A0[89]|K529", "008[68]|009|5589")),
     ),
     *_candidates(
         "fever",

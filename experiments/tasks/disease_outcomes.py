@@ -20,7 +20,7 @@ from experiments.tasks.concepts import (
 )
 from experiments.tasks.question import Concept, Question, diagnosis
 
-_NEUROPATHY = diagnosis("diabetic neuropathy", "E114", r"2506\d")
+_NEUROPATHY = diagnosis("diabetic neuropathy", "E114", "2506([02]|$)")
 # MIMIC-IV names drugs by their names.
 _INSULIN = Concept("insulin", "MEDICATION//(ATC//A10A|MIMIC_DRUG//insulin).*")
 _ADVANCED_KIDNEY = diagnosis("chronic kidney disease of stage 4 or more", "N18[456]", "585[456]")

@@ -28,6 +28,40 @@ def labelled(world_events) -> dict[str, labels.Labels]:
     return {task.name: labels.label(*world_events, task) for task in ALL}
 
 
+@pytest.mark.parametrize(
+    ("task", "taken", "left"),
+    [
+        # Of ICD-10-CM, and after the bar of ICD-9-CM.
+        ("onset_hypertension", "I10 I110 I129 I130 | 4019 40391", "I150 I160 | 40501"),
+        ("onset_stroke", "I639 | 43491 43301 434", "I6529 | 43310 43390 43490"),
+        ("onset_fibrillation", "I4891 I480 I48 | 42731", "I4892 I483 | 42732"),
+        ("onset_copd", "J449 J439 | 4928 49121 496", "J45901 | 4930"),
+        ("onset_coronary_disease", "I2510 I25700 I25810 I259 I25 | 41401 4149 414", "I252 I255 | 412 41410"),
+        ("onset_dementia", "F0390 G309 | 29420 29410 3310", "F05 | 2930"),
+        ("onset_sleep_apnea", "G4733 | 32723 78057", "G4700 | 78050"),
+        ("onset_obesity", "E669 E66 | 27800 27801", "E663 | 27802"),
+        ("onset_anemia", "D509 D519 D571 D649 | 2859 2819", "D65 D540 | 2860"),
+        ("coronary_infarction", "I214 I222 | 41071 4107 410", "I236 | 41072"),
+        ("diabetes_neuropathy", "E1140 | 25060 2506", "E1040 | 25061"),
+        ("chest_pain_unspecified", "R079 R0789 R07 | 78650", "R070 R071 R0781 | 78652"),
+        ("shortness_of_breath_asthma", "J4521 J45901 | 49392", "J45991 J45909 J45902 | 49390"),
+        (
+            "abdominal_pain_cholecystitis",
+            "K810 K81 K8000 K8012 K8042 | 5750 57400 57512",
+            "K811 K8010 K8044 | 57410 57511",
+        ),
+        ("abdominal_pain_diverticulitis", "K5720 K5732 K5712 K5780 | 56211 56201", "K5730 K5790 K573 | 56210"),
+        ("abdominal_pain_gastroenteritis", "K529 A084 A09 | 5589 0088 0090", "K5200 A047 | 5583 00845"),
+    ],
+)
+def test_a_diagnosis_takes_the_codes_that_its_words_tell_in_both_classifications(task, taken, left) -> None:
+    (outcome,) = (one.outcome for one in ALL if one.name == task)
+    for codes, is_taken in ((taken, True), (left, False)):
+        for system, own in zip(("ICD10CM", "ICD9CM"), codes.split("|"), strict=True):
+            for code in own.split():
+                assert bool(tasks.compiled(outcome).fullmatch(f"DIAGNOSIS//{system}//{code}")) == is_taken, code
+
+
 def test_there_are_78_and_a_task_file_holds_the_same_ones() -> None:
     assert len(ALL) == len({task.name for task in ALL}) == 78
     assert sorted(tasks.tasks_from_config(suite.get_config()), key=lambda t: t.name) == sorted(
