@@ -189,13 +189,14 @@ def _percentiles(value: float, scores_R: np.ndarray) -> Interval:
 
 
 def calibration(
-    labels_N: np.ndarray, predictions_N: np.ndarray, bins: int = 10, min_rows: int = 20
+    labels_N: np.ndarray, predictions_N: np.ndarray, subject_N: np.ndarray, bins: int = 10, min_rows: int = 20
 ) -> tuple[list[dict[str, float]], float]:
     """(bins, expected calibration error): rows in order of prediction, cut in at most `bins` of near equal size,
     about `min_rows` or more in each.
 
     Equal predictions stay in one bin (Monte-Carlo risks are multiples of 1/samples). Each bin has its rows, mean
-    prediction, observed rate and its 95% Wilson interval. The error is the mean |predicted - observed| over rows.
+    prediction, observed rate and its 95% interval: Wilson's, of as many rows as would vary as much if they were of a
+    subject each. The error is the mean |predicted - observed| over rows.
     """
     if len(labels_N) == 0:
         return [], float("nan")
@@ -206,14 +207,28 @@ def calibration(
     for index in np.unique(bin_N):
         members = bin_N == index
         rows, observed = int(members.sum()), float(labels_N[members].mean())
-        low, high = _wilson(observed, rows)
+        low, high = _wilson(observed, _independent_rows(labels_N[members], subject_N[members]))
         predicted = float(predictions_N[members].mean())
         table.append({"rows": rows, "predicted": predicted, "observed": observed, "low": low, "high": high})
     error = sum(row["rows"] * abs(row["predicted"] - row["observed"]) for row in table) / len(labels_N)
     return table, float(error)
 
 
-def _wilson(rate: float, rows: int, z: float = 1.959964) -> tuple[float, float]:
+def _independent_rows(labels_N: np.ndarray, subject_N: np.ndarray) -> float:
+    """How many independent rows would have a rate as uncertain as these have, whose subjects have several rows each.
+
+    Kish's effective size, with the variance of a mean of clusters; of rows all alike, as many as there are subjects.
+    """
+    subjects, place_N = np.unique(subject_N, return_inverse=True)
+    rate, rows = labels_N.mean(), len(labels_N)
+    residual_S = np.bincount(place_N, labels_N - rate)
+    variance = len(subjects) / max(1, len(subjects) - 1) * (residual_S**2).sum() / rows**2
+    if not variance or len(subjects) == 1:
+        return float(len(subjects))
+    return float(np.clip(rate * (1 - rate) / variance, 1, rows))
+
+
+def _wilson(rate: float, rows: float, z: float = 1.959964) -> tuple[float, float]:
     centre = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(rate * (1 - rate) / rows + z * z / (4 * rows * rows))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))

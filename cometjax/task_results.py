@@ -104,7 +104,7 @@ def _scores(labels_N: np.ndarray, predictions_N: np.ndarray, drawn: scores.Resam
     auroc = scores.interval(scores.auroc_weighted, labels_N, predictions_N, drawn)
     auprc = scores.interval(scores.auprc_weighted, labels_N, predictions_N, drawn)
     brier = scores.interval(scores.brier_weighted, labels_N, predictions_N, drawn, needs_classes=False)
-    table, error = scores.calibration(labels_N, predictions_N)
+    table, error = scores.calibration(labels_N, predictions_N, drawn.subject_N)
     return {
         "auroc": auroc.value,
         "low": auroc.low,

@@ -177,7 +177,7 @@ def test_differences_are_paired() -> None:
 
 def test_calibration_bins_hold_every_row_once_and_never_split_a_tie() -> None:
     labels_N, predictions_N = _rows(9, rows=1000, levels=5)
-    table, error = scores.calibration(labels_N, predictions_N)
+    table, error = scores.calibration(labels_N, predictions_N, np.arange(len(labels_N)))
     assert sum(row["rows"] for row in table) == 1000
     assert [row["predicted"] for row in table] == [0.0, 0.25, 0.5, 0.75, 1.0]
     for row in table:
@@ -189,14 +189,34 @@ def test_calibration_bins_hold_every_row_once_and_never_split_a_tie() -> None:
 
 def test_calibration_bins_of_few_rows_are_few() -> None:
     labels_N, predictions_N = np.arange(59) % 2.0, np.linspace(0, 1, 59)
-    assert [row["rows"] for row in scores.calibration(labels_N, predictions_N)[0]] == [30, 29]
-    assert len(scores.calibration(labels_N, predictions_N, min_rows=5)[0]) == 10
-    assert [row["rows"] for row in scores.calibration(labels_N[:9], predictions_N[:9])[0]] == [9]
+    assert [row["rows"] for row in scores.calibration(labels_N, predictions_N, np.arange(len(labels_N)))[0]] == [30, 29]
+    assert len(scores.calibration(labels_N, predictions_N, np.arange(59), min_rows=5)[0]) == 10
+    assert [row["rows"] for row in scores.calibration(labels_N[:9], predictions_N[:9], np.arange(9))[0]] == [9]
+
+
+def test_calibration_intervals_cover_the_rate_where_subjects_have_several_rows_that_are_alike() -> None:
+    """As if rows were independent, seven in ten would."""
+    rng = np.random.default_rng(3)
+    subject_N = np.repeat(np.arange(60), 10)
+    covered, repeats = 0, 400
+    for _ in range(repeats):
+        risk_S = rng.beta(0.6, 1.4, 60)
+        labels_N = (rng.random(600) < risk_S[subject_N]).astype(float)
+        ((row,), _) = scores.calibration(labels_N, np.full(600, 0.3), subject_N)
+        covered += row["low"] <= 0.3 <= row["high"]
+    assert 0.91 < covered / repeats < 0.98
+    # A row of each subject: as Wilson has it. All alike: no surer than so many subjects are.
+    one_each = [
+        scores.calibration(labels_N, labels_N * 0 + 0.3, np.arange(600))[0][0][side] for side in ("low", "high")
+    ]
+    np.testing.assert_allclose(one_each, scores._wilson(labels_N.mean(), 600), atol=1e-3)
+    ((row,), _) = scores.calibration(np.zeros(600), np.zeros(600), subject_N)
+    assert row["high"] == pytest.approx(scores._wilson(0.0, 60)[1])
 
 
 def test_calibration_error_of_true_probabilities_is_small_and_of_shifted_ones_is_the_shift() -> None:
     rng = np.random.default_rng(0)
     true_N = rng.uniform(0.1, 0.7, 20_000)
     labels_N = (rng.random(20_000) < true_N).astype(float)
-    assert scores.calibration(labels_N, true_N)[1] < 0.015
-    assert scores.calibration(labels_N, true_N + 0.2)[1] == pytest.approx(0.2, abs=0.015)
+    assert scores.calibration(labels_N, true_N, np.arange(20_000))[1] < 0.015
+    assert scores.calibration(labels_N, true_N + 0.2, np.arange(20_000))[1] == pytest.approx(0.2, abs=0.015)
