@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from cometjax.roofline import PAPER_SEGMENT
 from experiments.configs import comet_l, comet_m, comet_s
 from experiments.scaling.family import Law, config_of, find
 from experiments.scaling.plan import number_name
@@ -49,6 +50,7 @@ def family() -> dict[str, Any]:
         "recipe": dataclasses.asdict(recipe),
         "vocab_size": VOCABULARY,
         "targets_per_row": float(recipe.row_length),  # as if rows were full, and no history longer than one
+        "segment_tokens": float(PAPER_SEGMENT),  # and all histories of the published mean length
         "base": configs["L"].to_dict() | {"model": configs["L"].model.to_dict() | {"vocab_size": VOCABULARY}},
         "members": members,
     }

@@ -60,6 +60,7 @@ def make(found: Analysis, recipe: Recipe, data: Data, plan: Plan, config: Any) -
         "recipe": dataclasses.asdict(recipe),
         "vocab_size": data.vocab_size,
         "targets_per_row": data.full.targets_per_row,
+        "segment_tokens": data.full.segment_squares_per_row / data.full.positions_per_row,
         "base": dict(plan.base),
         "members": [],
     }
@@ -69,7 +70,7 @@ def make(found: Analysis, recipe: Recipe, data: Data, plan: Plan, config: Any) -
         foretold = found.predict(one["n"], one["tokens"], confidence=config.fit.confidence)
         one |= {"n_star": float(n_star), "d_star": float(d_star), "predicted_loss": dataclasses.asdict(foretold)}
         topology = config.family.topology
-        one["pod"] = on_pod(plan.base, one["overrides"], topology) if topology else None
+        one["pod"] = on_pod(made, one["overrides"], topology) if topology else None
         made["members"].append(one)
     return made
 
@@ -102,11 +103,11 @@ def member(family: Mapping[str, Any], budget: float, *, chips: int = 1) -> dict[
     }
 
 
-def on_pod(base: Mapping[str, Any], overrides: Mapping[str, Any], topology: str) -> dict[str, Any]:
+def on_pod(family: Mapping[str, Any], overrides: Mapping[str, Any], topology: str) -> dict[str, Any]:
     """Chip-hours on a pod by the planner's analytic model; `refused` says why, where it cannot run there."""
-    config = _for_accelerators(apply(base, overrides))
+    config = _for_accelerators(apply(family["base"], overrides))
     try:
-        planned = analytic_plan(config, topology)
+        planned = analytic_plan(config, topology, family["segment_tokens"])
     except UserError as error:
         return {"topology": topology, "refused": str(error)}
     mfu = min(MFU, planned.mfu_bound)
@@ -133,7 +134,7 @@ def for_time(
     def at(log_c: float) -> tuple[float, dict[str, Any], Any]:
         one = member(family, math.exp(log_c), chips=chips)
         config = _for_accelerators(apply(family["base"], one["overrides"]))
-        planned = analytic_plan(config, topology)
+        planned = analytic_plan(config, topology, family["segment_tokens"])
         return planned.hours(_positions(config), min(mfu, planned.mfu_bound)), one, planned
 
     low, high = math.log(1e12), math.log(1e28)
@@ -194,9 +195,9 @@ def load(name: str) -> dict[str, Any]:
             fix="run a study to its end (a closed gate leaves no family, see its report), or use comet",
         )
     family = workdirs.read_json(path)
-    if "targets_per_row" not in family:
+    if missing := {"targets_per_row", "segment_tokens"} - family.keys():
         raise UserError(
-            "does not say what a row holds (targets_per_row)",
+            f"does not say what a row holds ({', '.join(sorted(missing))})",
             where=name,
             fix="an earlier version wrote it: start its study again with --report",
         )

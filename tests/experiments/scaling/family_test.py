@@ -54,8 +54,20 @@ def test_a_budget_becomes_a_real_shape_that_spends_it(comet, budget) -> None:
 def test_rows_that_are_not_full_take_more_steps_and_more_hours(comet) -> None:
     full, half = (family.member(comet | {"targets_per_row": 8192.0 * share}, 1e20) for share in (1.0, 0.5))
     assert half["tokens"] == full["tokens"] and half["steps"] == pytest.approx(2 * full["steps"], abs=1)
-    hours = [family.on_pod(comet["base"], one["overrides"], "v5p:4x4x4")["hours"] for one in (full, half)]
+    hours = [family.on_pod(comet, one["overrides"], "v5p:4x4x4")["hours"] for one in (full, half)]
     assert hours[1] == pytest.approx(2 * hours[0], rel=1e-3)
+
+
+def test_long_histories_cost_hours_of_attention(comet) -> None:
+    """The study's own squared lengths, not the published mean, decide what a week trains."""
+    (m,) = [one for one in comet["members"] if one["name"] == "M"]
+    hours = [
+        family.on_pod(comet | {"segment_tokens": tokens}, m["overrides"], "v5p:4x4x4")["hours"]
+        for tokens in (256.0, 1280.0, 8192.0)
+    ]
+    assert hours[0] < hours[1] < hours[2] / 1.3
+    budgets = [family.for_time(comet | {"segment_tokens": t}, "v5p:4x4x4", 168.0)[0]["budget"] for t in (256.0, 8192.0)]
+    assert budgets[1] < 0.9 * budgets[0]
 
 
 def test_a_trials_intervals_are_not_those_of_a_members_training(comet) -> None:
@@ -108,7 +120,7 @@ def test_a_pod_for_a_week_becomes_a_model_that_takes_it_a_week(comet, tmp_path) 
 
 def test_a_study_names_the_chip_hours_of_its_members(comet) -> None:
     (m,) = [one for one in comet["members"] if one["name"] == "M"]
-    pod = family.on_pod(comet["base"], m["overrides"], "v5p:4x4x4")
+    pod = family.on_pod(comet, m["overrides"], "v5p:4x4x4")
     assert pod["chips"] == 64 and pod["chip_hours"] == pytest.approx(64 * pod["hours"])
-    refused = family.on_pod(comet["base"], m["overrides"] | {"train.batch_rows": 3}, "v5p:4x4x4")
+    refused = family.on_pod(comet, m["overrides"] | {"train.batch_rows": 3}, "v5p:4x4x4")
     assert "3" in refused["refused"]
