@@ -1,13 +1,15 @@
 r"""The loss of any checkpoint on any corpus of the same vocabulary: another hospital's, next year's, another split.
 
-    python -m cometjax.loss --workdir runs/mine --corpus runs/next-year --split held_out --step best --out loss.json
+    python -m cometjax.loss --workdir runs/mine --corpus runs/next-year --split held_out \
+        --step best --out loss.json
 
-Prints nats per target token in all and by kind of token, bits per event, and how many tokens that is of; as a table,
-and as a line of JSON, which --out writes to a file. It is the evaluation of training: the same step over the same
-batches, so that on the run's own tuning split a checkpoint has the loss that the run wrote down, but for rounding where
-the devices differ. A mixture (a=1,b=1; weights count for nothing) is told by source as well. Takes what an evaluation
-in training takes, on all local devices, and the time to compile it; --batches looks at so many batches only, a fair
-sample.
+Prints nats per target token in all and by kind of token, bits per event, and how many tokens that
+is of; as a table, and as a line of JSON, which --out writes to a file. It is the evaluation of
+training: the same step over the same batches, so that on the run's own tuning split a checkpoint
+has the loss that the run wrote down, but for rounding where the devices differ. A mixture
+(a=1,b=1; weights count for nothing) is told by source as well. Takes what an evaluation in
+training takes, on all local devices, and the time to compile it; --batches looks at so many
+batches only, a fair sample.
 """
 
 import contextlib

@@ -34,8 +34,12 @@ VOCABULARY = "vocabulary.json"
 RESULT = "result.json"
 LOCK = "lock"
 # What a folder may hold that no run has begun in: of one that was killed before its config.json was there, what the
-# launch writes (Slurm opens the job's log first), and a volume's own. A corpus has split folders besides.
-_BEFORE_A_RUN = (LOCK, VOCABULARY, CORPUS, "shared.mark", "*.tmp", "*.log", "*.out", "*.err", ".*", "lost+found")
+# launch writes (Slurm opens the job's log first), a volume's own, and one mounted for the checkpoints (which say
+# themselves whose they are). A corpus has split folders besides.
+_BEFORE_A_RUN = (
+    *(LOCK, VOCABULARY, CORPUS, "shared.mark", "*.tmp"),
+    *("*.log", "*.out", "*.err", ".*", "lost+found", "checkpoints"),
+)
 # How long a run waits for another to leave. Of a machine that died, a network file system keeps the lock until its
 # lease ends: 90 seconds with Linux's NFS server, if nobody changed it.
 LOCK_SECONDS = 120.0
@@ -93,6 +97,8 @@ def refuse_foreign(workdir: pathlib.Path) -> None:
         except PermissionError:
             return  # it is told with the writing
         except NotADirectoryError:
+            if not workdir.exists():
+                return  # something above it is a file: told with the writing too
             raise UserError("is a file", where=str(workdir), fix="give a folder, --workdir=DIR") from None
         foreign = [name for name in names if not any(fnmatch.fnmatchcase(name, known) for known in _BEFORE_A_RUN)]
         # Asked last: another process of this run may begin it meanwhile.

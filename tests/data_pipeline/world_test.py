@@ -311,7 +311,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(writer.simulation, "simulate", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"out: cannot be written \(disk full\)"):
         write_world(tmp_path / "out", 20, 0)
     assert not list(tmp_path.iterdir())
 
