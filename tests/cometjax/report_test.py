@@ -17,7 +17,7 @@ def made_up_scores(rng: np.random.Generator, labels_N: np.ndarray, skill: float)
     risk_N = np.round(16 * risk_N) / 16
     drawn = scores.resample_subjects(np.arange(len(labels_N)), 200, 0)
     auroc = scores.interval(scores.auroc_weighted, labels_N, risk_N, drawn)
-    table, error = scores.calibration(labels_N, risk_N)
+    table, error = scores.calibration(labels_N, risk_N, np.arange(len(labels_N)))
     return {
         "auroc": auroc.value,
         "low": auroc.low,
