@@ -102,12 +102,15 @@ def _next_tokens(
     uniform_R: jax.Array,
     temperature: jax.Array,
     first_interval_R: jax.Array,
+    elapsed_R: jax.Array,
     possible_RxV: jax.Array,
 ) -> jax.Array:
     ones_RxL = jnp.ones_like(tokens_RxL)
     logits_RxLxV = nnx.merge(graph, weights)(tokens_RxL, ones_RxL, jnp.cumsum(ones_RxL, 1) - 1)
     logits_RxV = jnp.take_along_axis(logits_RxLxV, length_R[:, None, None] - 1, 1)[:, 0]
-    probability_RxV = decoding.token_probabilities(logits_RxV, table, temperature, first_interval_R, possible_RxV)
+    probability_RxV = decoding.token_probabilities(
+        logits_RxV, table, temperature, first_interval_R, elapsed_R, possible_RxV
+    )
     return decoding.draw(probability_RxV, uniform_R)
 
 
@@ -129,6 +132,7 @@ def recompute(
         tokens_RxL[row, : len(tokens_T)] = tokens_T
     length_R = np.repeat([len(start.tokens_T) for start in starts], config.samples)
     first_R = np.repeat([start.first_interval for start in starts], config.samples)
+    elapsed_R = np.repeat([-start.clock for start in starts], config.samples)
     rows_R = np.arange(len(tokens_RxL))
     keys = engine.sample_keys(config.seed, prompts, config.samples).reshape(-1, 2)
     uniform_RxT = decoding.uniforms(keys, np.broadcast_to(np.arange(new_tokens), (len(keys), new_tokens)))
@@ -148,6 +152,7 @@ def recompute(
             uniform_RxT[:, step],
             np.float32(config.temperature),
             first_R if step == 0 else np.full_like(first_R, -1),
+            elapsed_R,
             possible_RxV,
         )
         if states is not None:

@@ -77,27 +77,22 @@ class Terms:
 
 
 def contributions(
-    futures: Sequence[Future], end_seconds_SxK: np.ndarray, seconds_V: np.ndarray, *, suppressed: bool
+    futures: Sequence[Future], end_seconds_SxK: np.ndarray, *, suppressed: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(share [S, K], cut [S, K]) of all of one prompt's samples; arguments as of `terms`."""
-    return weigh(terms(futures, end_seconds_SxK, seconds_V, suppressed=suppressed))
+    return weigh(terms(futures, end_seconds_SxK, suppressed=suppressed))
 
 
-def terms(
-    futures: Sequence[Future], end_seconds_SxK: np.ndarray, seconds_V: np.ndarray, *, suppressed: bool
-) -> list[Terms]:
+def terms(futures: Sequence[Future], end_seconds_SxK: np.ndarray, *, suppressed: bool) -> list[Terms]:
     """The terms of some of a prompt's samples.
 
     Args:
         futures: a prompt's, with hazards; of REACH if `suppressed` (then of one outcome), else of SCOPE.
         end_seconds_SxK: when each sample's window of each outcome ends, or [K], alike for all; hazards count up to it.
             It may depend on the sample where that is a stopping time, such as its first event of some kind.
-        seconds_V: `decoding.token_seconds`.
     """
     end_seconds_SxK = np.broadcast_to(end_seconds_SxK, (len(futures), end_seconds_SxK.shape[-1]))
-    return [
-        _terms(future, end_K, seconds_V, suppressed) for future, end_K in zip(futures, end_seconds_SxK, strict=True)
-    ]
+    return [_terms(future, end_K, suppressed) for future, end_K in zip(futures, end_seconds_SxK, strict=True)]
 
 
 def weigh(terms_S: Sequence[Terms]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,9 +108,9 @@ def weigh(terms_S: Sequence[Terms]) -> tuple[np.ndarray, np.ndarray]:
     return share_SxK, cut_SxK
 
 
-def _terms(future: Future, window_K: np.ndarray, seconds_V: np.ndarray, suppressed: bool) -> Terms:
-    assert future.hazard_TxK is not None and future.decided_TxK is not None
-    after_T = future.start_seconds + np.cumsum(seconds_V[future.tokens_T], dtype=np.int64)
+def _terms(future: Future, window_K: np.ndarray, suppressed: bool) -> Terms:
+    assert future.hazard_TxK is not None and future.decided_TxK is not None and future.drawn_clock_T is not None
+    after_T = future.drawn_clock_T
     time_T = np.concatenate([[future.start_seconds], after_T])[: len(after_T)]
     hazard_TxK = np.clip(future.hazard_TxK.astype(np.float64), 0, 1) * (time_T[:, None] <= window_K)
     if suppressed:

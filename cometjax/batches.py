@@ -72,12 +72,13 @@ Queue = collections.deque[tuple[int, Request]]
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What came of a request: its samples' futures, as far as one context window holds them, and the grammar's state
-    after each (0 where no grammar is kept)."""
+    """What came of a request: its samples' futures, as far as one context window holds them, and after each the
+    grammar's state (0 where no grammar is kept) and what the longest interval has taken beyond (`decoding.Rows`)."""
 
     request: Request
     futures: list[Future]
     state_S: np.ndarray
+    excess_S: np.ndarray
 
 
 @dataclasses.dataclass
@@ -96,7 +97,9 @@ class _Slots:
     clock_WxS: np.ndarray
     stop_WxS: np.ndarray
     state_WxS: np.ndarray
+    excess_WxS: np.ndarray
     tokens_WxSxT: np.ndarray
+    clock_WxSxT: np.ndarray
     hazard_WxSxTxK: np.ndarray
     decided_WxSxTxK: np.ndarray
 
@@ -117,7 +120,9 @@ class _Slots:
             clock_WxS=zeros(*pair),
             stop_WxS=zeros(*pair) + 1,
             state_WxS=zeros(*pair),
+            excess_WxS=zeros(*pair),
             tokens_WxSxT=zeros(*pair, max_tokens),
+            clock_WxSxT=zeros(*pair, max_tokens),
             hazard_WxSxTxK=np.zeros((*pair, max_tokens, outcomes), np.float32),
             decided_WxSxTxK=np.zeros((*pair, max_tokens, outcomes), bool),
         )
@@ -133,29 +138,31 @@ class _Slots:
         self.key_WxSx2[slot] = request.key_Sx2
         self.length_WxS[slot], self.stop_WxS[slot] = 0, 0
         self.token_WxS[slot], self.clock_WxS[slot] = start.tokens_T[-1], start.clock
-        self.state_WxS[slot] = start.state
+        self.state_WxS[slot], self.excess_WxS[slot] = start.state, start.excess
 
     def record(
         self,
         at_R: np.ndarray,
         result: Mapping[str, np.ndarray],
-        since_answered: Callable[[tuple[int, int], np.ndarray], int | None],
+        since_answered: Callable[[tuple[int, int], np.ndarray, np.ndarray], int | None],
     ) -> None:
         """Take in a chunk's result for the rows of these samples (w S + s), and free the slots of those that ended.
 
-        `since_answered`: of a sample and its new tokens, how many came since all that is asked was answered.
+        `since_answered`: of a sample, its new tokens and the clock after each, how many came since all that is asked
+        was answered.
         """
         for row, flat in enumerate(at_R):
             at = divmod(int(flat), self.stop_WxS.shape[1])
             taken, length = result["taken_R"][row], self.length_WxS[at]
             self.tokens_WxSxT[at][length : length + taken] = result["tokens_RxT"][row, :taken]
+            self.clock_WxSxT[at][length : length + taken] = result["clock_RxT"][row, :taken]
             self.hazard_WxSxTxK[at][length : length + taken] = result["hazard_RxTxK"][row, :taken]
             self.decided_WxSxTxK[at][length : length + taken] = result["decided_RxTxK"][row, :taken]
             self.token_WxS[at] = result["tokens_RxT"][row, taken - 1]
             self.length_WxS[at] += taken
-            for name in ("clock", "stop", "state"):
+            for name in ("clock", "stop", "state", "excess"):
                 getattr(self, f"{name}_WxS")[at] = result[f"{name}_R"][row]
-            surplus = since_answered(at, result["tokens_RxT"][row, :taken])
+            surplus = since_answered(at, result["tokens_RxT"][row, :taken], result["clock_RxT"][row, :taken])
             # Of a future that just stopped by itself, what it stopped by is told, unless it was answered before.
             if surplus is not None and (surplus or not self.stop_WxS[at]):
                 self.length_WxS[at] -= surplus
@@ -182,7 +189,6 @@ class Batches:
         self.weights = decoding.laid_out(self.graph, weights)
         self.vocabulary, self.config, self.shape = vocabulary, config, model.config
         self.cache_dtype = config.cache_dtype or model.config.compute_dtype
-        self.seconds_V = decoding.token_seconds(vocabulary)
         self.outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
         self.chunks = -(-config.max_new_tokens // config.chunk_steps)
         self.bounds = _bounds(self.chunks, config.chunk_steps, close=device.platform != "cpu")
@@ -222,14 +228,13 @@ class Batches:
         suffixes = self._pool(caches, (chunks,), config.chunk_steps)
         requests: dict[int, Request] = {}
 
-        def since_answered(at: tuple[int, int], new_T: np.ndarray) -> int | None:
+        def since_answered(at: tuple[int, int], new_T: np.ndarray, clock_T: np.ndarray) -> int | None:
             request = requests[int(slots.prompt_W[at[0]])]
             if self.questions is None or request.asks_K is None:
                 return None
             if at[1] not in request.watches:
-                start_seconds = self._start_seconds(request, new_T)
-                request.watches[at[1]] = self.questions.watch(request.asks_K, start_seconds)
-            return request.watches[at[1]].read(new_T)
+                request.watches[at[1]] = self.questions.watch(request.asks_K)
+            return request.watches[at[1]].read(new_T, clock_T)
 
         while waiting or requests:
             free = np.flatnonzero(slots.prompt_W < 0)[: len(slots.free) // config.samples]
@@ -269,7 +274,8 @@ class Batches:
                 index = int(slots.prompt_W[slot])
                 slots.prompt_W[slot] = -1
                 request = requests.pop(index)
-                yield index, Drawn(request, self._futures(slots, slot, request), slots.state_WxS[slot].copy())
+                after = (slots.state_WxS[slot].copy(), slots.excess_WxS[slot].copy())
+                yield index, Drawn(request, self._futures(slots, slot, request), *after)
 
     def _put(self, tree):
         return jax.device_put(tree, self.device)
@@ -335,17 +341,13 @@ class Batches:
                     self.config.first_sample + sample,
                     tokens_T,
                     stop,
-                    self._start_seconds(request, tokens_T),
+                    request.start.clock,
                     slots.hazard_WxSxTxK[at][: len(tokens_T)].copy() if self.outcomes else None,
                     slots.decided_WxSxTxK[at][: len(tokens_T)].copy() if self.outcomes else None,
+                    slots.clock_WxSxT[at][: len(tokens_T)].astype(np.int64),
                 )
             )
         return futures
-
-    def _start_seconds(self, request: Request, tokens_T: np.ndarray) -> int:
-        # The clock before the first token: a gap that spans the prediction time cannot end before it.
-        before = request.start.clock
-        return before if request.start.first_interval < 0 else max(before, -int(self.seconds_V[tokens_T[0]]))
 
 
 def _bounds(chunks: int, chunk_steps: int, close: bool) -> list[int]:
@@ -410,4 +412,5 @@ def _rows(slots: _Slots, group: _Group, caches: int) -> tuple[np.ndarray, decodi
         first_interval_R=np.repeat(of_prompts(slots.first_interval_W, -1), group.block),
         horizon_R=np.repeat(of_prompts(slots.horizon_W, 0), group.block),
         state_R=of_rows(slots.state_WxS, 0),
+        excess_R=of_rows(slots.excess_WxS, 0),
     )

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from cometjax import decoding
 from cometjax.batches import Drawn, Request
-from cometjax.futures import Future, Start
+from cometjax.futures import Future, Start, clock
 from data_pipeline import grammar
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 
@@ -39,7 +38,7 @@ def next_request(
     """
     base_T = begun.start.tokens_T
     whole_T = np.concatenate([base_T, future.tokens_T])
-    clock_T = future.start_seconds + np.cumsum(decoding.token_seconds(vocabulary)[future.tokens_T], dtype=np.int64)
+    clock_T = clock(future, vocabulary)
     earliest = max(PREFIX_LENGTH, len(whole_T) - (max_prompt_tokens - PREFIX_LENGTH))
     fitting = np.flatnonzero(grammar.entry_starts(whole_T, vocabulary)[earliest:])
     start = earliest + int(fitting[0]) if len(fitting) else earliest
@@ -53,7 +52,7 @@ def next_request(
         drawn = max(0, first - len(base_T))
         prefix = begun.prompt.prefix_after(int(clock_T[drawn - 1]) if drawn else 0, vocabulary)
     tokens_T = np.concatenate([prefix, whole_T[start:]]).astype(np.int32)
-    at = Start(tokens_T, int(clock_T[-1]), -1, int(last.state_S[sample]))
+    at = Start(tokens_T, int(clock_T[-1]), -1, int(last.state_S[sample]), excess=int(last.excess_S[sample]))
     watches = {0: last.request.watches[sample]} if sample in last.request.watches else {}
     key_Sx2 = last.request.key_Sx2[sample : sample + 1]
     return dataclasses.replace(last.request, start=at, key_Sx2=key_Sx2, watches=watches)
@@ -81,14 +80,17 @@ def _fold(key_Nx2: jax.Array, word: jax.Array) -> jax.Array:
 
 def joined(earlier: Future, later: Future) -> Future:
     """A future and what its next window brought."""
-    hazard_TxK, decided_TxK = earlier.hazard_TxK, earlier.decided_TxK
+    hazard_TxK, decided_TxK, clock_T = earlier.hazard_TxK, earlier.decided_TxK, earlier.drawn_clock_T
     if later.hazard_TxK is not None:
         hazard_TxK = np.concatenate([hazard_TxK, later.hazard_TxK])
         decided_TxK = np.concatenate([decided_TxK, later.decided_TxK])
+    if later.drawn_clock_T is not None:
+        clock_T = np.concatenate([clock_T, later.drawn_clock_T])
     return dataclasses.replace(
         earlier,
         tokens_T=np.concatenate([earlier.tokens_T, later.tokens_T]),
         stop=later.stop,
+        drawn_clock_T=clock_T,
         hazard_TxK=hazard_TxK,
         decided_TxK=decided_TxK,
     )
@@ -101,4 +103,5 @@ def first_tokens(future: Future, number: int) -> Future:
         tokens_T=future.tokens_T[:number],
         hazard_TxK=None if future.hazard_TxK is None else future.hazard_TxK[:number],
         decided_TxK=None if future.decided_TxK is None else future.decided_TxK[:number],
+        drawn_clock_T=None if future.drawn_clock_T is None else future.drawn_clock_T[:number],
     )

@@ -6,6 +6,7 @@ samples, so that attention to the prompt is a matrix product over the block (`co
 
 N layers   P prompts in a prefill   Q blocks   S rows of a block   R = QS rows   T steps of a chunk   M earlier chunks
 H query heads   K key/value heads   G = H/K   C head dim   X prompt tokens kept   Y earlier suffix tokens   V vocabulary
+E durations of an interval
 """
 
 import dataclasses
@@ -27,25 +28,33 @@ from data_pipeline.vocabulary import Vocabulary
 # Why a row stopped; 0 while it runs. What answers it is seen between chunks only (`cometjax.open_questions`).
 STOPS = ("", "death", "timeline_end", "horizon", "length", "answered")
 _BLOCK = 32  # tokens per block of the inverse CDF's first level
+_CARRIED = ("token_R", "clock_R", "stop_R", "state_R", "excess_R")
+_FIRST_DURATION = 2**30  # of the steps by which durations are drawn; tokens' own are below
 
 Weights = tuple[Any, list[LayerWeights]]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["allowed_V", "seconds_V", "interval_V", "stop_V"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["allowed_V", "interval_V", "stop_V", "token_I", "seconds_IxE", "repeats_E", "repeat_seconds"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
     """What each token does to a simulation.
 
-    May it be drawn, the whole seconds that it lasts, its interval index (-1: none), and the index into STOPS that
-    drawing it means (0: go on).
+    May it be drawn, its interval index (-1: none), and the index into STOPS that drawing it means (0: go on). Of each
+    interval the token and the whole seconds that it may last (each as likely, rising). Where the last interval repeats
+    n times it lasts n `repeat_seconds` and one of `repeats_E`, which may be negative.
     """
 
     allowed_V: jax.Array
-    seconds_V: jax.Array
     interval_V: jax.Array
     stop_V: jax.Array
+    token_I: jax.Array
+    seconds_IxE: jax.Array
+    repeats_E: jax.Array
+    repeat_seconds: jax.Array
 
 
 @functools.partial(
@@ -62,6 +71,7 @@ class TokenTable:
         "first_interval_R",
         "horizon_R",
         "state_R",
+        "excess_R",
     ],
     meta_fields=[],
 )
@@ -71,7 +81,8 @@ class Rows:
 
     `length_R` tokens were drawn so far, a multiple of the chunk's steps; `token_R` is the last of them (or the
     prompt's last); `clock_R` and `horizon_R` are in whole seconds since the prediction time; `state_R` is the grammar's
-    (0 where no grammar is kept).
+    (0 where no grammar is kept); `excess_R` is what the longest interval, where it came last, has taken beyond as many
+    times its repeat_seconds.
     """
 
     prefix_slot_Q: Any
@@ -85,6 +96,7 @@ class Rows:
     first_interval_R: Any
     horizon_R: Any
     state_R: Any
+    excess_R: Any
 
 
 @functools.partial(
@@ -122,12 +134,16 @@ class Rules:
 
 
 def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
-    """Whole seconds (int32, [V]) by which each token advances the clock: integers, so that no sum ever rounds."""
+    """Whole seconds (int32, [V]) by which each token advances the clock on average: integers, so that no sum rounds."""
     return np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int32)
 
 
-def token_table(vocabulary: Vocabulary, *, stop_at_timeline_end: bool) -> TokenTable:
+def token_table(vocabulary: Vocabulary, *, stop_at_timeline_end: bool, mean_durations: bool = False) -> TokenTable:
     """The vocabulary's table. PAD and static-prefix tokens are never drawn, TIMELINE_END only where it may stop."""
+    token_I = np.array(vocabulary.interval_ids, np.int32)
+    seconds_GxE = np.array(vocabulary.interval_quantiles, np.int32)
+    if mean_durations or not len(seconds_GxE):
+        seconds_GxE = np.append(token_seconds(vocabulary)[token_I], 0)[:, None]
     grammar = vocabulary.grammar_of
     banned = ("pad", "static") if stop_at_timeline_end else ("pad", "static", "end")
     interval_V = np.full(len(grammar), -1, np.int32)
@@ -137,9 +153,12 @@ def token_table(vocabulary: Vocabulary, *, stop_at_timeline_end: bool) -> TokenT
     stop_V[[token.kind == "DEATH" for token in vocabulary.tokens]] = STOPS.index("death")
     return TokenTable(
         allowed_V=jnp.asarray([kind not in banned for kind in grammar]),
-        seconds_V=jnp.asarray(token_seconds(vocabulary)),
         interval_V=jnp.asarray(interval_V),
         stop_V=jnp.asarray(stop_V),
+        token_I=jnp.asarray(token_I),
+        seconds_IxE=jnp.asarray(seconds_GxE[:-1]),
+        repeats_E=jnp.asarray(seconds_GxE[-1]),
+        repeat_seconds=jnp.int32(round(vocabulary.interval_preset.repeat_seconds)),
     )
 
 
@@ -174,14 +193,25 @@ def token_probabilities(
     table: TokenTable,
     temperature: jax.Array,
     least_interval_R: jax.Array,
+    elapsed_R: jax.Array,
     possible_RxV: jax.Array | bool = True,
 ) -> jax.Array:
     """Unnormalized probabilities of the possible tokens; where least_interval_R >= 0 these are only interval tokens,
-    from that index on."""
+    from that index on, each with the share of its durations that are longer than the seconds elapsed already."""
     least_Rx1 = least_interval_R[:, None]
     possible = table.allowed_V & ((least_Rx1 < 0) | (table.interval_V >= least_Rx1)) & possible_RxV
     scores_RxV = jnp.where(possible, logits_RxV / temperature, -jnp.inf)
-    return jnp.exp(scores_RxV - scores_RxV.max(-1, keepdims=True))
+    probability_RxV = jnp.exp(scores_RxV - scores_RxV.max(-1, keepdims=True))
+    if table.seconds_IxE.shape[1] == 1:  # a mean alone does not tell what share is longer
+        return probability_RxV
+
+    def weighed(probability_RxV: jax.Array) -> jax.Array:
+        # Not below a little: where none is longer, the next interval may be out of the model's or the grammar's reach.
+        longer_RxI = jnp.maximum((table.seconds_IxE > elapsed_R[:, None, None]).mean(-1), 1e-6)
+        return probability_RxV.at[:, table.token_I].multiply(jnp.where(least_Rx1 < 0, 1.0, longer_RxI))
+
+    # In a future's first step alone: it costs a copy.
+    return jax.lax.cond((least_interval_R >= 0).any(), weighed, lambda same: same, probability_RxV)
 
 
 def uniforms(key_Rx2: jax.Array, step_RxT: jax.Array) -> jax.Array:
@@ -260,9 +290,9 @@ def decode_chunk(
             XLA's operations, on copies of what the rows need.
 
     Returns:
-        The sample pool with this chunk written, and `tokens_RxT`, `clock_R`, `stop_R`, `state_R`, `taken_R` (how many
-        were drawn), `hazard_RxTxK` (probability that each token would make an outcome certain) and `decided_RxTxK` (it
-        did).
+        The sample pool with this chunk written, and `tokens_RxT`, `clock_RxT` (after each of them), `clock_R`,
+        `stop_R`, `state_R`, `excess_R`, `taken_R` (how many were drawn), `hazard_RxTxK` (probability that each token
+        would make an outcome certain) and `decided_RxTxK` (it did).
     """
     others, layers = weights
     model = nnx.merge(graph, others)
@@ -309,7 +339,9 @@ def _decode_rows(
     rows: Rows,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """(what the steps changed of the caches, the result of `decode_chunk`)."""
-    uniform_TxR = uniforms(rows.key_Rx2, rows.length_R[:, None] + jnp.arange(steps)).T
+    step_RxT = rows.length_R[:, None] + jnp.arange(steps)
+    uniform_TxR = uniforms(rows.key_Rx2, step_RxT).T
+    duration_TxR = uniforms(rows.key_Rx2, step_RxT + _FIRST_DURATION).T
     start_R = jnp.repeat(rows.prefix_length_Q, len(rows.slot_R) // len(rows.prefix_slot_Q)) + rows.length_R
 
     def step(carry):
@@ -322,17 +354,19 @@ def _decode_rows(
             list(zip(caches.constant, changing, strict=True)),
             layers,
         )
-        last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_TxR[i])
+        uniform_2xR = jnp.stack([uniform_TxR[i], duration_TxR[i]])
+        last, drawn = _draw_next(model.logits(x_Rx1xD[:, 0]), last, rules, limits, rows, i, uniform_2xR)
         return i + 1, last, changing, {name: kept[name].at[i].set(values) for name, values in drawn.items()}
 
     num_rows = len(rows.slot_R)
     outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
     carry = (
         jnp.int32(0),
-        {name: jnp.asarray(getattr(rows, name)) for name in ("token_R", "clock_R", "stop_R", "state_R")},
+        {name: jnp.asarray(getattr(rows, name)) for name in _CARRIED},
         caches.first,
         {
             "tokens": jnp.full((steps, num_rows), -1, jnp.int32),
+            "clock": jnp.zeros((steps, num_rows), jnp.int32),
             "hazard": jnp.zeros((steps, num_rows, outcomes)),
             "decided": jnp.zeros((steps, num_rows, outcomes), bool),
         },
@@ -341,9 +375,11 @@ def _decode_rows(
     _, last, changed, kept = jax.lax.while_loop(going, step, carry)
     return changed, {
         "tokens_RxT": kept["tokens"].T,
+        "clock_RxT": kept["clock"].T,
         "clock_R": last["clock_R"],
         "stop_R": last["stop_R"],
         "state_R": last["state_R"],
+        "excess_R": last["excess_R"],
         "taken_R": (kept["tokens"] >= 0).sum(0),
         "hazard_RxTxK": jnp.swapaxes(kept["hazard"], 0, 1),
         "decided_RxTxK": jnp.swapaxes(kept["decided"], 0, 1),
@@ -357,19 +393,36 @@ def _draw_next(
     limits: dict[str, jax.Array],
     rows: Rows,
     step: jax.Array,
-    uniform_R: jax.Array,
+    uniform_2xR: jax.Array,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """(the rows' token, clock, stop and state after a token drawn by `uniform_R`; what is kept of the step)."""
+    """(the rows' token, clock, stop and state after a token and its duration drawn by `uniform_2xR`; what is kept of
+    the step)."""
     table, state_R, running_R = rules.table, last["state_R"], last["stop_R"] == 0
     drawn_R = rows.length_R + step
     restricted_R = jnp.where(drawn_R == 0, rows.first_interval_R, -1)
     possible = True if rules.states is None else rules.states.possible(state_R)
-    probability_RxV = token_probabilities(logits_RxV, table, limits["temperature"], restricted_R, possible)
-    probability_RxV, hazard_RxK = rules.next_probabilities(probability_RxV, state_R)
-    token_R = draw(probability_RxV, uniform_R)
-    later_R = last["clock_R"] + table.seconds_V[token_R]
     # Survival to the prediction time is given: the gap that spans it can't end before it.
+    elapsed_R = jnp.where(restricted_R >= 0, -last["clock_R"], -1)
+    probability_RxV = token_probabilities(logits_RxV, table, limits["temperature"], restricted_R, elapsed_R, possible)
+    probability_RxV, hazard_RxK = rules.next_probabilities(probability_RxV, state_R)
+    token_R = draw(probability_RxV, uniform_2xR[0])
+    interval_R = table.interval_V[token_R]
+    seconds_RxE = jnp.where(interval_R[:, None] >= 0, table.seconds_IxE[interval_R], 0)
+    is_longest_R = token_R == table.token_I[-1]
+    if table.repeats_E.shape[0] > 1:
+        repeats_R = is_longest_R & (last["token_R"] == table.token_I[-1])
+        repeat_RxE = table.repeat_seconds + table.repeats_E - last["excess_R"][:, None]
+        seconds_RxE = jnp.where(repeats_R[:, None], repeat_RxE, seconds_RxE)
+    # Of the durations that are long enough, which are the last ones, each is as likely.
+    durations = seconds_RxE.shape[1]
+    enough_R = (seconds_RxE > elapsed_R[:, None]).sum(-1)
+    place_R = durations - 1 - jnp.minimum((uniform_2xR[1] * enough_R).astype(jnp.int32), durations - 1)
+    seconds_R = jnp.take_along_axis(seconds_RxE, place_R[:, None], 1)[:, 0]
+    later_R = last["clock_R"] + seconds_R
     later_R = jnp.where(restricted_R >= 0, jnp.maximum(later_R, 0), later_R)
+    excess_R = jnp.where(is_longest_R, seconds_R - table.repeat_seconds, 0)
+    if table.repeats_E.shape[0] > 1:
+        excess_R = excess_R + jnp.where(repeats_R, last["excess_R"], 0)
     now_R = table.stop_V[token_R]
     now_R = jnp.where((now_R == 0) & (later_R > rows.horizon_R), STOPS.index("horizon"), now_R)
     now_R = jnp.where((now_R == 0) & (drawn_R + 1 >= limits["max_new_tokens"]), STOPS.index("length"), now_R)
@@ -380,8 +433,10 @@ def _draw_next(
         "token_R": token_R,
         "clock_R": jnp.where(running_R, later_R, last["clock_R"]),
         "stop_R": jnp.where(running_R, now_R, last["stop_R"]),
+        "excess_R": jnp.where(running_R, excess_R, last["excess_R"]),
         "state_R": state_R
         if rules.states is None
         else jnp.where(running_R, rules.states.after(state_R, token_R), state_R),
     }
-    return after, {"tokens": jnp.where(running_R, token_R, -1), "hazard": hazard_RxK, "decided": decided_RxK}
+    kept = {"tokens": jnp.where(running_R, token_R, -1), "clock": later_R, "hazard": hazard_RxK, "decided": decided_RxK}
+    return after, kept

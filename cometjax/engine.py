@@ -86,7 +86,9 @@ def iter_futures(
     if not prompts:
         return
     rules = decoding.Rules(
-        decoding.token_table(vocabulary, stop_at_timeline_end=config.stop_at_timeline_end),
+        decoding.token_table(
+            vocabulary, stop_at_timeline_end=config.stop_at_timeline_end, mean_durations=config.mean_durations
+        ),
         grammar_states.build_states(vocabulary) if config.grammar else None,
         grammar_states.build_outcomes(vocabulary, outcomes) if outcomes else None,
         suppress,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from cometjax import decoding, trajectories
-from cometjax.engine import Future
+from cometjax import trajectories
+from cometjax.futures import Future, clock
 from cometjax.open_questions import Question, Questions, places
 from cometjax.tasks import Task, compiled
 from data_pipeline.vocabulary import Vocabulary
@@ -71,7 +71,6 @@ def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequ
     names = [name for task in tasks for name in _columns_of(task)]
     asking = places([outcome_concepts(vocabulary, task) for task in tasks])
     closing = places([closing_concepts(vocabulary, task) for task in tasks])
-    seconds_V = decoding.token_seconds(vocabulary).astype(np.int64)
     schema: dict[str, Any] = dict.fromkeys(("subject_id", "time_us", "sample", "stop", "elapsed_us", *names), pl.Int64)
     schema |= {"stop": pl.String} | {name: pl.List(pl.Int64) for name in names if name.endswith(_TIMES)}
     columns: dict[str, list[Any]] = {name: [] for name in schema}
@@ -80,7 +79,8 @@ def outcome_times(futures: Sequence[Future], vocabulary: Vocabulary, tasks: Sequ
         columns["time_us"].append(future.prediction_time_us)
         columns["sample"].append(future.sample)
         columns["stop"].append(future.stop)
-        columns["elapsed_us"].append(1_000_000 * int(future.start_seconds + seconds_V[future.tokens_T].sum()))
+        clock_T = clock(future, vocabulary)
+        columns["elapsed_us"].append(1_000_000 * int(clock_T[-1] if len(clock_T) else future.start_seconds))
         times: list[list[int]] = [[] for _ in tasks]
         until: list[int | None] = [None] * len(tasks)
         for concept, _, time_us, _ in trajectories.events_of(future, vocabulary):

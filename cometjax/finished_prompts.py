@@ -25,6 +25,7 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "stop": pl.String,
     "start_seconds": pl.Int64,
     "tokens": pl.List(pl.Int32),
+    "clock": pl.List(pl.Int64),
     "share": pl.List(pl.Float64),
     "cut": pl.List(pl.Boolean),
     "time": pl.List(pl.Int64),
@@ -78,7 +79,7 @@ class FinishedPrompts:
 
     def _write_part(self, folder: pathlib.Path, part: dict[int, Finished]) -> None:
         rows = [
-            (index, f.sample, f.stop, f.start_seconds, f.tokens_T.tolist(), share_K.tolist(), cut_K.tolist(), *terms)
+            (index, f.sample, f.stop, f.start_seconds, *_lists_of(f), share_K.tolist(), cut_K.tolist(), *terms)
             for index, finished in part.items()
             for f, share_K, cut_K, terms in zip(
                 finished.futures, finished.share_SxK, finished.cut_SxK, _columns_of_terms(finished), strict=True
@@ -92,9 +93,18 @@ class FinishedPrompts:
         found = {}
         for (index,), rows in pl.read_parquet(path).group_by("prompt", maintain_order=True):
             prompt = self._prompts[index]
+            columns = rows.select("sample", "stop", "start_seconds", "tokens", "clock")
             futures = [
-                Future(prompt.subject_id, prompt.prediction_time_us, sample, np.array(tokens, np.int32), stop, start)
-                for sample, stop, start, tokens in rows.select("sample", "stop", "start_seconds", "tokens").iter_rows()
+                Future(
+                    prompt.subject_id,
+                    prompt.prediction_time_us,
+                    sample,
+                    np.array(tokens, np.int32),
+                    stop,
+                    start,
+                    drawn_clock_T=None if clock is None else np.array(clock, np.int64),
+                )
+                for sample, stop, start, tokens, clock in columns.iter_rows()
             ]
             share_SxK, cut_SxK = (np.array(rows.get_column(name).to_list()) for name in ("share", "cut"))
             cut_SxK = cut_SxK.astype(bool)
@@ -107,6 +117,10 @@ class FinishedPrompts:
             ]
             found[index] = Finished(futures, share_SxK.astype(np.float64), cut_SxK, terms_S)
         return found
+
+
+def _lists_of(future: Future) -> tuple[list[int], list[int] | None]:
+    return future.tokens_T.tolist(), None if future.drawn_clock_T is None else future.drawn_clock_T.tolist()
 
 
 def _columns_of_terms(finished: Finished) -> list[tuple[list[int] | None, ...]]:

@@ -1,11 +1,12 @@
 """What is asked of a simulation, and what it gives: prompts and how they start, settings, futures.
 
-The clock counts whole seconds since the prediction time and advances by the mean durations of interval tokens. What
-happened between a prompt's last event and its prediction time is known: nothing. Futures are conditioned on it:
+The clock counts whole seconds since the prediction time. An interval token advances it by one of the durations that it
+had in training, drawn by a random number of its own (of the future and the step). What happened between a prompt's last
+event and its prediction time is known: nothing. Futures are conditioned on it:
 - the gap is too short for an interval token: no condition, the clock starts at 0;
-- it has reached the last, repeating interval: as many of its tokens as the gap is worth are appended to the prompt;
-- otherwise the first token must be an interval whose range ends after the gap (exact up to the range that holds the
-  gap), and the clock after it is at least 0.
+- otherwise the first token must be an interval that holds the gap or lies beyond it, the one that holds it with the
+  share of its durations that are longer than the gap, and it lasts as long as one of these; where that is the last,
+  repeating one, all but one of the tokens that the gap is worth are appended to the prompt before.
 """
 
 import dataclasses
@@ -67,6 +68,7 @@ class SimulationConfig:
         batch_rows: samples decoded at a time; on CPU whole tiles of 32 (`cometjax.batches`).
         chunk_steps: tokens decoded before finished samples are replaced.
         pool_batches: how many batches of samples are held at a time; more keep the batches fuller.
+        mean_durations: do intervals last as long as they did on average in training? By default as long as some did.
         grammar: may only tokens be drawn that continue or begin an event of the vocabulary? Without it a model may
             write events that are none.
         cache_dtype: of keys and values, "float32" or "bfloat16"; "" is the model's compute dtype.
@@ -84,6 +86,7 @@ class SimulationConfig:
     batch_rows: int = 128
     chunk_steps: int = 32
     pool_batches: int = 3
+    mean_durations: bool = False
     grammar: bool = False
     cache_dtype: str = ""
     first_sample: int = 0
@@ -130,12 +133,13 @@ class Future:
         sample: 0 ... samples - 1.
         tokens_T: int32, the drawn tokens, the one that stopped it included.
         stop: "death", "timeline_end", "horizon", "length" or "answered" (all that was asked of it).
-        start_seconds: the clock before the first token, in seconds after the prediction time: after token t the clock
-            is start_seconds plus `decoding.token_seconds` of tokens 0 ... t. Negative where the first interval began
-            before the prediction time.
+        start_seconds: the clock before the first token, in seconds after the prediction time. Negative where the first
+            interval began before the prediction time.
         hazard_TxK: float32, where outcomes are watched: the probability, given all before token t, that it makes
             outcome k certain (`cometjax.grammar_states`).
         decided_TxK: bool, where outcomes are watched: it did.
+        drawn_clock_T: int64, the clock after each token, in seconds after the prediction time; None: start_seconds and
+            the mean durations of the intervals since (`clock`).
     """
 
     subject_id: int
@@ -146,6 +150,15 @@ class Future:
     start_seconds: int = 0
     hazard_TxK: np.ndarray | None = None
     decided_TxK: np.ndarray | None = None
+    drawn_clock_T: np.ndarray | None = None
+
+
+def clock(future: Future, vocabulary: Vocabulary) -> np.ndarray:
+    """The clock after each token, in whole seconds (int64, [T]) since the prediction time."""
+    if future.drawn_clock_T is not None:
+        return future.drawn_clock_T
+    seconds_V = np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int64)
+    return future.start_seconds + np.cumsum(seconds_V[future.tokens_T])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +170,7 @@ class Start:
         clock: seconds from the prediction time; of a prompt 0 or less.
         first_interval: the least interval index that the first token may have; -1: any token may come.
         state: the grammar's.
+        excess: seconds that the longest interval, where it is the last token, has taken beyond its repeat_seconds.
         gap: how many of the tokens stand for the gap between the last event and the prediction time.
     """
 
@@ -165,6 +179,7 @@ class Start:
     first_interval: int
     state: int = grammar_states.BETWEEN
     gap: int = 0
+    excess: int = 0
 
 
 def start_of(prompt: Prompt, vocabulary: Vocabulary, max_prompt_tokens: int) -> Start:
@@ -173,10 +188,13 @@ def start_of(prompt: Prompt, vocabulary: Vocabulary, max_prompt_tokens: int) -> 
     index, repeats = (int(array[0]) for array in vocabulary.interval_preset.classify(np.array([elapsed])))
     if index < 0:
         return Start(prompt.tokens(max_prompt_tokens), 0, -1)
-    if index < len(vocabulary.interval_ids) - 1:
+    repeats = min(repeats - 1, max_prompt_tokens - PREFIX_LENGTH)
+    of_one = (
+        vocabulary.interval_preset.repeat_seconds if vocabulary.interval_quantiles else vocabulary.interval_seconds[-1]
+    )
+    elapsed -= repeats * of_one
+    if not repeats:
         return Start(prompt.tokens(max_prompt_tokens), -round(elapsed), index)
-    repeats = min(repeats, max_prompt_tokens - PREFIX_LENGTH)
-    state = grammar_states.AFTER_LONGEST if repeats else grammar_states.BETWEEN
     gap_T = np.full(repeats, vocabulary.interval_ids[-1], np.int32)
     tokens_T = np.concatenate([prompt.tokens(max_prompt_tokens - repeats), gap_T]).astype(np.int32)
-    return Start(tokens_T, 0, -1, state, gap=repeats)
+    return Start(tokens_T, -max(0, round(elapsed)), index, grammar_states.AFTER_LONGEST, gap=repeats)

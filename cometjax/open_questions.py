@@ -41,32 +41,36 @@ class Questions:
 
     def __init__(self, vocabulary: Vocabulary, questions: Sequence[Question]) -> None:
         self.vocabulary = vocabulary
-        self.seconds_V = np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int64)
         self.horizon_us_K = np.array([question.horizon_us for question in questions], np.int64)
         self.answering = places([question.outcome if question.first_only else frozenset() for question in questions])
         self.closing = places([question.until for question in questions])
 
-    def watch(self, asks_K: np.ndarray, start_seconds: int) -> "Watch":
-        """Follow a future of a prompt that is asked these (bool) of the questions, from its clock's start on."""
-        return Watch(self, asks_K, start_seconds)
+    def watch(self, asks_K: np.ndarray) -> "Watch":
+        """Follow a future of a prompt that is asked these (bool) of the questions."""
+        return Watch(self, asks_K)
 
 
 class Watch:
     """Reads a future's tokens as they come."""
 
-    def __init__(self, questions: Questions, asks_K: np.ndarray, start_seconds: int) -> None:
+    def __init__(self, questions: Questions, asks_K: np.ndarray) -> None:
         self._questions = questions
         self._asked_K = np.flatnonzero(asks_K)
         self._end_us_K = questions.horizon_us_K.copy()
         self._answered_K = np.where(asks_K, _NEVER, 0)  # after how many tokens
-        self._read, self._clock = 0, start_seconds  # tokens whose events are read; the clock after them
+        self._read = 0  # tokens whose events are read
         self._unread: list[int] = []
+        self._unread_clock_T = np.zeros(0, np.int64)
 
-    def read(self, tokens_T: np.ndarray) -> int | None:
-        """Read on. Returns how many tokens have come since all was answered; None: something is still open."""
+    def read(self, tokens_T: np.ndarray, clock_T: np.ndarray) -> int | None:
+        """Read on: tokens, and the clock after each in seconds from the prediction time.
+
+        Returns how many tokens have come since all was answered; None: something is still open.
+        """
         questions = self._questions
         fresh = self._unread + tokens_T.tolist()
-        clock_us_T = 1_000_000 * (self._clock + np.cumsum(questions.seconds_V[fresh], dtype=np.int64))
+        clock_T = np.concatenate([self._unread_clock_T, clock_T.astype(np.int64)])
+        clock_us_T = 1_000_000 * clock_T
         settled = len(fresh)
         events = grammar.parse(fresh, questions.vocabulary)
         for event, following in itertools.zip_longest(events, events[1:]):
@@ -88,10 +92,8 @@ class Watch:
             if past < len(clock_us_T):
                 self._answered_K[k] = self._read + past + 1
         answered, read = int(self._answered_K.max(initial=0)), self._read + len(fresh)
-        if settled:
-            self._clock = int(clock_us_T[settled - 1]) // 1_000_000
-            self._read += settled
-        self._unread = fresh[settled:]
+        self._read += settled
+        self._unread, self._unread_clock_T = fresh[settled:], clock_T[settled:]
         return None if answered == _NEVER else read - answered
 
     def _stop_after(

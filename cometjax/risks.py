@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from cometjax import amounts, anticipation, decoding, engine, estimators, simulation_job
+from cometjax import amounts, anticipation, engine, estimators, simulation_job
 from cometjax.finished_prompts import Finished, FinishedPrompts
 from cometjax.futures import Future, Prompt, SimulationConfig
 from cometjax.job_folder import EVERYTHING, Part
@@ -244,7 +244,6 @@ class Sampler:
             terms_S = anticipation.terms(
                 futures,
                 estimators.window_seconds(futures, self.vocabulary, summed),
-                decoding.token_seconds(self.vocabulary),
                 suppressed=self.estimator == "reach",
             )
             share_SxK, cut_SxK = anticipation.weigh(terms_S)

@@ -9,13 +9,11 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import meds
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
-from cometjax import decoding
-from cometjax.engine import Future
+from cometjax.futures import Future, clock
 from data_pipeline import grammar
 from data_pipeline.vocabulary import Event, Vocabulary
 
@@ -39,11 +37,6 @@ _ARROW_SCHEMA = pa.schema(
 )
 # A trajectory's last row: when it stopped, and why. So a trajectory without events is still there to be counted.
 END_CODE = "TRAJECTORY_END"
-
-
-def seconds_of(future: Future, vocabulary: Vocabulary) -> np.ndarray:
-    """The clock after each token, in whole seconds (int64, [T]) since the prediction time."""
-    return future.start_seconds + np.cumsum(decoding.token_seconds(vocabulary)[future.tokens_T], dtype=np.int64)
 
 
 def events_of(future: Future, vocabulary: Vocabulary) -> list[tuple[str, str, int, float | None]]:
@@ -89,7 +82,7 @@ def write_parquet(rows: pl.DataFrame, path: pathlib.Path) -> None:
 
 def _parse(future: Future, vocabulary: Vocabulary) -> Iterator[tuple[Event, int, grammar.ParsedEvent]]:
     """(event, time in microseconds since 1970, how it was spelt) of the future's valid events."""
-    seconds_T = seconds_of(future, vocabulary)
+    seconds_T = clock(future, vocabulary)
     for parsed in grammar.parse(future.tokens_T.tolist(), vocabulary):
         if parsed.event != grammar.INVALID:
             time_us = future.prediction_time_us + int(seconds_T[parsed.start]) * 1_000_000
@@ -97,7 +90,7 @@ def _parse(future: Future, vocabulary: Vocabulary) -> Iterator[tuple[Event, int,
 
 
 def _last_second(future: Future, vocabulary: Vocabulary) -> int:
-    seconds_T: Sequence[int] = seconds_of(future, vocabulary).tolist()
+    seconds_T: Sequence[int] = clock(future, vocabulary).tolist()
     return seconds_T[-1] if seconds_T else 0
 
 

@@ -198,7 +198,9 @@ def _with_measured_intervals(vocabulary: Vocabulary, splits: Sequence[TokenizedS
         [sum(of_files) for of_files in zip(*(split.interval_us for split in training), strict=True)],
         [sum(of_files) for of_files in zip(*(split.interval_tokens for split in training), strict=True)],
     )
-    return dataclasses.replace(vocabulary, interval_seconds=seconds)
+    histogram = sum(np.array(split.interval_histogram, np.int64) for split in training)
+    quantiles = vocabulary_builder.measured_quantiles(vocabulary.interval_preset, seconds, np.asarray(histogram))
+    return dataclasses.replace(vocabulary, interval_seconds=seconds, interval_quantiles=quantiles)
 
 
 def _is_whole(path: pathlib.Path) -> bool:

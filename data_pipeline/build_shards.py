@@ -50,6 +50,7 @@ class TokenizedSplit:
         row_counts: the input's rows by what became of them.
         subjects_left_out: by the reason why the cohort has no place for them; empty if it has for all.
         interval_us, interval_tokens: per interval of the preset, time spanned and tokens used.
+        interval_histogram: gaps by how long they are (`IntervalPreset.histogram`).
     """
 
     split: str
@@ -63,6 +64,7 @@ class TokenizedSplit:
     subjects_left_out: dict[str, int]
     interval_us: list[int]
     interval_tokens: list[int]
+    interval_histogram: list[list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,7 @@ def _write_split(
         subjects_left_out=selection.subjects_left_out,
         interval_us=tokenized.interval_us_I,
         interval_tokens=tokenized.interval_tokens_I,
+        interval_histogram=tokenized.interval_histogram.tolist(),
     )
     pieces.install(temporary, folder.corpus / file)
     return written

@@ -15,6 +15,7 @@ DAY = 24 * HOUR
 # Half a Julian year.
 SIX_MONTHS = 182.625 * DAY
 LONGEST_REPEATS = 40
+HISTOGRAM_BINS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,24 @@ class IntervalPreset:
         whole = np.floor(gap_seconds / self.repeat_seconds + 0.5).astype(np.int64)
         repeats = np.where(index == last, np.clip(whole, 1, LONGEST_REPEATS), (index >= 0).astype(np.int64))
         return index, repeats
+
+    def duration_ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """(shortest, longest) seconds that one token of each interval stands for, float64 [I + 1]. The row beyond the
+        intervals is of gaps that repeat the last one: what they have more or less than as many times repeat_seconds."""
+        lower, half = np.asarray(self.lower_seconds, np.float64), self.repeat_seconds / 2
+        low = np.append(lower, -half)
+        return low, np.concatenate([lower[1:], [max(lower[-1], 3 * half), half]])
+
+    def histogram(self, index: np.ndarray, repeats: np.ndarray, gap_seconds: np.ndarray) -> np.ndarray:
+        """int64 [I + 1, HISTOGRAM_BINS]: how many gaps are how long, in equal bins of `duration_ranges`; gaps as
+        `classify` has them, those without a token left out."""
+        low, high = self.duration_ranges()
+        has_token = index >= 0
+        row = np.where(repeats > 1, len(low) - 1, index)[has_token]
+        rest = (gap_seconds - np.where(repeats > 1, repeats * self.repeat_seconds, 0))[has_token]
+        bins = ((rest - low[row]) / (high - low)[row] * HISTOGRAM_BINS).astype(np.int64)
+        flat = row * HISTOGRAM_BINS + np.clip(bins, 0, HISTOGRAM_BINS - 1)
+        return np.bincount(flat, minlength=len(low) * HISTOGRAM_BINS).reshape(len(low), HISTOGRAM_BINS)
 
 
 # arXiv 2508.12104: thirteen intervals from 1-5 minutes to 6 months and more.

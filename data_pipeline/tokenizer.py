@@ -35,6 +35,7 @@ class TokenizedSubjects:
         last_time_S: int64 microseconds of each subject's last event, NO_TIME where it has none.
         prefix_offsets_S1, prefix_starts, prefixes: each subject's rows of corpus.SubjectRecord's fields.
         interval_us_I, interval_tokens_I: per interval of the preset, time spanned and tokens used.
+        interval_histogram: `IntervalPreset.histogram` of the gaps.
         row_counts: the input's rows by what became of them; they sum to the number of rows.
     """
 
@@ -47,6 +48,7 @@ class TokenizedSubjects:
     prefixes: np.ndarray
     interval_us_I: list[int]
     interval_tokens_I: list[int]
+    interval_histogram: np.ndarray
     row_counts: Mapping[str, int]
 
     def record(self, index: int) -> SubjectRecord:
@@ -102,6 +104,9 @@ def tokenize_columns(
         prefixes=prefix.tokens,
         interval_us_I=_sum_by(interval_passed, instants.gap_us_i[passed], num_intervals),
         interval_tokens_I=_sum_by(interval_passed, instants.repeats_i[passed], num_intervals),
+        interval_histogram=vocabulary.interval_preset.histogram(
+            instants.interval_i, instants.repeats_i, instants.gap_us_i / _US_PER_SECOND
+        ),
         row_counts=_count_rows(columns, timeline, codes),
     )
 

@@ -98,9 +98,11 @@ class Event:
 class Vocabulary:
     """Tokens (index = id), events, intervals and code map of one corpus.
 
-    `interval_seconds[i]` is the mean duration of interval token i of the preset, in the training split; the simulator
-    advances its clock by it. `value_encoding` "split" gives a value a token of its own, which all codes share; "fused"
-    has one token for a code's last part and its value together.
+    `interval_seconds[i]` is the mean duration of interval token i of the preset, in the training split, and
+    `interval_quantiles[i]` are durations in whole seconds, rising, each of which equally many of its single tokens
+    have; a row more is of the repeats of the last one (`IntervalPreset.duration_ranges`). The simulator advances its
+    clock by these; without them, by the mean. `value_encoding` "split" gives a value a token of its own, which all
+    codes share; "fused" has one token for a code's last part and its value together.
     """
 
     tokens: tuple[Token, ...]
@@ -109,6 +111,7 @@ class Vocabulary:
     interval_seconds: tuple[float, ...]
     code_map: code_maps.CodeMap
     value_encoding: str = "split"
+    interval_quantiles: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.tokens) > 2**16:
@@ -124,6 +127,12 @@ class Vocabulary:
             raise ValueError("one mean duration is needed for each interval token")
         if not all(0 < seconds < math.inf for seconds in self.interval_seconds):
             raise ValueError("an interval's mean duration must be positive")
+        if len({len(quantiles) for quantiles in self.interval_quantiles}) > 1 or (
+            self.interval_quantiles and len(self.interval_quantiles) != len(self.interval_seconds) + 1
+        ):
+            raise ValueError("equally many quantiles of the duration are needed for each interval and repeats, or none")
+        if any(list(quantiles) != sorted(quantiles) for quantiles in self.interval_quantiles):
+            raise ValueError("an interval's quantiles must not fall")
         if self.value_encoding not in VALUE_ENCODINGS:
             raise ValueError(f"value encoding {self.value_encoding!r}")
 
@@ -237,6 +246,7 @@ class Vocabulary:
             f'"code_map": {_dump(self.code_map.to_dict())}',
             f'"interval_preset": {_dump(dataclasses.asdict(self.interval_preset))}',
             f'"interval_seconds": {_dump(self.interval_seconds)}',
+            *([f'"interval_quantiles": {_dump(self.interval_quantiles)}'] if self.interval_quantiles else []),
             f'"value_encoding": {_dump(self.value_encoding)}',
             '"tokens": [\n' + ",\n".join(_dump(vars(token)) for token in self.tokens) + "\n]",
             '"events": [\n' + ",\n".join(_dump(vars(event)) for event in self.events) + "\n]",
@@ -261,6 +271,7 @@ class Vocabulary:
                 interval_seconds=tuple(content["interval_seconds"]),
                 code_map=code_maps.CodeMap.from_dict(content["code_map"]),
                 value_encoding=content["value_encoding"],
+                interval_quantiles=tuple(tuple(own) for own in content.get("interval_quantiles", ())),
             )
             # Every event must be spelt in tokens that there are.
             _ = vocabulary.spelling, vocabulary.interval_ids

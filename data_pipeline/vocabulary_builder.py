@@ -22,6 +22,7 @@ from data_pipeline.vocabulary import (
     fused_text,
 )
 
+QUANTILES = 32  # of the durations of an interval's tokens
 # Kinds whose rare codes become UNKNOWN//<kind>.
 EVENT_KINDS = tuple(kind for kind in KINDS if kind not in ("SPECIAL", "DEMOGRAPHIC", "INTERVAL", "VALUE", DEATH))
 
@@ -122,6 +123,25 @@ def measured_intervals(
         us / tokens / 1e6 if tokens else mean
         for us, tokens, mean in zip(interval_us_I, interval_tokens_I, means, strict=True)
     )
+
+
+def measured_quantiles(
+    preset: intervals.IntervalPreset, mean_seconds_I: Sequence[float], histogram_GxB: np.ndarray
+) -> tuple[tuple[int, ...], ...]:
+    """Of each row of `IntervalPreset.duration_ranges` (G = I + 1) the whole seconds that equally many gaps have
+    (QUANTILES of them, rising); of one without gaps the mean, of repeats without gaps 0."""
+    quantiles = []
+    at = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    means = (*mean_seconds_I, 0.0)
+    for low, high, mean, counts_B in zip(*preset.duration_ranges(), means, histogram_GxB, strict=True):
+        if not counts_B.any():
+            quantiles.append((round(mean),) * QUANTILES)
+            continue
+        edges = np.linspace(low, high, len(counts_B) + 1)
+        upto = np.append(0, np.cumsum(counts_B)) / counts_B.sum()
+        # Rounded down, so that none reaches the next interval.
+        quantiles.append(tuple(int(seconds) for seconds in np.floor(np.interp(at, upto, edges))))
+    return tuple(quantiles)
 
 
 def _preset_means(preset: intervals.IntervalPreset) -> tuple[float, ...]:

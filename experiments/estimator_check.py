@@ -140,8 +140,8 @@ def live(
     return futures
 
 
-def as_futures(lived: Watched, prompts_asked: int, samples: int) -> tuple[list[list[Future]], np.ndarray]:
-    """(each prompt's futures, a token for each step at which an outcome could come; seconds of each token)."""
+def as_futures(lived: Watched, prompts_asked: int, samples: int) -> list[list[Future]]:
+    """Each prompt's futures, with a token for each step at which an outcome could come."""
     row_T = np.concatenate([step[0] for step in lived.steps])
     order_T = np.argsort(row_T, kind="stable")
     row_T = row_T[order_T]
@@ -149,10 +149,7 @@ def as_futures(lived: Watched, prompts_asked: int, samples: int) -> tuple[list[l
         np.concatenate([step[part] for step in lived.steps])[order_T] for part in (1, 2, 3)
     )
     second_T = np.round(60 * now_T).astype(np.int64)
-    # A token's hazard counts at the time before it: so its own seconds last until the next.
-    seconds_T = np.append(np.diff(second_T), 0)
     bounds = np.searchsorted(row_T, np.arange(prompts_asked * samples + 1))
-    seconds_T[bounds[1:][bounds[1:] > 0] - 1] = 0
     futures = [
         Future(
             row // samples,
@@ -163,19 +160,19 @@ def as_futures(lived: Watched, prompts_asked: int, samples: int) -> tuple[list[l
             int(second_T[begin]) if end > begin else 0,
             hazard_TxQ[begin:end],
             happened_TxQ[begin:end].astype(bool),
+            # A token's hazard counts at the time before it: so each lasts until the next.
+            np.append(second_T[begin + 1 : end], second_T[begin:end][-1:]),
         )
         for row, (begin, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
     ]
-    return [futures[first : first + samples] for first in range(0, len(futures), samples)], seconds_T
+    return [futures[first : first + samples] for first in range(0, len(futures), samples)]
 
 
 def summed(lived: Watched, tasks: tuple[Task, ...], count: int, samples: int) -> tuple[np.ndarray, np.ndarray]:
     """(risk, standard error) [P, Q] by `cometjax.anticipation`: SCOPE, of suppressed futures REACH."""
     limits_Q = np.array([task.horizon_us / 1e6 for task in tasks])
-    of_prompt, seconds_T = as_futures(lived, count, samples)
-    shares = [
-        anticipation.contributions(futures, limits_Q, seconds_T, suppressed=lived.suppress)[0] for futures in of_prompt
-    ]
+    of_prompt = as_futures(lived, count, samples)
+    shares = [anticipation.contributions(futures, limits_Q, suppressed=lived.suppress)[0] for futures in of_prompt]
     share_PxSxQ = np.stack(shares)
     return share_PxSxQ.mean(1), share_PxSxQ.std(1, ddof=1) / np.sqrt(samples)
 

@@ -93,6 +93,7 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
         max_prompt_tokens=options.max_prompt_tokens or config.train.row_length - bounds,
         seed=options.seed,
         stop_at_timeline_end=options.censoring == "assume_complete",
+        mean_durations=True,  # as the truth's windows have them
         grammar=options.grammar,
     )
     histories = prompts.build_prompts(dataset, rows, vocabulary)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from cometjax import decoding, grammar_states
-from cometjax.futures import Future, Prompt
+from cometjax import grammar_states
+from cometjax.futures import Future, Prompt, clock
 from cometjax.tasks import BEFORE_ALL_TIME_US, Events
 from data_pipeline import grammar, meds, prompts
 from data_pipeline.vocabulary import Event, Vocabulary
@@ -119,7 +119,7 @@ def recorded(
 
 
 def _window(future: Future, people: People, vocabulary: Vocabulary, horizon_seconds: float) -> Window:
-    seconds_T = future.start_seconds + np.cumsum(decoding.token_seconds(vocabulary)[future.tokens_T], dtype=np.int64)
+    seconds_T = clock(future, vocabulary)
     tokens_T = future.tokens_T[: int(np.searchsorted(seconds_T, horizon_seconds, side="right"))]
     is_cut = future.stop == "length" and len(tokens_T) == len(future.tokens_T)
     if is_cut:

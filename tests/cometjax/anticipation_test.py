@@ -141,7 +141,7 @@ def estimates() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     shares = np.zeros((len(PROMPTS), CONFIG.samples, len(OUTCOMES)))
     futures: list[Future] = []
     for index, of_prompt in engine.iter_futures(model(), VOCABULARY, PROMPTS, CONFIG, outcomes=OUTCOMES):
-        shares[index], cut = anticipation.contributions(of_prompt, horizon_K, SECONDS_V, suppressed=False)
+        shares[index], cut = anticipation.contributions(of_prompt, horizon_K, suppressed=False)
         assert not cut.any()
         futures += of_prompt
     result = {"scope": spread(shares)}
@@ -154,7 +154,7 @@ def estimates() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         for index, of_prompt in engine.iter_futures(
             model(), VOCABULARY, PROMPTS, CONFIG, outcomes=[concepts], suppress=True
         ):
-            of_outcome, _ = anticipation.contributions(of_prompt, horizon_K[:1], SECONDS_V, suppressed=True)
+            of_outcome, _ = anticipation.contributions(of_prompt, horizon_K[:1], suppressed=True)
             shares[index, :, k] = of_outcome[:, 0]
     return result | {"reach": spread(shares)}
 
@@ -183,7 +183,9 @@ def test_reach_never_varies_more_than_monte_carlo_and_scope_does_less_here() -> 
 
 def of(tokens: list[int], hazard: list[float], decided: list[bool], sample: int, stop: str = "horizon") -> Future:
     columns = np.array(hazard, np.float32)[:, None], np.array(decided)[:, None]
-    return Future(1, 0, sample, np.array(tokens, np.int32), stop, 0, *columns)
+    return Future(
+        1, 0, sample, np.array(tokens, np.int32), stop, 0, *columns, np.cumsum(SECONDS_V[tokens], dtype=np.int64)
+    )
 
 
 def test_cut_futures_of_zeros_and_ones_give_kaplan_and_meiers_estimate() -> None:
@@ -200,7 +202,7 @@ def test_cut_futures_of_zeros_and_ones_give_kaplan_and_meiers_estimate() -> None
             futures.append(of(tokens, [float(value) for value in decided], decided, sample, stop))
         times = estimators.outcome_times(futures, VOCABULARY, TASKS[:1])
         wanted = estimators.monte_carlo(times, TASKS[0])
-        share, cut = anticipation.contributions(futures, np.array([HORIZON]), SECONDS_V, suppressed=False)
+        share, cut = anticipation.contributions(futures, np.array([HORIZON]), suppressed=False)
         assert share.mean() == pytest.approx(wanted["risk"][0], abs=1e-12), trial
         assert cut.mean() == pytest.approx(wanted["truncated"][0])
 
@@ -209,14 +211,14 @@ def test_hazards_count_up_to_the_first_outcome_and_the_horizon() -> None:
     day, c, lab = (VOCABULARY.ids[text] for text in ("INTERVAL//1d-3d", "C", "LAB"))
     future = of([c, day, lab, c, lab], [0.1, 0.2, 0.3, 0.4, 0.5], [False, False, True, False, True], 0)
     for horizon, scope in ((HORIZON, 0.6), (0, 0.3)):
-        share, _ = anticipation.contributions([future], np.array([horizon]), SECONDS_V, suppressed=False)
+        share, _ = anticipation.contributions([future], np.array([horizon]), suppressed=False)
         assert share[0, 0] == pytest.approx(scope)
-    share, _ = anticipation.contributions([future], np.array([0]), SECONDS_V, suppressed=True)
+    share, _ = anticipation.contributions([future], np.array([0]), suppressed=True)
     assert share[0, 0] == pytest.approx(1 - 0.9 * 0.8)
     twice = [future, dataclasses.replace(future, sample=1, hazard_TxK=future.hazard_TxK * 0)]
     table = anticipation.Contributions(
         pl.DataFrame({"subject_id": [1, 1], "prediction_time": [0, 0], "sample": [0, 1]}),
-        *anticipation.contributions(twice, np.array([HORIZON]), SECONDS_V, suppressed=False),
+        *anticipation.contributions(twice, np.array([HORIZON]), suppressed=False),
         ("lab",),
     )
     row = table.estimate("lab").row(0, named=True)

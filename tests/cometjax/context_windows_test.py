@@ -45,7 +45,7 @@ def window_after(history: list[str], drawn: list[str], most: int, *, gap: int = 
     prompt = Prompt(1, np.array([1, 2, 3, 4, *ids(*history)], np.int32))
     begun = batches.Request(prompt, futures.Start(prompt.prompt_T, 0, -1, gap=gap), 0, np.zeros((1, 2), np.uint32))
     future = futures.Future(1, 0, 0, np.array(ids(*drawn), np.int32), "length", start)
-    last = batches.Drawn(begun, [future], np.array([7]))
+    last = batches.Drawn(begun, [future], np.array([7]), np.array([3600]))
     return context_windows.next_request(begun, future, last, 0, VOCABULARY, most).start
 
 
@@ -70,7 +70,7 @@ WEEK, DAY, LONGEST = "INTERVAL//1w-2w", "INTERVAL//1d-3d", VOCABULARY.tokens[VOC
 def test_a_window_begins_with_whole_entries_and_the_prefix_of_their_time(history, drawn, most, begins, kept) -> None:
     start = window_after(history, drawn, most)
     assert start.tokens_T.tolist() == [1, 2, 3, begins, *ids(*kept)]
-    assert (start.clock, start.first_interval, start.state) == (seconds_of(*drawn), -1, 7)
+    assert (start.clock, start.first_interval, start.state, start.excess) == (seconds_of(*drawn), -1, 7, 3600)
 
 
 def test_the_gap_before_the_prediction_time_is_no_history() -> None:

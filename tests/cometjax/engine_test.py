@@ -16,6 +16,7 @@ from flax import nnx
 
 from benchmarks import decode
 from cometjax import batches, decoding, engine
+from cometjax import futures as futures_module
 from cometjax.model import ModelConfig
 from data_pipeline import code_maps, intervals
 from data_pipeline.errors import UserError
@@ -231,22 +232,89 @@ def test_a_gap_before_the_prediction_time_must_end_after_it(days, name) -> None:
     assert (firsts >= least).all() and (firsts == least).any()
     seconds_V = decoding.token_seconds(VOCABULARY)
     for future in futures:
-        after = future.start_seconds + seconds_V[future.tokens_T[0]]
-        assert after == max(0, seconds_V[future.tokens_T[0]] - days * DAY)
-        end = future.start_seconds + seconds_V[future.tokens_T].sum()
-        assert (end > horizon) == (future.stop == "horizon")
+        assert future.drawn_clock_T[0] == max(0, seconds_V[future.tokens_T[0]] - days * DAY)
+        assert (np.diff(future.drawn_clock_T) == seconds_V[future.tokens_T[1:]]).all()
+        assert (future.drawn_clock_T[-1] > horizon) == (future.stop == "horizon")
     # Among the intervals that are left, the model's own proportions hold: the others were cut, not moved.
     if least < len(INTERVALS) - 2:
         assert len(set(firsts)) > 1
 
 
-def test_a_gap_as_long_as_the_longest_interval_is_appended_to_the_prompt() -> None:
-    half_year = PRESET.repeat_seconds
+def test_a_gap_of_several_of_the_longest_interval_is_appended_to_the_prompt_but_for_the_last() -> None:
+    half_year, mean, last = PRESET.repeat_seconds, VOCABULARY.interval_seconds[-1], len(INTERVALS) - 1
     for gap, repeats in ((half_year, 1), (2.4 * half_year, 2), (2.5 * half_year, 3), (100 * half_year, 40)):
         start = engine.start_of(Prompt(1, 20, gap), VOCABULARY, 512)
-        assert start.tokens_T[20:].tolist() == [INTERVALS[-1]] * repeats
-        assert (start.clock, start.first_interval) == (0, -1)
+        assert start.tokens_T[20:].tolist() == [INTERVALS[-1]] * (repeats - 1) and start.gap == repeats - 1
+        assert (start.clock, start.first_interval) == (-max(0, round(gap - (repeats - 1) * mean)), last)
     assert len(engine.start_of(Prompt(1, 100, 100 * half_year), VOCABULARY, 64).tokens_T) == 64
+
+
+def with_quantiles() -> Vocabulary:
+    """Ten durations an interval, evenly within its range."""
+    shares = (np.arange(10) + 0.5) / 10
+    ranges = zip(*PRESET.duration_ranges(), strict=True)
+    quantiles = tuple(tuple(int(low + share * (high - low)) for share in shares) for low, high in ranges)
+    seconds = tuple(float(np.mean(own)) for own in quantiles[:-1])
+    return dataclasses.replace(VOCABULARY, interval_seconds=seconds, interval_quantiles=quantiles)
+
+
+def test_an_interval_lasts_as_long_as_some_did_in_training_each_as_often() -> None:
+    vocabulary = with_quantiles()
+    futures = engine.simulate_futures(model_of(), vocabulary, PROMPTS[:3], dataclasses.replace(CONFIG, samples=40))
+    places, repeats = [], 0
+    for future in futures:
+        clock_T = futures_module.clock(future, vocabulary).tolist()
+        before, run = future.start_seconds, 0
+        for at, (token, after) in enumerate(zip(future.tokens_T.tolist(), clock_T, strict=True)):
+            run = run + 1 if token == INTERVALS[-1] else 0
+            if run > 1:  # so many times half a year, and what such gaps have more or less
+                begin = clock_T[at - run] if at >= run else future.start_seconds
+                rest = after - begin - run * round(PRESET.repeat_seconds)
+                places.append(vocabulary.interval_quantiles[-1].index(rest))
+                repeats += 1
+            elif token in INTERVALS:
+                places.append(vocabulary.interval_quantiles[INTERVALS.index(token)].index(after - before))
+            else:
+                assert after == before
+            before = after
+    assert repeats > 10
+    counts = np.bincount(places, minlength=10)
+    assert counts.sum() > 300 and abs(counts / counts.sum() - 0.1).max() < 4 * np.sqrt(0.09 / counts.sum())
+    # The tokens do not depend on it, but for the horizon.
+    by_mean = engine.simulate_futures(
+        model_of(), vocabulary, PROMPTS[:3], dataclasses.replace(CONFIG, samples=40, mean_durations=True)
+    )
+    for future, other in zip(futures, by_mean, strict=True):
+        shorter = min(len(future.tokens_T), len(other.tokens_T))
+        assert future.tokens_T[:shorter].tolist() == other.tokens_T[:shorter].tolist()
+
+
+@pytest.mark.parametrize("days, longer", [(40.0, 0.9), (100.0, 0.5), (170.0, 0.1), (182.0, 0.0)])
+def test_of_the_interval_that_holds_a_gap_the_durations_beyond_it_are_left(days, longer) -> None:
+    """With as much weight as they have among all, and each as often."""
+    vocabulary, samples, holding = with_quantiles(), 400, PRESET.names.index("30d-6mt")
+    config = dataclasses.replace(CONFIG, samples=samples, max_new_tokens=1, batch_rows=512)
+    quantiles = np.array(vocabulary.interval_quantiles[holding])
+    beyond = quantiles[quantiles > days * DAY] - days * DAY
+    assert len(beyond) / 10 == pytest.approx(longer, abs=0.06)
+    futures = engine.simulate_futures(model_of(), vocabulary, [Prompt(1, 12, days * DAY)], config)
+    free = engine.simulate_futures(model_of(), vocabulary, [Prompt(1, 12, 30.0 * DAY)], config)
+    odds = []
+    for drawn in (futures, free):
+        firsts = np.array([INTERVALS.index(future.tokens_T[0]) for future in drawn])
+        assert set(firsts) <= {holding, holding + 1}
+        odds.append((firsts == holding).sum() / max(1, (firsts > holding).sum()))
+    clocks = [int(future.drawn_clock_T[0]) for future in futures if future.tokens_T[0] == INTERVALS[holding]]
+    assert set(clocks) <= set(beyond.astype(int)) and (len(set(clocks)) == len(beyond) or len(clocks) < 50)
+    assert odds[0] == pytest.approx(odds[1] * len(beyond) / 10, rel=0.35, abs=0.02)
+
+
+def test_between_two_of_the_longest_interval_the_rest_of_the_gap_is_waited_for() -> None:
+    vocabulary = with_quantiles()
+    prompt = Prompt(3, 12, 2.2 * PRESET.repeat_seconds)
+    config = dataclasses.replace(CONFIG, samples=50, max_new_tokens=1)
+    for future in engine.simulate_futures(model_of(), vocabulary, [prompt], config):
+        assert future.tokens_T[0] == INTERVALS[-1] and 0 < future.drawn_clock_T[0] < PRESET.repeat_seconds
 
 
 def test_draw_follows_the_distribution_and_never_takes_what_is_impossible() -> None:

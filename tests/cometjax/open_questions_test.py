@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from cometjax import estimators, risks
+from cometjax import decoding, estimators, risks
 from cometjax.amounts import estimate as estimate_amount
 from cometjax.futures import Future
 from cometjax.tasks import Task
@@ -25,6 +25,7 @@ TASKS = [
     Task(name="days_to_a", index="X", horizon_days=DAYS, outcome=r"A|A\.2.*", kind="duration"),
     Task(name="all_labs", index="X", horizon_days=DAYS, outcome="LAB", kind="count"),
 ]
+SECONDS_V = decoding.token_seconds(VOCABULARY)
 QUESTIONS = estimators.questions(VOCABULARY, TASKS)
 DRAWN = [token.grammar in ("first", "part", "value", "interval") for token in VOCABULARY.tokens]
 SHORT = ids("INTERVAL//1d-3d", "INTERVAL//1w-2w", "INTERVAL//5m-15m")
@@ -53,28 +54,30 @@ def test_all_is_answered_with_the_entry_after_the_last_answer_and_not_before(see
     tokens_T = tokens_of(seed)
     asks_K = np.random.default_rng(seed).random(len(TASKS)) < 0.5
     asks_K[seed % len(TASKS)] = True
-    enough = len(tokens_T) - QUESTIONS.watch(asks_K, 0).read(tokens_T)
+    clock_T = np.cumsum(SECONDS_V[tokens_T])
+    enough = len(tokens_T) - QUESTIONS.watch(asks_K).read(tokens_T, clock_T)
     whole = answers(tokens_T, asks_K)
     assert answers(tokens_T[:enough], asks_K) == whole
     # In chunks of any size the same.
     for size in (1, 7, 50):
-        watch = QUESTIONS.watch(asks_K, 0)
+        watch = QUESTIONS.watch(asks_K)
         read = itertools.accumulate(size for _ in range(120))
-        told = ((upto, watch.read(tokens_T[upto - size : upto])) for upto in read)
+        told = ((upto, watch.read(tokens_T[upto - size : upto], clock_T[upto - size : upto])) for upto in read)
         assert next(min(upto, 120) - since for upto, since in told if since is not None) == enough
     # Whatever else might have come instead of the last two entries leaves something open.
     entries = [event.start for event in grammar.parse(tokens_T.tolist(), VOCABULARY)]
     starts = sorted({*entries, *np.flatnonzero(np.isin(tokens_T, VOCABULARY.interval_ids)).tolist()})
     before = [start for start in starts if start < enough][-2:]
-    assert QUESTIONS.watch(asks_K, 0).read(tokens_T[: before[0]]) is None
+    assert QUESTIONS.watch(asks_K).read(tokens_T[: before[0]], clock_T[: before[0]]) is None
 
 
 def test_the_clock_starts_where_the_gap_began() -> None:
     (two_weeks,) = ids("INTERVAL//2w-30d")
     asks_K = np.array([task.name == "b_early" for task in TASKS])
     tokens_T = np.array([two_weeks, *ids("C")], np.int32)
-    assert QUESTIONS.watch(asks_K, 0).read(tokens_T) == 1  # of 2 tokens: 14 days are past a horizon of 13
-    assert QUESTIONS.watch(asks_K, -5 * 86_400).read(tokens_T) is None
+    clock_T = np.cumsum(SECONDS_V[tokens_T])
+    assert QUESTIONS.watch(asks_K).read(tokens_T, clock_T) == 1  # of 2 tokens: 14 days are past a horizon of 13
+    assert QUESTIONS.watch(asks_K).read(tokens_T, clock_T - 5 * 86_400) is None
 
 
 @pytest.mark.parametrize("estimator", risks.ESTIMATORS)
@@ -103,7 +106,7 @@ def test_shorter_futures_give_the_same_estimates(estimator, monkeypatch) -> None
 def test_a_code_that_others_begin_with_is_certain_with_the_token_after_it() -> None:
     asks_K = np.array([task.name == "a_until_lab" for task in TASKS])
     day, a, two = ids("INTERVAL//1d-3d", "A", ".2")
-    watch = lambda *tokens: QUESTIONS.watch(asks_K, 0).read(np.array(tokens, np.int32))  # noqa: E731
+    watch = lambda *tokens: QUESTIONS.watch(asks_K).read(np.array(tokens), np.cumsum(SECONDS_V[list(tokens)]))  # noqa: E731
     assert watch(day, a) is None
     assert watch(day, a, day) == 0
     assert watch(day, a, two, day) is None  # A.2, which is not asked for

@@ -14,6 +14,7 @@ from data_pipeline.build import build_corpus
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.show_tables import overview
+from data_pipeline.vocabulary import Vocabulary
 
 DAY = datetime.datetime(2020, 1, 1)
 
@@ -76,6 +77,11 @@ def test_interval_means_are_those_of_the_training_split(write_meds, tmp_path) ->
     root = write_meds({"train/0": hours, "tuning/0": late}, {1: "train", 2: "tuning"})
     vocabulary = build_corpus(root, tmp_path / "c", config(), workers=1).vocabulary
     assert vocabulary.seconds_per_token()[vocabulary.ids["INTERVAL//1h-2h"]] == 80 * 60
+    # Half of them last 70 minutes and half 90, to a 64th of the hour; of an interval without a gap a mean is known.
+    quantiles = np.array(vocabulary.interval_quantiles[3]) / 60
+    assert (np.abs(quantiles[:16] - 70) < 1).all() and (np.abs(quantiles[16:] - 90) < 1).all()
+    assert set(vocabulary.interval_quantiles[0]) == {round(vocabulary.interval_seconds[0])}
+    assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
 
 
 def test_interval_means_hold_for_more_patient_years_than_64_bits_count(write_meds, tmp_path) -> None:

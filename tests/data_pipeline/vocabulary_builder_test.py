@@ -14,7 +14,7 @@ from data_pipeline.columns import to_columns
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import tokenize
 from data_pipeline.vocabulary import Vocabulary
-from data_pipeline.vocabulary_builder import VocabularyPolicy, build_vocabulary
+from data_pipeline.vocabulary_builder import VocabularyPolicy, build_vocabulary, measured_quantiles
 
 START = datetime.datetime(2020, 1, 1)
 MAP = code_maps.named("world")
@@ -199,6 +199,26 @@ def test_counts_of_texts_merge_to_the_same_however_subjects_are_parted(texts, da
         assert (whole["text"].to_list() == [""]) == (len(set(texts)) > 4)
     finally:
         text_values.MOST_DISTINCT_TEXTS = old
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(60.0, 4e8), min_size=1, max_size=60), st.sampled_from(list(intervals.PRESETS)))
+def test_the_durations_of_an_interval_are_within_its_range_and_as_those_of_training(gaps, name) -> None:
+    preset, gap_n = intervals.PRESETS[name], np.array(gaps)
+    index_n, repeats_n = preset.classify(gap_n)
+    histogram = preset.histogram(index_n, repeats_n, gap_n)
+    assert histogram.sum() == (index_n >= 0).sum()
+    quantiles = measured_quantiles(preset, [1.0] * len(preset.names), histogram)
+    row_n = np.where(repeats_n > 1, len(preset.names), index_n)
+    rest_n = np.where(repeats_n > 1, gap_n - repeats_n * preset.repeat_seconds, gap_n)
+    for row, (low, high, own) in enumerate(zip(*preset.duration_ranges(), quantiles, strict=True)):
+        if not len(seconds := rest_n[row_n == row]):
+            assert set(own) == {1 if row < len(preset.names) else 0}
+            continue
+        assert list(own) == sorted(own) and low - 1 <= own[0] and own[-1] < high
+        # Those of training, each to a bin; a gap beyond forty of the last is as long as forty.
+        expected = np.quantile(np.clip(seconds, low, high), (np.arange(32) + 0.5) / 32, method="inverted_cdf")
+        assert (np.abs(np.array(own) - expected) <= (high - low) / 64 + 1).all()
 
 
 def test_intervals_of_ones_own() -> None:

@@ -42,15 +42,12 @@ def test_steps_of_a_walk_become_futures_with_hazards_at_their_times() -> None:
     """Two prompts of one sample: one with hazards at 1 and 3 minutes, one with none."""
     step = (np.array([0]), np.array([1.0]), np.array([[0.25]]), np.array([[False]]))
     later = (np.array([0]), np.array([3.0]), np.array([[0.5]]), np.array([[True]]))
-    (first,), (second,) = (
-        futures := estimator_check.as_futures(types.SimpleNamespace(steps=[later, step][::-1]), 2, 1)
-    )[0]
-    seconds_T = futures[1]
+    (first,), (second,) = estimator_check.as_futures(types.SimpleNamespace(steps=[later, step][::-1]), 2, 1)
     assert len(second.tokens_T) == 0 and first.start_seconds == 60
     for horizon, scope in ((59, 0.0), (60, 0.25), (179, 0.25), (180, 0.75)):
-        share, cut = anticipation.contributions([first], np.array([horizon]), seconds_T, suppressed=False)
+        share, cut = anticipation.contributions([first], np.array([horizon]), suppressed=False)
         assert share[0, 0] == pytest.approx(scope) and not cut.any()
-    reach, _ = anticipation.contributions([first], np.array([180]), seconds_T, suppressed=True)
+    reach, _ = anticipation.contributions([first], np.array([180]), suppressed=True)
     assert reach[0, 0] == pytest.approx(1 - 0.75 * 0.5)
 
 
