@@ -123,7 +123,7 @@ def recompute(
     compiled function is one for any `new_tokens`.
     """
     graph, weights = nnx.split(model)
-    table = decoding.token_table(vocabulary, stop_at_timeline_end=config.stop_at_timeline_end)
+    table = decoding.token_table(vocabulary, timeline_end="never")
     starts = [engine.start_of(prompt, vocabulary, config.max_prompt_tokens) for prompt in prompts]
     longest = max(len(start.tokens_T) for start in starts)
     tokens_RxL = np.zeros((len(prompts) * config.samples, longest + config.max_new_tokens), np.int32)

@@ -2,10 +2,10 @@
 
 S samples of a prompt   U distinct times at which something happens in them
 
-A sample that runs out of tokens is censored there (`cometjax.estimators`). Mean counts then are Nelson's mean
-cumulative function (Lawless and Nadeau 1995, its variance too), mean durations the area under Kaplan and Meier's
-survival curve up to the horizon (Irwin 1949), with Greenwood's variance. Both give each cut sample what those still at
-risk have after it, on average; so its completed value is known, and quantiles are of the completed values. Where no
+A sample that runs out of tokens or of observation is censored there (`cometjax.estimators`). Mean counts then are
+Nelson's mean cumulative function (Lawless and Nadeau 1995, its variance too), mean durations the area under Kaplan and
+Meier's survival curve up to the horizon (Irwin 1949), with Greenwood's variance. Both give each cut sample what those
+at risk have after it, on average; so its completed value is known, and quantiles are of the completed values. Where no
 sample is cut, these are the samples' mean, and their standard deviation over the root of their number.
 """
 

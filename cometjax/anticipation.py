@@ -11,10 +11,10 @@ outcome becomes certain with it, the hazard h_t (`cometjax.grammar_states`: once
 
 Both are means over independent futures, and their standard error is the sample's: sd / sqrt(n).
 
-A future that ran out of tokens before the horizon is censored there. As in Kaplan and Meier's estimator, what others
-tell of later times then stands for it too: each term h_t (in REACH, times the survival before it) is divided by the
-estimated probability of being uncensored until its time. For Monte-Carlo's 0 and 1 that *is* Kaplan and Meier's
-estimator (Satten and Datta, 2001); where no future is cut short, nothing is changed.
+A future that ran out of tokens or of observation before the horizon is censored there. As in Kaplan and Meier's
+estimator, what others tell of later times then stands for it too: each term h_t (in REACH, times the survival before
+it) is divided by the estimated probability of being uncensored until its time. For Monte-Carlo's 0 and 1 that *is*
+Kaplan and Meier's estimator (Satten and Datta, 2001); where no future is cut short, nothing is changed.
 
 S samples of a prompt   T tokens of a future   K outcomes
 """
@@ -121,7 +121,7 @@ def _terms(future: Future, window_K: np.ndarray, suppressed: bool) -> Terms:
         before_TxK, happened_TxK = (earlier_TxK == 0).astype(float), future.decided_TxK
     last = after_T[-1] if len(after_T) else future.start_seconds
     happened_K = (happened_TxK & (time_T[:, None] <= window_K)).any(0)
-    cut_K = (future.stop == "length") & (last < window_K) & ~happened_K
+    cut_K = future.is_censored & (last < window_K) & ~happened_K
     first_K = time_T[np.argmax(happened_TxK, 0)] if len(time_T) else np.zeros(len(window_K), np.int64)
     end_K = np.where(happened_K, first_K, np.where(cut_K, last, np.iinfo(np.int64).max))
     # Tokens of one instant share their weight.

@@ -26,7 +26,7 @@ from cometjax.sharding import path_name
 from data_pipeline.vocabulary import Vocabulary
 
 # Why a row stopped; 0 while it runs. What answers it is seen between chunks only (`cometjax.open_questions`).
-STOPS = ("", "death", "timeline_end", "horizon", "length", "answered")
+STOPS = ("", "death", "timeline_end", "horizon", "length", "answered", "unobserved")
 _BLOCK = 32  # tokens per block of the inverse CDF's first level
 _CARRIED = ("token_R", "clock_R", "stop_R", "state_R", "excess_R")
 _FIRST_DURATION = 2**30  # of the steps by which durations are drawn; tokens' own are below
@@ -138,18 +138,20 @@ def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
     return np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int32)
 
 
-def token_table(vocabulary: Vocabulary, *, stop_at_timeline_end: bool, mean_durations: bool = False) -> TokenTable:
-    """The vocabulary's table. PAD and static-prefix tokens are never drawn, TIMELINE_END only where it may stop."""
+def token_table(vocabulary: Vocabulary, *, timeline_end: str, mean_durations: bool = False) -> TokenTable:
+    """The vocabulary's table, `timeline_end` of futures.TIMELINE_ENDS. PAD and static-prefix tokens are never drawn."""
     token_I = np.array(vocabulary.interval_ids, np.int32)
     seconds_GxE = np.array(vocabulary.interval_quantiles, np.int32)
     if mean_durations or not len(seconds_GxE):
         seconds_GxE = np.append(token_seconds(vocabulary)[token_I], 0)[:, None]
     grammar = vocabulary.grammar_of
-    banned = ("pad", "static") if stop_at_timeline_end else ("pad", "static", "end")
+    banned = ("pad", "static", "end") if timeline_end == "never" else ("pad", "static")
     interval_V = np.full(len(grammar), -1, np.int32)
     interval_V[list(vocabulary.interval_ids)] = np.arange(len(vocabulary.interval_ids))
     stop_V = np.zeros(len(grammar), np.int32)
-    stop_V[[kind == "end" for kind in grammar]] = STOPS.index("timeline_end")
+    stop_V[[kind == "end" for kind in grammar]] = STOPS.index(
+        "unobserved" if timeline_end == "censor" else "timeline_end"
+    )
     stop_V[[token.kind == "DEATH" for token in vocabulary.tokens]] = STOPS.index("death")
     return TokenTable(
         allowed_V=jnp.asarray([kind not in banned for kind in grammar]),

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from cometjax import batches, context_windows, decoding, grammar_states
-from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_horizon, start_of
+from cometjax.futures import Future, Prompt, SimulationConfig, Start, check_horizon, start_of, timeline_end_of
 from cometjax.model import Decoder
 from cometjax.open_questions import Questions
 from data_pipeline import engines
@@ -87,7 +87,9 @@ def iter_futures(
         return
     rules = decoding.Rules(
         decoding.token_table(
-            vocabulary, stop_at_timeline_end=config.stop_at_timeline_end, mean_durations=config.mean_durations
+            vocabulary,
+            timeline_end=timeline_end_of(config, vocabulary),
+            mean_durations=config.mean_durations,
         ),
         grammar_states.build_states(vocabulary) if config.grammar else None,
         grammar_states.build_outcomes(vocabulary, outcomes) if outcomes else None,

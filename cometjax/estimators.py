@@ -1,7 +1,8 @@
 """Risk from simulated futures: how often the outcome happens in time among a prompt's samples.
 
 A sample that runs out of tokens before the horizon is censored there: the sickest have the most tokens a day, so taking
-their cut futures for uneventful ones would tell the least risk of those who have the most.
+their cut futures for uneventful ones would tell the least risk of those who have the most. So is one whose observation
+ends (`futures.CENSORED`), where the corpus tells how long subjects were observed.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from cometjax import trajectories
-from cometjax.futures import Future, clock
+from cometjax.futures import CENSORED, Future, clock
 from cometjax.open_questions import Question, Questions, places
 from cometjax.tasks import Task, compiled
 from data_pipeline.vocabulary import Vocabulary
@@ -132,9 +133,9 @@ def window_end(task: Task) -> pl.Expr:
 
 
 def is_cut_short(task: Task) -> pl.Expr:
-    """Of a row of `outcome_times`: did the future run out of tokens before the end of the task's window?"""
+    """Of a row of `outcome_times`: was the future censored before the end of the task's window?"""
     is_open = pl.col(task.name + _UNTIL).is_null() if task.until else pl.lit(True)
-    return is_open & (pl.col("stop") == "length") & (pl.col("elapsed_us") < task.horizon_us)
+    return is_open & pl.col("stop").is_in(CENSORED) & (pl.col("elapsed_us") < task.horizon_us)
 
 
 def monte_carlo(times: pl.DataFrame, task: Task) -> pl.DataFrame:

@@ -50,7 +50,8 @@ def groups(
     """By censoring. The sampler's horizon, and whether timelines may end, are each group's own.
 
     Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
-    subjects under observation ("dataset_end"), leaving the data set must not pass for health.
+    subjects under observation ("dataset_end"), leaving the data set must not pass for health: it is never drawn, or
+    censors where the corpus knows follow-up.
     """
     found = {}
     for censoring in sorted({task.censoring for task in tasks}):
@@ -58,7 +59,7 @@ def groups(
         config = dataclasses.replace(
             sampler.config,
             horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
-            stop_at_timeline_end=censoring == "assume_complete",
+            timeline_end="stop" if censoring == "assume_complete" else "",
         )
         wanted, asks_PxK = task_rows.union(group, rows)
         found[censoring] = Group(

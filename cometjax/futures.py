@@ -21,6 +21,10 @@ from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 # Clocks are int32 seconds: 34 years of horizon leave room for the longest gap before it.
 _LONGEST_HORIZON = 2**30
 CACHE_DTYPES = ("", "float32", "bfloat16")
+# What TIMELINE_END may be: never drawn, an end after which nothing happens, an end after which nothing is known.
+TIMELINE_ENDS = ("never", "stop", "censor")
+# Why a future may have stopped of which more could have happened: it ran out of tokens, or observation ended.
+CENSORED = ("length", "unobserved")
 MAX_WINDOWS = 4  # by default of the commands: what the busiest patients' futures cost is bounded
 
 
@@ -63,8 +67,9 @@ class SimulationConfig:
         max_prompt_tokens: bound on a prompt's tokens; the latest are kept, behind the static prefix.
         temperature: logits are divided by it.
         seed: of the futures; the same seed gives the same futures.
-        stop_at_timeline_end: may TIMELINE_END be drawn, and stop a future? By default it is masked out: futures are
-            under continued observation, and the chance of leaving the data set is no part of them.
+        timeline_end: one of TIMELINE_ENDS, or "", which is "censor" where the vocabulary knows follow-up and "never"
+            elsewhere: futures are under continued observation, and the chance of leaving the data set is no part of
+            them (`timeline_end_of`).
         batch_rows: samples decoded at a time; on CPU whole tiles of 32 (`cometjax.batches`).
         chunk_steps: tokens decoded before finished samples are replaced.
         pool_batches: how many batches of samples are held at a time; more keep the batches fuller.
@@ -82,7 +87,7 @@ class SimulationConfig:
     max_prompt_tokens: int = 512
     temperature: float = 1.0
     seed: int = 0
-    stop_at_timeline_end: bool = False
+    timeline_end: str = ""
     batch_rows: int = 128
     chunk_steps: int = 32
     pool_batches: int = 3
@@ -105,7 +110,29 @@ class SimulationConfig:
             raise UserError(f"{self.temperature} is not above 0", where="temperature")
         if self.cache_dtype not in CACHE_DTYPES:
             raise UserError(f"{self.cache_dtype!r} is not known", where="cache_dtype", fix=f"use one of {CACHE_DTYPES}")
+        if self.timeline_end not in ("", *TIMELINE_ENDS):
+            fix = f"use one of {', '.join(TIMELINE_ENDS)}, or none"
+            raise UserError(f"{self.timeline_end!r} is not known", where="timeline_end", fix=fix)
         check_horizon(self.horizon_seconds)
+
+
+def timeline_end_of(config: SimulationConfig, vocabulary: Vocabulary) -> str:
+    """Which of TIMELINE_ENDS holds for this vocabulary's futures; raises UserError where it makes no sense."""
+    if not config.timeline_end:
+        return "censor" if vocabulary.knows_follow_up else "never"
+    if config.timeline_end == "never" and vocabulary.knows_follow_up:
+        raise UserError(
+            "the model tells silences that end with observation: without their end each would end with an event",
+            where="timeline_end never",
+            fix="leave it out: futures whose observation ends are censored",
+        )
+    if config.timeline_end == "censor" and not vocabulary.knows_follow_up:
+        raise UserError(
+            "the corpus does not tell how long subjects were observed",
+            where="timeline_end censor",
+            fix="build it with --config.observed_until, or leave it out",
+        )
+    return config.timeline_end
 
 
 def token_bounds(row_length: int, max_prompt_tokens: int, max_new_tokens: int) -> tuple[int, int]:
@@ -132,7 +159,8 @@ class Future:
         subject_id, prediction_time_us: the prompt's; microseconds since 1970.
         sample: 0 ... samples - 1.
         tokens_T: int32, the drawn tokens, the one that stopped it included.
-        stop: "death", "timeline_end", "horizon", "length" or "answered" (all that was asked of it).
+        stop: "death", "timeline_end", "unobserved" (TIMELINE_END, where it censors), "horizon", "length" (out of
+            tokens) or "answered" (all that was asked of it).
         start_seconds: the clock before the first token, in seconds after the prediction time. Negative where the first
             interval began before the prediction time.
         hazard_TxK: float32, where outcomes are watched: the probability, given all before token t, that it makes
@@ -151,6 +179,11 @@ class Future:
     hazard_TxK: np.ndarray | None = None
     decided_TxK: np.ndarray | None = None
     drawn_clock_T: np.ndarray | None = None
+
+    @property
+    def is_censored(self) -> bool:
+        """Could more have happened than it tells?"""
+        return self.stop in CENSORED
 
 
 def clock(future: Future, vocabulary: Vocabulary) -> np.ndarray:

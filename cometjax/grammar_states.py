@@ -146,6 +146,7 @@ def build_states(vocabulary: Vocabulary) -> States:
     may_UxC = np.zeros((len(nodes), 4), bool)
     may_UxC[[AFTER_INTERVAL, AFTER_LONGEST], 0] = True
     may_UxC[AFTER_LONGEST, 2] = True
+    may_UxC[[AFTER_INTERVAL, AFTER_LONGEST], 3] = vocabulary.knows_follow_up
     for prefix, state in state_of.items():
         may_UxC[state] = prefix in vocabulary.readings
         if len(prefix) == 1:

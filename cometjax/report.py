@@ -35,6 +35,7 @@ _STOPS = {
     "length": "out of tokens",
     "timeline_end": "timeline ended",
     "answered": "question answered",
+    "unobserved": "observation ended",
 }
 
 

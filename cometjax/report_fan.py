@@ -1,6 +1,6 @@
 """Figures of one subject: the history, a fan of sampled futures, and the share of them with each outcome by time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -9,8 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cometjax.report_story import Story
+from cometjax.futures import CENSORED
+from cometjax.report_story import Story, Strip
 from data_pipeline.svg import BLUE, GREY, INK, ORANGE, PALE, SERIES, STYLE, WIDTH, to_svg
+
+# How a future may end before its horizon, and how that is drawn.
+_STOPS = (("death", "x", "death"), ("length", "|", "out of tokens"), ("unobserved", "$]$", "observation ended"))
 
 
 def fan(story: Story, title: str) -> str:
@@ -21,7 +25,7 @@ def fan(story: Story, title: str) -> str:
         past, future = figure.subplots(1, 2, width_ratios=[0.8, 1.2])
         _history_lanes(past, story)
         _future_strips(future, story)
-        order = ("encounter start", "other event", "death", "out of tokens", *story.tasks)
+        order = ("encounter start", "other event", *(name for *_, name in _STOPS), *story.tasks)
         shown = sorted(zip(*future.get_legend_handles_labels(), strict=True), key=lambda pair: order.index(pair[1]))
         handles, names = zip(*shown, strict=True) if shown else ((), ())
         figure.legend(
@@ -86,7 +90,7 @@ def _future_strips(axes: Axes, story: Story) -> None:
                     label=once(task),
                     zorder=4,
                 )
-        for stop, marker, name in (("death", "x", "death"), ("length", "|", "out of tokens")):
+        for stop, marker, name in _STOPS:
             if strip.stop == stop and strip.days < story.horizon_days:
                 axes.plot([strip.days], [height], marker, color=INK, markersize=6, label=once(name), zorder=3)
     axes.axvline(0, color=ORANGE, linewidth=2)
@@ -150,15 +154,25 @@ def _cumulative_counts(axes: Axes, story: Story) -> None:
     axes.legend(loc="upper left")
 
 
+def _incidence(strips: Sequence[Strip], task: str, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(Kaplan and Meier's share with the outcome by day 0 and each of `days`, on which it happens; standard errors)."""
+    censored = np.sort([s.days for s in strips if s.stop in CENSORED and s.outcomes.get(task) is None])
+    place = np.arange(len(days))
+    at_risk = len(strips) - place - np.searchsorted(censored, days)
+    survival = np.cumprod(np.append(1.0, 1 - 1 / at_risk))
+    terms = np.divide(1.0, at_risk * (at_risk - 1), out=np.zeros(len(days)), where=at_risk > 1)
+    return 1 - survival, survival * np.sqrt(np.cumsum(np.append(0.0, terms)))
+
+
 def _cumulative_incidence(axes: Axes, story: Story) -> None:
-    samples, top = max(1, len(story.futures)), 0.3
+    top = 0.3
     for task, (colour, style, marker) in zip(story.tasks, _outcome_series(story.tasks), strict=True):
         horizon = story.tasks[task]
         times = (strip.outcomes.get(task) for strip in story.futures)
         days = np.sort([day for day in times if day is not None and day <= horizon])
         x = np.concatenate(([0.0], days, [horizon]))
-        share = np.concatenate((np.arange(len(days) + 1), [len(days)])) / samples
-        error = 1.96 * np.sqrt(share * (1 - share) / samples)
+        share, error = _incidence(story.futures, task, days)
+        share, error = np.append(share, share[-1]), 1.96 * np.append(error, error[-1])
         said = f"{task}: {share[-1]:.2f} ± {error[-1]:.2f}; scored {story.risks[task]:.3f}"
         axes.step(x, share, where="post", color=colour, linestyle=style, label=said)
         axes.fill_between(

@@ -40,7 +40,7 @@ from cometjax import (
     simulation_job,
     trajectories,
 )
-from cometjax.futures import CACHE_DTYPES, MAX_WINDOWS, Future, SimulationConfig, token_bounds
+from cometjax.futures import CACHE_DTYPES, MAX_WINDOWS, TIMELINE_ENDS, Future, SimulationConfig, token_bounds
 from data_pipeline import command_line, meds
 from data_pipeline.prompts import build_prompts
 from data_pipeline.vocabulary import Vocabulary
@@ -155,10 +155,12 @@ def _define_flags() -> None:
     flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time")
     flags.DEFINE_bool("grammar", False, "draw only tokens that spell events; else the share that does not is told")
     flags.DEFINE_enum("cache_dtype", "", list(CACHE_DTYPES), "of keys and values; empty: the model's compute dtype")
-    flags.DEFINE_bool(
-        "stop_at_timeline_end",
-        False,
-        "let futures end where the model says that a record ends; else observation continues",
+    flags.DEFINE_enum(
+        "timeline_end",
+        "",
+        ["", *TIMELINE_ENDS],
+        "what the end of a record is to a future: never drawn, a stop, or a censoring, where the corpus knows how long"
+        " subjects were observed; empty: censor where that is known, else never",
     )
 
 
@@ -177,7 +179,7 @@ def main() -> None:
             max_prompt_tokens=max_prompt_tokens,
             temperature=values.temperature,
             seed=values.seed,
-            stop_at_timeline_end=values.stop_at_timeline_end,
+            timeline_end=values.timeline_end,
             batch_rows=values.batch_rows,
             grammar=values.grammar,
             cache_dtype=values.cache_dtype,

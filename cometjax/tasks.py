@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from data_pipeline import code_maps, meds
+from data_pipeline.columns import OBSERVATION_END
 from data_pipeline.errors import UserError
 
 MICROSECONDS_PER_DAY = 86_400_000_000
@@ -200,6 +201,7 @@ def read_events(dataset: meds.MedsDataset, subjects: Sequence[int], code_map: co
     frames, end_us = [], BEFORE_ALL_TIME_US
     for shard in dataset.shards:
         frame = meds.read_shard(shard)
+        frame = _without_observation_ends(frame, code_map)
         last = frame.select(pl.col("time").cast(pl.Int64).max()).item()
         end_us = end_us if last is None else max(end_us, last)
         frame = frame.filter(pl.col("subject_id").is_in(wanted.implode()))
@@ -207,6 +209,15 @@ def read_events(dataset: meds.MedsDataset, subjects: Sequence[int], code_map: co
     columns = {"subject_id": pl.Int64, "time_us": pl.Int64, "concept": pl.UInt32}
     events = pl.concat(frames) if frames else pl.DataFrame(schema=columns)
     return Events(events.sort("subject_id", "time_us", maintain_order=True), tuple(concepts.values()), end_us)
+
+
+def _without_observation_ends(frame: pl.DataFrame, code_map: code_maps.CodeMap) -> pl.DataFrame:
+    if not any(rule.role == OBSERVATION_END for rule in code_map.rules):
+        return frame
+    codes = frame.get_column("code").unique()
+    roles = [concept.role for concept in code_map.map_codes(codes.to_list())]
+    ends = codes.filter(pl.Series(roles, dtype=pl.String) == OBSERVATION_END)
+    return frame.filter(~pl.col("code").is_in(ends.implode()))
 
 
 def _as_concepts(

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from data_pipeline import intervals
+from data_pipeline import follow_up, intervals
 from data_pipeline.cohort import Cohort
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import VALUE_ENCODINGS
@@ -35,6 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
             "interval_preset": "comet13",
             # With custom: the lower bounds, rising, in m, h, d, w, mt (months) or y: "5m,1h,1d,30d,6mt".
             "interval_bounds": "",
+            # Where a record ends. auto: with the code map's events of role observation_end where training subjects have
+            # any, else with the last event; last_event; or for all subjects with a day, YYYY-MM-DD, the last one of the
+            # data. What was silent since the last event is written as time, but for the dead (docs/simulation.md).
+            "observed_until": "auto",
             # A code seen in fewer training subjects is shortened, then UNKNOWN: rare codes can single people out.
             "min_subjects_per_code": 11,
             # At most so many codes of a kind, those of most training subjects (ties by name); 0: any number.
@@ -89,6 +93,8 @@ def vocabulary_policy(config: ml_collections.ConfigDict) -> VocabularyPolicy:
             where="config.value_encoding",
             fix=f"choose one of {', '.join(VALUE_ENCODINGS)}",
         )
+    if config.observed_until not in (follow_up.AUTO, follow_up.LAST_EVENT):
+        follow_up.end_of_day(config.observed_until, "config.observed_until")
     return VocabularyPolicy(
         preset=_interval_preset(config),
         min_subjects_per_code=config.min_subjects_per_code,
@@ -96,6 +102,7 @@ def vocabulary_policy(config: ml_collections.ConfigDict) -> VocabularyPolicy:
         max_codes=config.max_codes.to_dict(),
         value_encoding=config.value_encoding,
         max_texts_per_code=config.max_texts_per_code,
+        observed_until=config.observed_until,
     )
 
 

@@ -148,6 +148,7 @@ def _finish_split(
         "subjects_left_out": {
             reason: sum(split.subjects_left_out[reason] for split in splits) for reason in splits[0].subjects_left_out
         },
+        "subjects_without_observation_end": sum(split.open_ended for split in splits),
         "shards": [{"file": split.file, "records": split.records, "sha256": split.sha256} for split in splits],
     }
 

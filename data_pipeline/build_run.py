@@ -80,6 +80,12 @@ class BuildRun:
         manifest = build_manifest.write_manifest(
             self.folder, facts, written, [(shard.file, shard.piece) for shard in counted]
         )
+        if open_ended := sum(split.open_ended for _, split in written):
+            print(
+                f"{self.dataset.root}: nothing tells how long {open_ended:,} living"
+                f" subject{'s were' if open_ended > 1 else ' was'} observed: these records end with the last event",
+                file=sys.stderr,
+            )
         build_manifest.remove_strays(self.folder, manifest)
 
     def _make_vocabulary(self, totals: statistics.Statistics) -> Vocabulary:

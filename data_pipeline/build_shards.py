@@ -49,7 +49,8 @@ class TokenizedSplit:
         tokens_by_kind: by vocabulary.KINDS.
         row_counts: the input's rows by what became of them.
         subjects_left_out: by the reason why the cohort has no place for them; empty if it has for all.
-        interval_us, interval_tokens: per interval of the preset, time spanned and tokens used.
+        open_ended: subjects as of `TokenizedSubjects.open_ended`.
+        interval_us, interval_tokens: per interval of the preset, time spanned and tokens used between events.
         interval_histogram: gaps by how long they are (`IntervalPreset.histogram`).
     """
 
@@ -62,6 +63,7 @@ class TokenizedSplit:
     tokens_by_kind: list[int]
     row_counts: dict[str, int]
     subjects_left_out: dict[str, int]
+    open_ended: int
     interval_us: list[int]
     interval_tokens: list[int]
     interval_histogram: list[list[int]]
@@ -155,7 +157,14 @@ def tokenize_shard(root: str, job_key: str, index: int, reading: Reading, vocabu
         chosen_S = shard.split_S == number
         if chosen_S.any():
             selection = cohort.select(columns.of_subjects(chosen_S), context.cohort)
-            tokenized = tokenizer.tokenize_columns(selection.columns, codes, vocabulary)
+            latest_us_S = context.cohort.latest_us(selection.columns)
+            tokenized = tokenizer.tokenize_columns(
+                selection.columns,
+                codes,
+                vocabulary,
+                observed_until=job.settings["config.observed_until"],
+                latest_us_S=latest_us_S,
+            )
             written = _write_split(folder, tokenized, selection, split, index, vocabulary)
             content["splits"].append(dataclasses.asdict(written))
             content[f"{split}.subject_ids"] = tokenized.subject_ids_S
@@ -189,6 +198,7 @@ def _write_split(
         tokens_by_kind=_count_kinds(tokenized.tokens_T, vocabulary),
         row_counts={**tokenized.row_counts, **selection.rows_left_out},
         subjects_left_out=selection.subjects_left_out,
+        open_ended=tokenized.open_ended,
         interval_us=tokenized.interval_us_I,
         interval_tokens=tokenized.interval_tokens_I,
         interval_histogram=tokenized.interval_histogram.tolist(),

@@ -14,6 +14,7 @@ WORLD = CodeMap(
     (
         _BIRTH,
         _DEATH,
+        Rule(r"OBSERVATION_END", "OTHER", "OBSERVATION", "observation_end"),
         Rule(r"SEX//(?P<p1>.+)", "DEMOGRAPHIC", "SEX", "sex"),
         Rule(r"RACE//(?P<p1>.+)", "DEMOGRAPHIC", "RACE", "race"),
         Rule(r"ENCOUNTER_START//(?P<p1>[^/]+)(?://(?P<p2>.+))?", "ENCOUNTER", "ENCOUNTER_START", "start"),

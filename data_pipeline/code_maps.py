@@ -18,6 +18,7 @@ map whose rules come after its own, and "mappings", files of translations that a
         "kind": "ENCOUNTER", "system": "ENCOUNTER_START", "role": "start"},
        {"pattern": "MEDS_BIRTH", "kind": "DEMOGRAPHIC", "system": "BIRTH", "role": "birth"},
        {"pattern": "MEDS_DEATH", "kind": "DEATH", "system": "DEATH", "role": "death"},
+       {"pattern": "PERIOD_END", "kind": "OTHER", "system": "OBSERVATION", "role": "observation_end"},
        {"pattern": "NOTE\\|.*", "kind": "OTHER", "system": "NOTE", "role": "drop"}]}
 """
 
@@ -45,8 +46,9 @@ EVENT_KINDS = (
     "OTHER",
     "DEATH",
 )
-# "": an ordinary event. start, end: of an encounter. birth, sex, race: who the subject is. drop: counted, no token.
-ROLES = ("", "start", "end", "birth", "death", "sex", "race", "drop")
+# "": an ordinary event. start, end: of an encounter. birth, sex, race: who the subject is. observation_end: until when
+# it is observed (data_pipeline.follow_up). drop: counted, no token.
+ROLES = ("", "start", "end", "birth", "death", "sex", "race", "drop", "observation_end")
 # What a role says about the rule's kind and system (None: any).
 _ROLE_NEEDS = {
     "start": ("ENCOUNTER", None),
@@ -57,7 +59,7 @@ _ROLE_NEEDS = {
     "death": ("DEATH", None),
 }
 # Rows of these roles stand in no timeline.
-ROLES_WITHOUT_EVENT = ("sex", "race", "birth", "drop")
+ROLES_WITHOUT_EVENT = ("sex", "race", "birth", "drop", "observation_end")
 # The first words of tokens that no code-map rule makes an event of.
 _RESERVED_SYSTEMS = ("SEX", "RACE", "AGE", "PERIOD", "INTERVAL", "VALUE", "TEXT", "UNKNOWN")
 _GROUPS = ("p1", "p2", "p3")

@@ -9,7 +9,6 @@ were chosen by the user, and a period or an age bound would empty the prompts of
 """
 
 import dataclasses
-import datetime
 import functools
 import re
 
@@ -18,8 +17,7 @@ import numpy as np
 from data_pipeline import static_prefix
 from data_pipeline.columns import BIRTH, NO_TIME, Columns
 from data_pipeline.errors import UserError
-
-US_PER_DAY = 86_400_000_000
+from data_pipeline.follow_up import US_PER_DAY, end_of_day
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +67,19 @@ class Cohort:
     @functools.cached_property
     def _period_us(self) -> tuple[int, int]:
         """[first, last) microsecond since 1970."""
-        first = _date_us(self.first_date, "first_date") if self.first_date else NO_TIME + 1
-        last = _date_us(self.last_date, "last_date") + US_PER_DAY if self.last_date else np.iinfo(np.int64).max
+        first = end_of_day(self.first_date, "config.cohort.first_date") - US_PER_DAY if self.first_date else NO_TIME + 1
+        last = end_of_day(self.last_date, "config.cohort.last_date") if self.last_date else np.iinfo(np.int64).max
         return first, last
+
+    def latest_us(self, columns: Columns) -> np.ndarray:
+        """int64 [S] microseconds from which on a subject's events are left out, by date or by age."""
+        latest_S = np.full(len(columns.subject_ids_S), self._period_us[1])
+        if self.max_age is None:
+            return latest_S
+        birth_S = static_prefix.first_time(columns, BIRTH)
+        return np.where(
+            birth_S == NO_TIME, latest_S, np.minimum(latest_S, static_prefix.birthday(birth_S, self.max_age + 1))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +163,3 @@ def _seen_often(columns: Columns, cohort: Cohort, stays_E: np.ndarray) -> np.nda
     often_S = np.zeros(len(columns.subject_ids_S), bool)
     often_S[first[close, 0]] = True
     return often_S
-
-
-def _date_us(text: str, key: str) -> int:
-    try:
-        date = datetime.date.fromisoformat(text)
-    except ValueError as error:
-        raise UserError(f"{text!r} is not a date", where=f"config.cohort.{key}", fix="write YYYY-MM-DD") from error
-    return (date - datetime.date(1970, 1, 1)).days * US_PER_DAY

@@ -12,6 +12,7 @@ from data_pipeline.code_maps import ROLES, ROLES_WITHOUT_EVENT, CodeMap, Concept
 NO_TIME = np.iinfo(np.int64).min
 # Roles of codes that say who the subject is, rather than what happened.
 SEX, RACE, BIRTH, DROP = "sex", "race", "birth", "drop"
+DEATH, OBSERVATION_END = "death", "observation_end"
 _ROLE_NUMBERS = {role: number for number, role in enumerate(ROLES)}
 
 
@@ -51,7 +52,7 @@ class Columns:
         return np.isin(self.role_C, [ROLES.index(role) for role in roles])[self.code_E]
 
     def makes_event(self) -> np.ndarray:
-        """bool [E]: does the row stand in the timeline (it has a time and is no birth, sex, race or dropped code)?"""
+        """bool [E]: does the row stand in the timeline (it has a time, and a role that makes events)?"""
         return (self.time_E != NO_TIME) & ~self.has_role(*ROLES_WITHOUT_EVENT)
 
     def of_subjects(self, chosen_S: np.ndarray) -> "Columns":

@@ -1,11 +1,12 @@
 """The grammar of a timeline: reading tokens back as events, and telling whether they obey it.
 
-    timeline := prefix (SEX RACE AGE PERIOD)  entry*  TIMELINE_END?
+    timeline := prefix (SEX RACE AGE PERIOD)  entry*  (interval? TIMELINE_END)?
     entry    := interval? event               (the longest interval may repeat)
     event    := first part* value?            as one of the vocabulary's events spells it
 
 A value stands exactly where the event takes one: never, optionally, or always. Where values are fused, the last first
-or part is the value's too, and there is no value token.
+or part is the value's too, and there is no value token. An interval before TIMELINE_END is the time up to the end of
+observation, where the vocabulary knows it (data_pipeline.follow_up).
 """
 
 import dataclasses
@@ -73,9 +74,13 @@ def is_valid(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
         return False
     body = list(tokens[PREFIX_LENGTH:])
     grammar = [vocabulary.grammar_of[token] for token in body]
+    may_be_silent = False
     if grammar and grammar[-1] == "end":
         body, grammar = body[:-1], grammar[:-1]
-    if any(kind in ("static", "pad", "end") for kind in grammar) or (grammar and grammar[-1] == "interval"):
+        may_be_silent = vocabulary.knows_follow_up
+    if any(kind in ("static", "pad", "end") for kind in grammar):
+        return False
+    if grammar and grammar[-1] == "interval" and not may_be_silent:
         return False
     longest = vocabulary.interval_ids[-1]
     for index in range(1, len(body)):

@@ -17,9 +17,10 @@ OMOP = CodeMap(
     (
         *BIRTH_AND_DEATH,
         *DEMOGRAPHICS,
-        # Spans that OMOP derives from the other tables, and the spans of observation: they would be told twice.
+        # Spans that OMOP derives from the other tables would be told twice.
         Rule(r"(?i:(?:drug|dose|condition)_era_(?:start|end)(?:_date)?/.+)", "OTHER", "OMOP_ERA", "drop"),
-        Rule(r"(?i:observation_period(?:_start|_end)?/.+)", "OTHER", "OMOP_OBSERVATION_PERIOD", "drop"),
+        Rule(r"(?i:observation_period_end(?:_date)?/.+)", "OTHER", "OMOP_OBSERVATION_PERIOD", "observation_end"),
+        Rule(r"(?i:observation_period(?:_start(?:_date)?)?/.+)", "OTHER", "OMOP_OBSERVATION_PERIOD", "drop"),
         *encounters(r"(?i:visit(?:_occurrence)?_end)/{1,2}(?:(?i:Visit(?: Type)?)/{1,2})?", "end"),
         *encounters(
             r"(?i:visit(?:_occurrence|_detail)?(?:_start)?)/{1,2}(?:(?i:Visit(?: Type)?)/{1,2})?",

@@ -57,13 +57,15 @@ def _entries(record: SubjectRecord, vocabulary: Vocabulary) -> Iterator[tuple[fl
     clock_T = np.cumsum(np.array(vocabulary.seconds_per_token())[record.tokens_T])
     clock_T -= clock_T[0] if len(clock_T) else 0.0
     open_encounters: list[tuple[str, float]] = []
-    now = 0.0
+    dead = False
     for parsed in grammar.parse(record.tokens_T.tolist(), vocabulary):
         now = float(clock_T[parsed.start])
         stay = open_encounters[0][1] if open_encounters else None
+        dead = dead or (parsed.event != grammar.INVALID and vocabulary.events[parsed.event].role == "death")
         yield now, stay, _line(parsed, vocabulary, open_encounters, now, _age(record, parsed.start, vocabulary))
     if record.tokens_T[-1] == vocabulary.ids[TIMELINE_END]:
-        yield now, open_encounters[0][1] if open_encounters else None, "End of the record"
+        text = "Not observed any longer" if vocabulary.knows_follow_up and not dead else "End of the record"
+        yield float(clock_T[-1]), open_encounters[0][1] if open_encounters else None, text
 
 
 def duration(seconds: float) -> str:

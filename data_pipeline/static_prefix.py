@@ -88,6 +88,11 @@ def age_years(time_us: np.ndarray, birth_us: np.ndarray) -> np.ndarray:
     return (time_us - birth_us) // _US_PER_YEAR
 
 
+def birthday(birth_us: np.ndarray, years: int) -> np.ndarray:
+    """When the age is `years` (`age_years`)."""
+    return birth_us + years * _US_PER_YEAR
+
+
 def period_start(time_us: np.ndarray) -> np.ndarray:
     """First calendar year of the five-year period that holds a time."""
     if not len(time_us):

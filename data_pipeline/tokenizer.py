@@ -2,8 +2,9 @@
 
 A subject's timeline is: static prefix (sex, race, age and calendar period, as known at the first event), then for each
 event the interval token that leads to it (where the gap is long enough), its code's one to three tokens, and its decile
-token if it has a value; then TIMELINE_END. Events of one instant stand in order of kind, then concept, then value, so
-that the tokens are a function of the data alone and not of the order of its rows.
+token if it has a value; then TIMELINE_END, led by the interval since the last event where it is known until when the
+subject was observed (data_pipeline.follow_up). Events of one instant stand in order of kind, then concept, then value,
+so that the tokens are a function of the data alone and not of the order of its rows.
 """
 
 import dataclasses
@@ -12,9 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from data_pipeline import static_prefix
-from data_pipeline.code_maps import Concept
-from data_pipeline.columns import BIRTH, DROP, NO_TIME, RACE, SEX, Columns, changes, per_code, to_columns
+from data_pipeline import follow_up, static_prefix
+from data_pipeline.code_maps import ROLES_WITHOUT_EVENT, Concept
+from data_pipeline.columns import (
+    BIRTH,
+    DROP,
+    NO_TIME,
+    OBSERVATION_END,
+    RACE,
+    SEX,
+    Columns,
+    changes,
+    per_code,
+    to_columns,
+)
 from data_pipeline.corpus import SubjectRecord
 from data_pipeline.vocabulary import KINDS, PREFIX_LENGTH, TIMELINE_END, Vocabulary
 
@@ -34,9 +46,10 @@ class TokenizedSubjects:
         tokens_T: uint16.
         last_time_S: int64 microseconds of each subject's last event, NO_TIME where it has none.
         prefix_offsets_S1, prefix_starts, prefixes: each subject's rows of corpus.SubjectRecord's fields.
-        interval_us_I, interval_tokens_I: per interval of the preset, time spanned and tokens used.
-        interval_histogram: `IntervalPreset.histogram` of the gaps.
+        interval_us_I, interval_tokens_I: per interval of the preset, time spanned and tokens used between events.
+        interval_histogram: `IntervalPreset.histogram` of the gaps between events.
         row_counts: the input's rows by what became of them; they sum to the number of rows.
+        open_ended: living subjects whose end of observation nothing tells, though the vocabulary knows follow-up.
     """
 
     subject_ids_S: np.ndarray
@@ -50,6 +63,7 @@ class TokenizedSubjects:
     interval_tokens_I: list[int]
     interval_histogram: np.ndarray
     row_counts: Mapping[str, int]
+    open_ended: int = 0
 
     def record(self, index: int) -> SubjectRecord:
         """The corpus record of the index-th subject."""
@@ -71,7 +85,13 @@ def tokenize(events: pl.DataFrame, vocabulary: Vocabulary, *, end: bool = True) 
 
 
 def tokenize_columns(
-    columns: Columns, codes: "CodeTable", vocabulary: Vocabulary, *, end: bool = True
+    columns: Columns,
+    codes: "CodeTable",
+    vocabulary: Vocabulary,
+    *,
+    end: bool = True,
+    observed_until: str = follow_up.AUTO,
+    latest_us_S: np.ndarray | None = None,
 ) -> TokenizedSubjects:
     """Tokenize whole subjects.
 
@@ -80,10 +100,23 @@ def tokenize_columns(
         codes: what the vocabulary makes of `columns.concepts`.
         vocabulary: the corpus's; codes that it lacks become a shorter code that it has, or UNKNOWN//<kind>.
         end: whether TIMELINE_END closes each timeline; False for prompts, whose future is open.
+        observed_until: as of `follow_up.ends`, where the vocabulary knows follow-up.
+        latest_us_S: no subject is observed later than this; None: that is not bounded.
     """
     timeline = _order_events(columns, codes, vocabulary)
-    instants = _place_instants(timeline, vocabulary, len(columns.subject_ids_S), end)
+    last_time_S = _last_times(timeline, len(columns.subject_ids_S))
+    silence = _Silence.none(len(last_time_S))
+    open_ended = 0
+    if end and vocabulary.knows_follow_up:
+        end_S = follow_up.ends(columns, observed_until)
+        open_ended = int(((end_S == NO_TIME) & ~follow_up.dead(columns)).sum())
+        end_S = end_S if latest_us_S is None else np.minimum(end_S, latest_us_S)
+        silence = _Silence.between(last_time_S, end_S, vocabulary)
+    instants = _place_instants(timeline, vocabulary, silence.repeats_S + end)
     tokens_T = _write_tokens(timeline, instants, vocabulary)
+    _write_intervals(
+        tokens_T, instants.offsets_S1[1:] - silence.repeats_S - end, silence.interval_S, silence.repeats_S, vocabulary
+    )
     prefix = static_prefix.prefixes(columns, timeline.subject_i, timeline.time_i, vocabulary)
     tokens_T[instants.offsets_S1[:-1, None] + np.arange(PREFIX_LENGTH)] = prefix.tokens[prefix.offsets_S1[:-1]]
     if end:
@@ -98,7 +131,7 @@ def tokenize_columns(
         subject_ids_S=columns.subject_ids_S,
         offsets_S1=instants.offsets_S1,
         tokens_T=tokens_T,
-        last_time_S=_last_times(timeline, len(columns.subject_ids_S)),
+        last_time_S=last_time_S,
         prefix_offsets_S1=prefix.offsets_S1,
         prefix_starts=starts.astype(np.uint32),
         prefixes=prefix.tokens,
@@ -108,6 +141,7 @@ def tokenize_columns(
             instants.interval_i, instants.repeats_i, instants.gap_us_i / _US_PER_SECOND
         ),
         row_counts=_count_rows(columns, timeline, codes),
+        open_ended=open_ended,
     )
 
 
@@ -118,7 +152,7 @@ def instant_rank(concept: Concept) -> int:
 
 def find_event(concept: Concept, vocabulary: Vocabulary) -> int:
     """Vocabulary event of a concept: itself, else a shorter code, else UNKNOWN//<kind>; -1 if it makes no event."""
-    if concept.role in (SEX, RACE, BIRTH, DROP):
+    if concept.role in ROLES_WITHOUT_EVENT:
         return -1
     for form in concept.forms:
         if form.parts in vocabulary.event_of_parts:
@@ -212,37 +246,64 @@ class _Instants:
     offsets_S1: np.ndarray
 
 
-def _place_instants(timeline: _Timeline, vocabulary: Vocabulary, num_subjects: int, end: bool) -> _Instants:
+@dataclasses.dataclass(frozen=True)
+class _Silence:
+    """The interval from each subject's last event to the end of its observation."""
+
+    interval_S: np.ndarray  # index into the preset
+    repeats_S: np.ndarray  # 0 where there is none
+
+    @classmethod
+    def none(cls, num_subjects: int) -> "_Silence":
+        return cls(np.full(num_subjects, -1), np.zeros(num_subjects, np.int64))
+
+    @classmethod
+    def between(cls, last_time_S: np.ndarray, end_S: np.ndarray, vocabulary: Vocabulary) -> "_Silence":
+        is_known_S = (last_time_S != NO_TIME) & (end_S != NO_TIME)
+        # A record that goes on after its end of observation ends with its last event.
+        silent_us_S = np.where(is_known_S, np.maximum(end_S - np.where(is_known_S, last_time_S, end_S), 0), 0)
+        return cls(*vocabulary.interval_preset.classify(silent_us_S / _US_PER_SECOND))
+
+
+def _place_instants(timeline: _Timeline, vocabulary: Vocabulary, tail_S: np.ndarray) -> _Instants:
+    """`tail_S`: how many tokens follow a subject's last event."""
     later_i = ~changes(timeline.subject_i)
     gap_us_i = np.where(later_i, np.diff(timeline.time_i, prepend=timeline.time_i[:1]), 0)
     interval_i, repeats_i = vocabulary.interval_preset.classify(gap_us_i / _US_PER_SECOND)
     # An event starts after all tokens of the subjects, instants and events before: prefixes, intervals, events, ends.
-    before_i = np.cumsum(repeats_i) + PREFIX_LENGTH + (PREFIX_LENGTH + end) * timeline.subject_i
+    upto_S = PREFIX_LENGTH * np.arange(1, len(tail_S) + 1) + np.cumsum(tail_S)
+    before_i = np.cumsum(repeats_i) + (upto_S - tail_S)[timeline.subject_i]
     stop_n = np.cumsum(timeline.length_n, dtype=np.int64)
     start_n = stop_n - timeline.length_n
     start_i = before_i - repeats_i + start_n[timeline.first_i]
     count_i = np.diff(timeline.first_i, append=len(start_n))
     start_n += np.repeat(before_i, count_i)
-    last_i = np.searchsorted(timeline.subject_i, np.arange(num_subjects), side="right") - 1
+    last_i = np.searchsorted(timeline.subject_i, np.arange(len(tail_S)), side="right") - 1
     # Tokens of the events and intervals of all subjects up to this one.
     written_i = np.append(np.cumsum(repeats_i) + stop_n[timeline.first_i + count_i - 1], 0)
-    stop_S = written_i[last_i] + (PREFIX_LENGTH + end) * np.arange(1, num_subjects + 1)
+    stop_S = written_i[last_i] + upto_S
     return _Instants(interval_i, repeats_i, gap_us_i, start_i, start_n, np.append(0, stop_S))
 
 
 def _write_tokens(timeline: _Timeline, instants: _Instants, vocabulary: Vocabulary) -> np.ndarray:
     """uint16 [T] tokens of intervals and events; those of prefixes and ends are left 0."""
     tokens_T = np.zeros(instants.offsets_S1[-1], np.uint16)
-    interval_ids = np.array(vocabulary.interval_ids)
-    for repeat in range(int(instants.repeats_i.max(initial=0))):
-        longer = np.flatnonzero(instants.repeats_i > repeat)
-        tokens_T[instants.start_i[longer] + repeat] = interval_ids[instants.interval_i[longer]]
+    _write_intervals(tokens_T, instants.start_i, instants.interval_i, instants.repeats_i, vocabulary)
     row_n, start_n, length_n = timeline.row_n, instants.start_n, timeline.length_n
     for tokens_R in vocabulary.spelling.tokens_4xR:
         tokens_T[start_n] = tokens_R[row_n]
         longer = np.flatnonzero(length_n > 1)
         row_n, start_n, length_n = row_n[longer], start_n[longer] + 1, length_n[longer] - 1
     return tokens_T
+
+
+def _write_intervals(
+    tokens_T: np.ndarray, start_n: np.ndarray, interval_n: np.ndarray, repeats_n: np.ndarray, vocabulary: Vocabulary
+) -> None:
+    interval_ids = np.array(vocabulary.interval_ids)
+    for repeat in range(int(repeats_n.max(initial=0))):
+        longer = np.flatnonzero(repeats_n > repeat)
+        tokens_T[start_n[longer] + repeat] = interval_ids[interval_n[longer]]
 
 
 def _last_times(timeline: _Timeline, num_subjects: int) -> np.ndarray:
@@ -268,7 +329,8 @@ def _count_rows(columns: Columns, timeline: _Timeline, codes: CodeTable) -> dict
         "static": columns.has_role(SEX, RACE),
         "birth": columns.has_role(BIRTH),
         "dropped_by_rule": columns.has_role(DROP),
-        "undated": (columns.time_E == NO_TIME) & ~columns.has_role(SEX, RACE, BIRTH, DROP),
+        "observation_end": columns.has_role(OBSERVATION_END),
+        "undated": (columns.time_E == NO_TIME) & ~columns.has_role(*ROLES_WITHOUT_EVENT),
     }
     counts = dict(zip(_EVENT_FATES, by_fate.tolist(), strict=True))
     return counts | {reason: int(chosen_E.sum()) for reason, chosen_E in rows.items()}

@@ -102,7 +102,9 @@ class Vocabulary:
     `interval_quantiles[i]` are durations in whole seconds, rising, each of which equally many of its single tokens
     have; a row more is of the repeats of the last one (`IntervalPreset.duration_ranges`). The simulator advances its
     clock by these; without them, by the mean. `value_encoding` "split" gives a value a token of its own, which all
-    codes share; "fused" has one token for a code's last part and its value together.
+    codes share; "fused" has one token for a code's last part and its value together. Where it
+    `knows_follow_up`, TIMELINE_END says that observation ends, after the silence since the last event
+    (data_pipeline.follow_up); else that nothing more is recorded.
     """
 
     tokens: tuple[Token, ...]
@@ -112,6 +114,7 @@ class Vocabulary:
     code_map: code_maps.CodeMap
     value_encoding: str = "split"
     interval_quantiles: tuple[tuple[int, ...], ...] = ()
+    knows_follow_up: bool = False
 
     def __post_init__(self) -> None:
         if len(self.tokens) > 2**16:
@@ -248,6 +251,7 @@ class Vocabulary:
             f'"interval_seconds": {_dump(self.interval_seconds)}',
             *([f'"interval_quantiles": {_dump(self.interval_quantiles)}'] if self.interval_quantiles else []),
             f'"value_encoding": {_dump(self.value_encoding)}',
+            *(['"knows_follow_up": true'] if self.knows_follow_up else []),
             '"tokens": [\n' + ",\n".join(_dump(vars(token)) for token in self.tokens) + "\n]",
             '"events": [\n' + ",\n".join(_dump(vars(event)) for event in self.events) + "\n]",
         ]
@@ -272,6 +276,7 @@ class Vocabulary:
                 code_map=code_maps.CodeMap.from_dict(content["code_map"]),
                 value_encoding=content["value_encoding"],
                 interval_quantiles=tuple(tuple(own) for own in content.get("interval_quantiles", ())),
+                knows_follow_up=bool(content.get("knows_follow_up", False)),
             )
             # Every event must be spelt in tokens that there are.
             _ = vocabulary.spelling, vocabulary.interval_ids

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from data_pipeline import intervals, static_prefix, text_values
+from data_pipeline import follow_up, intervals, static_prefix, text_values
 from data_pipeline.code_maps import CodeMap
+from data_pipeline.columns import OBSERVATION_END
 from data_pipeline.errors import UserError
 from data_pipeline.statistics import Statistics
 from data_pipeline.vocabulary import (
@@ -38,6 +39,7 @@ class VocabularyPolicy:
         max_codes: kind → how many codes it may have, those of most training subjects; 0 or missing: any number.
         value_encoding: one of vocabulary.VALUE_ENCODINGS.
         max_texts_per_code: a code with more common results in words than this has none.
+        observed_until: where records end: follow_up.AUTO, follow_up.LAST_EVENT, or a date.
     """
 
     preset: intervals.IntervalPreset = intervals.COMET13
@@ -46,6 +48,7 @@ class VocabularyPolicy:
     max_codes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     value_encoding: str = "split"
     max_texts_per_code: int = 0
+    observed_until: str = follow_up.AUTO
 
 
 def build_vocabulary(
@@ -84,8 +87,22 @@ def build_vocabulary(
                 **vars(values.get(concept, _NO_VALUES)),
             )
         )
-    means = _preset_means(policy.preset)
-    return Vocabulary(tuple(tokens), tuple(events), policy.preset, means, code_map, policy.value_encoding)
+    return Vocabulary(
+        tuple(tokens),
+        tuple(events),
+        policy.preset,
+        _preset_means(policy.preset),
+        code_map,
+        policy.value_encoding,
+        knows_follow_up=_knows_follow_up(statistics, code_map, policy),
+    )
+
+
+def _knows_follow_up(statistics: Statistics, code_map: CodeMap, policy: VocabularyPolicy) -> bool:
+    if policy.observed_until != follow_up.AUTO:
+        return policy.observed_until != follow_up.LAST_EVENT
+    ends = [index for index, rule in enumerate(code_map.rules) if rule.role == OBSERVATION_END]
+    return bool(statistics.rules["rule"].is_in(ends).any())
 
 
 def _check_spellings(concepts: pl.DataFrame) -> None:

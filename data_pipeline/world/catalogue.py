@@ -7,6 +7,7 @@ from data_pipeline.world import conditions, encounters, laboratory, treatments
 # Kinds in the order of vocabulary.KINDS.
 STATIC, ENCOUNTER, DEPARTMENT, CHIEF_COMPLAINT, DIAGNOSIS, LAB, MEDICATION, PROCEDURE, DEATH = range(9)
 
+DEATH_CODE, BIRTH_CODE, OBSERVATION_END_CODE = "MEDS_DEATH", "MEDS_BIRTH", "OBSERVATION_END"
 RACES = ("AMERICAN_INDIAN", "ASIAN", "BLACK", "HISPANIC", "OTHER", "WHITE")
 RACE_SHARES = (0.01, 0.06, 0.13, 0.16, 0.04, 0.60)
 SEXES = ("F", "M")
@@ -63,7 +64,8 @@ def _encounter_codes() -> list[Code]:
 def _all_codes() -> tuple[Code, ...]:
     codes = [Code(f"SEX//{sex}", STATIC, f"Sex: {'female' if sex == 'F' else 'male'}") for sex in SEXES]
     codes += [Code(f"RACE//{race}", STATIC, f"Race or ethnicity: {_readable(race)}") for race in RACES]
-    codes += [Code("MEDS_BIRTH", STATIC, "Birth"), Code("MEDS_DEATH", DEATH, "Death")]
+    codes += [Code(BIRTH_CODE, STATIC, "Birth"), Code(DEATH_CODE, DEATH, "Death")]
+    codes += [Code(OBSERVATION_END_CODE, STATIC, "End of observation")]
     codes += _encounter_codes()
     codes += [Code(f"DEPARTMENT//{name}", DEPARTMENT, f"Department: {_readable(name)}") for name in DEPARTMENTS]
     codes += [
@@ -82,7 +84,6 @@ CODES = _all_codes()
 INDEX = {code.code: index for index, code in enumerate(CODES)}
 
 # What each element of an instant (instants.ELEMENTS) chooses from, as MEDS codes in the order of their tokens.
-DEATH_CODE, BIRTH_CODE = "MEDS_DEATH", "MEDS_BIRTH"
 ELEMENT_CODES: tuple[tuple[str, ...], ...] = (
     (*(f"ENCOUNTER_START//{start}" for start in encounters.STARTS), DEATH_CODE),
     tuple(f"DEPARTMENT//{name}" for name in DEPARTMENTS),

@@ -170,19 +170,36 @@ class _Block:
         s.instant_P[done] = OVER
         rows_n, weights_nxG = rows_n[going_n], weights_nxG[going_n]
         pos_n, subject_n = self._pos_P[rows_n], self._subject_P[rows_n]
-        observed_nxG = self._prefixes.observed(subject_n, s.clock_P[rows_n], rules.CLOCK_MINUTES)
-        ending = np.flatnonzero(self._tokens[pos_n] == self._reader.end)
-        if len(ending):
-            left_n = (weights_nxG[ending] * (1 - observed_nxG[ending])).sum(axis=1)
-            left_n += np.maximum(1 - weights_nxG[ending].sum(axis=1), 0.0)
-            self._finish(s, rows_n[ending], np.log(left_n))
-        passing = np.flatnonzero(self._tokens[pos_n] != self._reader.end)
-        rows_n, pos_n = rows_n[passing], pos_n[passing]
-        gap_n, log_n = self._read_gap(rows_n, pos_n, weights_nxG[passing] * observed_nxG[passing])
+        event_nxG, silence_nxG = self._time_masses(subject_n, s.clock_P[rows_n], weights_nxG)
+        if not self._reader.vocabulary.knows_follow_up:
+            ending = np.flatnonzero(self._tokens[pos_n] == self._reader.end)
+            self._finish(s, rows_n[ending], np.log(silence_nxG[ending].sum(axis=1)))
+            passing = np.flatnonzero(self._tokens[pos_n] != self._reader.end)
+            rows_n, pos_n, event_nxG = rows_n[passing], pos_n[passing], event_nxG[passing]
+            silence_nxG = np.zeros_like(event_nxG)
+        gap_n, log_n, is_silent_n = self._read_gap(rows_n, pos_n, event_nxG, silence_nxG)
         self._pos_P[rows_n] += np.where(gap_n < rules.FIRST_REPEAT, 1, gap_n - rules.FIRST_REPEAT + 1)
         self._log_weight_P[rows_n] += log_n
+        silent = rows_n[is_silent_n]
+        self._finish(s, silent, np.zeros(len(silent)))
+        rows_n, gap_n = rows_n[~is_silent_n], gap_n[~is_silent_n]
         alive_n = self._drop_dead(s, rows_n)
         return rows_n[alive_n], gap_n[alive_n]
+
+    def _time_masses(
+        self, subject_n: np.ndarray, clock_n: np.ndarray, weights_nxG: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(probability of a gap of each column before another event, of a silence of it before observation ends)."""
+        minutes = (rules.CLOCK_MINUTES, rules.LOW_MINUTES - 1, rules.HIGH_MINUTES - 1)
+        observed_nxM = self._prefixes.observed(subject_n, clock_n, np.concatenate(minutes))
+        to_event_nxG, from_low_nxG, from_high_nxG = np.split(observed_nxM, 3, axis=1)
+        # What is left is a gap past the longest one.
+        left_nx1 = np.maximum(1 - weights_nxG.sum(axis=1, keepdims=True), 0.0)
+        longer_nxG = np.cumsum(np.concatenate([weights_nxG, left_nx1], axis=1)[:, ::-1], axis=1)[:, -2::-1]
+        # A longer gap is cut anywhere in the column's range, one of the column's own before its event.
+        silence_nxG = longer_nxG * (from_low_nxG - from_high_nxG)
+        silence_nxG += weights_nxG * np.maximum(from_low_nxG - to_event_nxG, 0)
+        return weights_nxG * to_event_nxG, silence_nxG
 
     def _finish(self, s: State, rows_n: np.ndarray, log_mass_n: np.ndarray) -> None:
         """Rows whose next token is TIMELINE_END."""
@@ -192,8 +209,12 @@ class _Block:
         s.instant_P[rows_n] = OVER
         self._reached_P[rows_n] = OVER
 
-    def _read_gap(self, rows_n: np.ndarray, pos_n: np.ndarray, mass_nxG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(column of the gap, its log-probability) of rows whose next token should be an interval."""
+    def _read_gap(
+        self, rows_n: np.ndarray, pos_n: np.ndarray, event_nxG: np.ndarray, silence_nxG: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(column of the gap, its log-probability, is it the silence before TIMELINE_END?) of rows whose next token
+        should be an interval."""
+        mass_nxG = event_nxG + silence_nxG
         bin_n = self._bin_T[pos_n]
         length_n = self._end_S[self._subject_P[rows_n]] - pos_n
         is_open_n = bin_n == rules.FIRST_REPEAT
@@ -210,8 +231,10 @@ class _Block:
                 mass_nxG[having, gap_n[having]],
             )
             self._record(rows_n[having], pos_n[having] + place, self._log_weight_P[rows_n[having]] + np.log(mass_m))
-        log_n = np.where(known_n, np.log(mass_nxG[np.arange(len(rows_n)), gap_n]), -np.inf)
-        return gap_n, log_n
+        is_silent_n = known_n & (repeats_n < length_n) & (self._tokens[pos_n + repeats_n] == self._reader.end)
+        own_nxG = np.where(is_silent_n[:, None], silence_nxG, event_nxG)
+        log_n = np.where(known_n, np.log(own_nxG[np.arange(len(rows_n)), gap_n]), -np.inf)
+        return gap_n, log_n, is_silent_n
 
     def one(self, s: State, element: int, rows_n: np.ndarray, weights_nxW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nodes = self._reader.nodes[element]

@@ -79,6 +79,7 @@ CODES_OF_ELEMENT = [_codes(texts) for texts in catalogue.ELEMENT_CODES]
 _SEX_CODES = _codes(tuple(f"SEX//{sex}" for sex in catalogue.SEXES))
 _RACE_CODES = _codes(tuple(f"RACE//{race}" for race in catalogue.RACES))
 _BIRTH = catalogue.INDEX[catalogue.BIRTH_CODE]
+_OBSERVATION_END = catalogue.INDEX[catalogue.OBSERVATION_END_CODE]
 
 
 class Timelines:
@@ -109,11 +110,17 @@ class Timelines:
         known_n = gap_n < rules.GAPS
         clock_n = s.clock_P[rows_n] + rules.CLOCK_MINUTES[np.where(known_n, gap_n, 0)]
         observed_n = known_n & (self.start_P[rows_n] + clock_n < END)
-        s.instant_P[rows_n[~observed_n]] = instants.OVER
+        self._end_observation(s, rows_n[~observed_n])
         rows_n, gap_n, clock_n = rows_n[observed_n], gap_n[observed_n], clock_n[observed_n]
         self.drift_P[rows_n] = drift(self.drift_P[rows_n], gap_n, self.draws.uniform(rows_n, 1)[:, 0])
         self.time_P[rows_n] = self.start_P[rows_n] + clock_n + self.drift_P[rows_n]
         return rows_n, gap_n
+
+    def _end_observation(self, s: State, rows: np.ndarray) -> None:
+        """As long after the last event as by the clock: dates keep their drift, and the tokens tell the clock."""
+        self.time_P[rows] += END - self.start_P[rows] - s.clock_P[rows]
+        self._emit(rows, np.array(_OBSERVATION_END))
+        s.instant_P[rows] = instants.OVER
 
     def one(self, s: State, element: int, rows_n: np.ndarray, weights_nxW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw one outcome for each row."""

@@ -11,7 +11,7 @@ import numpy as np
 from data_pipeline.world import catalogue, conditions, encounters, laboratory, treatments
 
 # To be raised with any change of the rules that the tables don't show (rates, steps, formulas).
-RULES_VERSION = 2
+RULES_VERSION = 3
 CONDITION = {condition.code: index for index, condition in enumerate(catalogue.CONDITIONS)}
 LAB = {lab.code: index for index, lab in enumerate(catalogue.LABS)}
 DRUG = {drug.code: index for index, drug in enumerate(catalogue.DRUGS)}

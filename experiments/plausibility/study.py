@@ -43,6 +43,7 @@ class Options:
         split: whose subjects are the truth.
         index: regex of concepts; a window begins at one such event of each subject, drawn by hash.
         censoring: "dataset_end": windows end before the data do; "assume_complete": what is not recorded was not.
+            Of no use where the corpus knows follow-up: windows then end with observation.
         horizon_days: a window's length.
         max_prompts: subjects, drawn by hash.
         samples: futures for each.
@@ -84,6 +85,8 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
     scored = task_rows.subjects_of(dataset, options.split.split(","))
     known = pl.Series("subject_id", training_ids, dtype=pl.Int64)
     events = tasks.read_events(dataset, pl.concat([scored, known]).unique().to_list(), vocabulary.code_map)
+    if vocabulary.knows_follow_up:  # windows end with observation, generated and recorded alike
+        options = dataclasses.replace(options, censoring="assume_complete")
     rows = _rows(events, scored, options)
     bounds = options.max_new_tokens or config.train.row_length // 3
     simulation = engine.SimulationConfig(
@@ -92,7 +95,7 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
         max_new_tokens=bounds,
         max_prompt_tokens=options.max_prompt_tokens or config.train.row_length - bounds,
         seed=options.seed,
-        stop_at_timeline_end=options.censoring == "assume_complete",
+        timeline_end="stop" if options.censoring == "assume_complete" else "",
         mean_durations=True,  # as the truth's windows have them
         grammar=options.grammar,
     )

@@ -17,7 +17,7 @@ from cometjax import grammar_states
 from cometjax.futures import Future, Prompt, clock
 from cometjax.tasks import BEFORE_ALL_TIME_US, Events
 from data_pipeline import grammar, meds, prompts
-from data_pipeline.vocabulary import Event, Vocabulary
+from data_pipeline.vocabulary import TIMELINE_END, Event, Vocabulary
 
 # What is recorded is read so many horizons far, for the clock may be behind the dates.
 READ_HORIZONS = 1.25
@@ -124,8 +124,9 @@ def _window(future: Future, people: People, vocabulary: Vocabulary, horizon_seco
     is_cut = future.stop == "length" and len(tokens_T) == len(future.tokens_T)
     if is_cut:
         tokens_T = grammar_states.whole_events(tokens_T, vocabulary)
+    # Time that leads to no event, but to TIMELINE_END at most, is none between events.
+    tokens_T = tokens_T[: len(tokens_T) - int((tokens_T[-1:] == vocabulary.ids[TIMELINE_END]).sum())]
     is_interval_T = np.isin(tokens_T, vocabulary.interval_ids)
-    # Time that leads to no event is none between events.
     tokens_T = tokens_T[: int(np.flatnonzero(~is_interval_T).max(initial=-1)) + 1]
     return Window(
         future.subject_id,

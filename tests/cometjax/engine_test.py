@@ -212,7 +212,7 @@ def test_timeline_end_padding_and_prefix_tokens_are_never_drawn() -> None:
 
 
 def test_timeline_end_stops_a_future_where_it_may() -> None:
-    futures = simulate(PROMPTS + SHORT, stop_at_timeline_end=True)
+    futures = simulate(PROMPTS + SHORT, timeline_end="stop")
     assert {future.stop for future in futures} >= {"timeline_end"}
     for future in futures:
         assert (future.tokens_T[-1] == END) == (future.stop == "timeline_end")

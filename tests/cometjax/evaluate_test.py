@@ -370,7 +370,7 @@ def test_each_prompt_lives_to_its_longest_horizon_and_records_end_only_where_tha
     calls = {}
 
     def record(self, asked, days, chosen, *_, **__) -> str:
-        calls[self.config.stop_at_timeline_end] = self.config, dict(zip(asked, days, strict=True)), chosen
+        calls[self.config.timeline_end == "stop"] = self.config, dict(zip(asked, days, strict=True)), chosen
         return f"of {len(chosen)}"
 
     monkeypatch.setattr(risks.Sampler, "simulate", record)

@@ -119,7 +119,7 @@ def test_every_token_of_a_real_corpus_is_possible_where_it_stands(world_corpus) 
 
 def test_under_the_grammar_no_event_is_invalid_and_without_it_some_are() -> None:
     for keep, stop_at_end in ((True, True), (True, False), (False, False)):
-        config = dataclasses.replace(CONFIG, grammar=keep, stop_at_timeline_end=stop_at_end)
+        config = dataclasses.replace(CONFIG, grammar=keep, timeline_end="stop" if stop_at_end else "never")
         futures = engine.simulate_futures(MODEL, VOCABULARY, PROMPTS, config)
         invalid = sum(trajectories.count_invalid(future, VOCABULARY)[0] for future in futures)
         assert (invalid == 0) == keep

@@ -154,7 +154,7 @@ def test_batches_have_one_bound_and_narrow_blocks_only_where_these_hold_many_mor
     shape = ModelConfig(
         vocab_size=64, layers=1, width=64, heads=1, kv_heads=1, head_dim=64, mlp_width=64, compute_dtype="bfloat16"
     )
-    rules = decoding.Rules(decoding.token_table(VOCABULARY, stop_at_timeline_end=False))
+    rules = decoding.Rules(decoding.token_table(VOCABULARY, timeline_end="never"))
     config = engine.SimulationConfig(samples=8, horizon_seconds=1.0, max_new_tokens=4096, batch_rows=16)
     device = jax.devices()[0]
     on_device = batches.Batches(decode.lively_model(shape), VOCABULARY, rules, config, device)

@@ -162,7 +162,7 @@ def test_by_default_a_history_and_its_future_fill_the_rows_that_the_model_was_tr
 
 def test_flags_of_no_bounds_are_filled_in_by_the_checkpoints_row_length(workdir, monkeypatch) -> None:
     given = {"samples": 2, "horizon_days": 1.0, "max_new_tokens": 0, "max_prompt_tokens": 0, "temperature": 1.0}
-    given |= {"max_windows": 3, "seed": 0, "stop_at_timeline_end": False, "batch_rows": 8, "grammar": False}
+    given |= {"max_windows": 3, "seed": 0, "timeline_end": "", "batch_rows": 8, "grammar": False}
     given |= {"cache_dtype": "", "step": "best", "part": ""}
     values = types.SimpleNamespace(**given, workdir="w", meds="m", labels="l", out="o")
     monkeypatch.setattr(simulate, "flags", types.SimpleNamespace(FLAGS=values))

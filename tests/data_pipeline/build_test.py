@@ -241,6 +241,7 @@ def test_every_row_is_accounted_for_with_every_policy_on(world_meds, tmp_path) -
         "filtered_age_unknown",
         "filtered_age",
         "filtered_period",
+        "observation_end",
         "filtered_subject",
         "age_unknown",
         "age",

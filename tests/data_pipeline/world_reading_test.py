@@ -7,6 +7,7 @@ import pytest
 
 from data_pipeline import build_config
 from data_pipeline.build import build_corpus
+from data_pipeline.code_maps import ROLES_WITHOUT_EVENT
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import find_event
@@ -26,6 +27,11 @@ class Recording(simulation.Timelines):
         rows_n, gap_n = super().time(s, rows_n, weights_nxG)
         self.drawn.append(("gap", rows_n, gap_n, None))
         return rows_n, gap_n
+
+    def _end_observation(self, s, rows):
+        silent = simulation.END - self.start_P[rows] - s.clock_P[rows]
+        self.drawn.append(("gap", rows, np.searchsorted(rules.HIGH_MINUTES, silent, side="right"), None))
+        super()._end_observation(s, rows)
 
     def _emit(self, rows, codes, values=None):
         super()._emit(rows, codes, values)
@@ -54,7 +60,7 @@ def spell_drawn(recording: Recording, size: int, vocabulary) -> list[list[int]]:
             if what == "gap":
                 bin_ = min(value, rules.FIRST_REPEAT)
                 tokens[row] += [vocabulary.interval_ids[bin_]] * (value - bin_ + 1)
-            elif concepts[value].role not in ("birth", "sex", "race"):
+            elif concepts[value].role not in ROLES_WITHOUT_EVENT:
                 event = vocabulary.events[events[value]]
                 tokens[row] += event.tokens
                 if event.edges:

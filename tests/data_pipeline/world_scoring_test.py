@@ -92,7 +92,7 @@ class Observing(reading._Block):
         size = lambda: [np.zeros(len(codes)) for codes in catalogue.ELEMENT_CODES]  # noqa: E731
         self.tallies = [size() for _ in range(3)]
         for tally in self.tallies:
-            tally.append(np.zeros(rules.GAPS + 1))
+            tally.append(np.zeros(2 * rules.GAPS))
             tally.append(np.zeros(len(catalogue.LABS) * DECILES))
         super().__init__(*args)
 
@@ -110,17 +110,14 @@ class Observing(reading._Block):
         self.tallies[0][place] += p_SxW.sum(axis=0)
         self.tallies[1][place] += (p_SxW * (1 - p_SxW)).sum(axis=0)
 
-    def time(self, s, rows_n, weights_nxG):
-        observed = self._prefixes.observed(self._subject_P[rows_n], s.clock_P[rows_n], rules.CLOCK_MINUTES)
-        mass = weights_nxG * observed
-        self.expect(len(catalogue.ELEMENT_CODES), rows_n, np.column_stack((mass, 1 - mass.sum(axis=1))))
-        ends = len(np.unique(self._subject_P[rows_n][self._tokens[self._pos_P[rows_n]] == self._reader.end]))
-        rows_n, gap_n = super().time(s, rows_n, weights_nxG)
-        seen = self.tallies[2][len(catalogue.ELEMENT_CODES)]
-        seen[-1] += ends
-        _, first = np.unique(self._subject_P[rows_n], return_index=True)
-        np.add.at(seen, gap_n[first], 1)
-        return rows_n, gap_n
+    def _read_gap(self, rows_n, pos_n, event_nxG, silence_nxG):
+        place = len(catalogue.ELEMENT_CODES)
+        self.expect(place, rows_n, np.column_stack((event_nxG, silence_nxG)))
+        gap_n, log_n, is_silent_n = super()._read_gap(rows_n, pos_n, event_nxG, silence_nxG)
+        read = np.flatnonzero(log_n > -np.inf)
+        _, first = np.unique(self._subject_P[rows_n[read]], return_index=True)
+        np.add.at(self.tallies[2][place], (gap_n + rules.GAPS * is_silent_n)[read[first]], 1)
+        return gap_n, log_n, is_silent_n
 
     def one(self, s, element, rows_n, weights_nxW):
         if element != instants.DEATH:

@@ -195,6 +195,7 @@ def test_a_perfect_generator_is_seldom_told_to_copy() -> None:
 def test_recorded_windows_are_what_the_data_have_after_the_prediction_time(world_meds, vocabulary) -> None:
     dataset = meds.open_dataset(world_meds)
     events = pl.concat([meds.read_shard(shard) for shard in dataset.shards]).drop_nulls("time")
+    events = events.filter(pl.col("code") != "OBSERVATION_END")
     rows = (
         events.group_by("subject_id")
         .agg(prediction_time=pl.col("time").sort().get(pl.len() // 2))
@@ -221,6 +222,14 @@ def test_recorded_windows_are_what_the_data_have_after_the_prediction_time(world
     for window, whole in zip(cut, found, strict=True):
         assert len(window.tokens_T) <= 10
         np.testing.assert_array_equal(window.tokens_T, whole.tokens_T[: len(window.tokens_T)])
+
+
+def test_the_silence_until_observation_ends_is_no_time_between_events(vocabulary) -> None:
+    visit, year, end = (vocabulary.ids[text] for text in ("CPT//99213", "INTERVAL//6mt+", "TIMELINE_END"))
+    for tail in ([], [year, end], [end], [year]):
+        future = Future(1, 0, 0, np.array([visit, *tail], np.int32), "timeline_end")
+        (window,) = windows.generated([future], NOBODY, vocabulary, horizon_seconds=1e9)
+        assert window.tokens_T.tolist() == [visit] and len(window.seconds_T) == 1
 
 
 def test_codes_of_one_sex_and_their_ages_are_told_by_training_alone(vocabulary) -> None:
