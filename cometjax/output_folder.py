@@ -38,20 +38,29 @@ def whole(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_file(file: pathlib.Path, text: str) -> None:
-    """Write a text file beside `file`, renamed to it when whole; a pipe or a device such as /dev/stdout is written to.
+@contextlib.contextmanager
+def whole_file(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path beside `file`, renamed to it when the block ends, removed when it fails; of a pipe or a device such as
+    /dev/stdout it is that itself.
 
     Raises UserError where it cannot be written.
     """
     in_place = file.exists() and not file.is_file()
     partial = file if in_place else file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text(text)
+        yield partial
         if not in_place:
             partial.replace(file)
     except OSError as error:
-        if not in_place:
-            partial.unlink(missing_ok=True)
         raise UserError(
             f"cannot be written ({error.strerror or error})", where=str(file), fix="check space and rights"
         ) from error
+    finally:
+        if not in_place:
+            partial.unlink(missing_ok=True)
+
+
+def write_file(file: pathlib.Path, text: str) -> None:
+    """Write a text file as `whole_file` does."""
+    with whole_file(file) as partial:
+        partial.write_text(text)

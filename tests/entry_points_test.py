@@ -25,6 +25,7 @@ ENTRY_POINTS = (
     "cometjax.compare_models",
     "cometjax.export",
     "cometjax.loss",
+    "cometjax.embed",
     "experiments.demo",
     "experiments.estimator_check",
     "experiments.launch",
