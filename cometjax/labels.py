@@ -2,7 +2,7 @@
 
 Rows are made from a task's definition, or read from label files (such as ACES writes). Rows that cannot be answered or
 would answer themselves are left out and counted by reason. Who is asked depends on nothing after the prediction time,
-but for the data's end (`Task.censoring`).
+but for the data's end (`Task.censoring`). What is recorded after a death answers nothing: futures end there.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0,
     sought = {name: getattr(task, name) for name in ("outcome", "cohort", "exclude", "outside_start", "outside_end")}
     for name, pattern in sought.items():
         rows = _seek(rows, _times_of(frame, events.matching(pattern), f"last_{name}_us"), "time_us", "backward")
-    deaths = _times_of(frame, events.in_role("death"), "death_us").group_by("subject_id").first()
+    deaths = _deaths(frame, events)
     is_birth = pl.col("concept").is_in(events.in_role("birth"))
     starts = dated.filter(~is_birth).group_by("subject_id").agg(start_us=pl.col("time_us").min())
     rows = rows.join(deaths, on="subject_id", how="left").join(starts, on="subject_id", how="left")
@@ -68,7 +68,7 @@ def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0,
         rows = kept
     chosen = _choose(rows, task.index_choice, seed)
     excluded["not_chosen"] = len(rows) - len(chosen)
-    return Labels(_answer(chosen, dated, events, task), len(candidates), excluded)
+    return Labels(_answer(chosen, _in_life(dated, events), events, task), len(candidates), excluded)
 
 
 def labels(
@@ -115,7 +115,7 @@ def complete(frame: pl.DataFrame, events: Events, task: Task) -> pl.DataFrame:
     outcomes = _times_of(events.frame, events.matching(task.outcome), "last_outcome_us")
     rows = _seek(frame.with_columns(time_us=pl.col("prediction_time").cast(pl.Int64)), outcomes, "time_us", "backward")
     if task.kind == "duration":
-        dated = events.frame.filter(pl.col("time_us") != BEFORE_ALL_TIME_US)
+        dated = _in_life(events.frame.filter(pl.col("time_us") != BEFORE_ALL_TIME_US), events)
         rows = rows.with_columns(_answer(rows, dated, events, task).get_column("boolean_value"))
     if task.kind == "count":
         rows = rows.with_columns(boolean_value=pl.col("integer_value") > 0)
@@ -143,6 +143,17 @@ def _mix(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def _deaths(frame: pl.DataFrame, events: Events) -> pl.DataFrame:
+    """[subject_id, death_us]: each dead subject's first death."""
+    return _times_of(frame, events.in_role("death"), "death_us").group_by("subject_id", maintain_order=True).first()
+
+
+def _in_life(dated: pl.DataFrame, events: Events) -> pl.DataFrame:
+    """The events up to each subject's death, and those of its instant."""
+    known = dated.join(_deaths(dated, events), on="subject_id", how="left", maintain_order="left")
+    return known.filter((pl.col("time_us") <= pl.col("death_us")).fill_null(True)).drop("death_us")
 
 
 def _reasons(task: Task, end_us: int) -> dict[str, pl.Expr]:

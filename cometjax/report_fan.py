@@ -92,7 +92,7 @@ def _future_strips(axes: Axes, story: Story) -> None:
                 )
         for stop, marker, name in _STOPS:
             if strip.stop == stop and strip.days < story.horizon_days:
-                axes.plot([strip.days], [height], marker, color=INK, markersize=6, label=once(name), zorder=3)
+                axes.plot([strip.days], [height], marker=marker, color=INK, markersize=6, label=once(name), zorder=3)
     axes.axvline(0, color=ORANGE, linewidth=2)
     axes.axhline(0.8, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_yticks([0, 1.6, len(story.futures) + 0.6], ["recorded", "sample 1", f"sample {len(story.futures)}"])

@@ -393,6 +393,17 @@ def test_who_is_asked_depends_on_nothing_after_the_index(label) -> None:
     assert before.excluded == after.excluded and not before.frame["boolean_value"].equals(after.frame["boolean_value"])
 
 
+def test_what_is_recorded_after_a_death_answers_nothing(label) -> None:
+    died = [row(1, day(0), START), row(1, day(1), "MEDS_DEATH"), row(1, day(1), DIABETES_CODE)]
+    late = [row(1, day(2), END), row(1, day(3), DIABETES_CODE)]
+    stay = changed(index=ADMISSION, outcome=DISCHARGE, kind="duration")
+    assert label([*died, *late], stay).frame["float_value"].to_list() == [stay.horizon_days]
+    over = changed(index=ADMISSION, outcome=f"{DISCHARGE}|DEATH", kind="duration")
+    assert label([*died, *late], over).frame["float_value"].to_list() == [1.0]
+    counted = changed(index=ADMISSION, outcome=r"DIAGNOSIS//ICD10CM//E11.*", kind="count")
+    assert label([*died, *late], counted).frame["integer_value"].to_list() == [1]
+
+
 def test_labels_of_files_are_read_by_task_and_completed(label, tmp_path) -> None:
     rows = [row(1, day(-3), START), row(1, day(0), END), row(2, day(0), END)]
     label(rows, VISIT)  # writes the data set
