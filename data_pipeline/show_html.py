@@ -55,6 +55,8 @@ def render(corpus: Corpus, splits: Sequence[str], timelines: int) -> str:
         lengths={name: _quantiles(values) for name, values in lengths.items()},
         few_subjects=show_figures.FEW_SUBJECTS,
         lengths_are_sampled=any(len(values) < manifest["splits"][name]["subjects"] for name, values in lengths.items()),
+        knows_follow_up=vocabulary.knows_follow_up,
+        how_records_end=show_tables.how_records_end(corpus, splits),
         kinds=_kinds(corpus, splits),
         rows=_rows(manifest, splits),
         rules=_rules(corpus),

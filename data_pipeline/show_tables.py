@@ -26,6 +26,7 @@ def overview(corpus: Corpus, splits: Sequence[str]) -> list[str]:
         f"{source['shards']} shards",
         f"fingerprint {corpus.fingerprint}",
         "configuration: " + ", ".join(f"{key} {value}" for key, value in settings(config).items()),
+        how_records_end(corpus, splits),
         "",
         *_splits_table(corpus, splits),
         "",
@@ -37,6 +38,14 @@ def overview(corpus: Corpus, splits: Sequence[str]) -> list[str]:
         *_rules_table(corpus),
         *_lost_codes(corpus),
     ]
+
+
+def how_records_end(corpus: Corpus, splits: Sequence[str]) -> str:
+    """A line that says whether the corpus knows until when subjects were observed."""
+    if not corpus.vocabulary.knows_follow_up:
+        return "records end with the last event: until when subjects were observed is not known"
+    unknown = sum(corpus.manifest["splits"][name].get("subjects_without_observation_end", 0) for name in splits)
+    return "records end with observation" + (f", but for {unknown:,} whose end is not known" if unknown else "")
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:

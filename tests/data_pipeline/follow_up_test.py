@@ -12,6 +12,7 @@ from data_pipeline.build import build_corpus
 from data_pipeline.columns import to_columns
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
+from data_pipeline.show_tables import how_records_end
 from data_pipeline.show_timeline import timeline
 from data_pipeline.tokenizer import CodeTable, tokenize, tokenize_columns
 from data_pipeline.vocabulary import Vocabulary
@@ -121,7 +122,9 @@ def test_a_build_tells_of_whom_nothing_is_known(data, tmp_path, capsys) -> None:
     assert ends_of(corpus)[:2] == [SILENT, ["INTERVAL//6mt+"] * 3 + END]
     assert corpus.manifest["splits"]["train"]["subjects_without_observation_end"] == 1
     assert "nothing tells how long 1 living subject was observed" in capsys.readouterr().err
+    assert how_records_end(corpus, ["train"]) == "records end with observation, but for 1 whose end is not known"
     dated = build_corpus(data, tmp_path / "d", config(observed_until="2020-01-10"), workers=1)
+    assert how_records_end(dated, ["train"]) == "records end with observation"
     assert ends_of(dated)[2] == SILENT and "observed" not in capsys.readouterr().err
 
 
