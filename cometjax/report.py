@@ -113,6 +113,11 @@ def text_table(results: Mapping[str, Any]) -> str:
         columns = "".join(f"{with_interval(entries[title]):<24}" for title in titles)
         lines.append(f"{name:<{width}}{columns}{task['n']:>6}{task['positives']:>10}")
     lines += [
+        f"{name}: of {task['unseen_horizon']:,} of {task['n']:,} rows no future reaches the horizon: risks are too low"
+        for name, task in results["tasks"].items()
+        if task["unseen_horizon"]
+    ]
+    lines += [
         f"against {COMPARED[name]}: {comparisons.sentence(summary)} (Holm, {summary['level']:.0%})"
         for name, summary in results["comparisons"].items()
     ]

@@ -63,6 +63,8 @@ def score_task(
         "reliability": risks.get_column("reliability").mean(),
         "unshrunk": _unshrunk(labels_N, risks.get_column("unshrunk").to_numpy()),
         "truncated_share": risks.get_column("truncated").mean(),
+        # No future of theirs tells of the horizon: what they have is a risk of the time before.
+        "unseen_horizon": int((risks.get_column("truncated") >= 1).sum()),
         "outcome_in_vocabulary": outcome_coverage(task, events, vocabulary),
         **rows.counts,
     }

@@ -63,6 +63,7 @@ def made_up_task(seed: int, rate: float, horizon_days: float, description: str, 
         "reliability": 0.8,
         "unshrunk": {"brier": 0.1, "calibration_slope": 0.7},
         "truncated_share": 0.02,
+        "unseen_horizon": 3,
         "outcome_in_vocabulary": 0.993,
         "candidates": 2_841,
         "excluded": {"dead_at_index": 3, "horizon_past_data": 611, "not_chosen": 1_927},
@@ -342,6 +343,16 @@ def test_undefined_scores_are_named_and_missing_parts_left_out() -> None:
 def test_the_same_input_gives_the_same_bytes() -> None:
     again = [report.render(made_up_results(), made_up_records(), made_up_story(3)) for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_rows_whose_futures_all_end_before_the_horizon_are_told() -> None:
+    results = made_up_results()
+    name = next(iter(results["tasks"]))
+    assert f"{name}: of 3 of" in report.text_table(results)
+    assert "Of 3 rows no future reaches the horizon" in report.render(results, [], None)
+    for task in results["tasks"].values():
+        task["unseen_horizon"] = 0
+    assert "reaches the horizon" not in report.text_table(results) + report.render(results, [], None)
 
 
 def test_the_text_table_holds_losses_and_intervals() -> None:
