@@ -64,7 +64,8 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.name = "adamw"  # or "muon": orthogonal steps for the layers' matrices, AdamW for the rest (optimizer.py)
     optimizer.learning_rate = 1e-3  # the peak, reached after the warm-up
     optimizer.warmup_steps = 100  # linear from zero
-    optimizer.decay = "cosine"  # or "linear", "sqrt": from the peak at the end of warm-up to the last step
+    optimizer.stable_steps = 0  # at the peak after it, before the decay; all that are left: no decay
+    optimizer.decay = "cosine"  # or "linear", "sqrt": from the peak, after warm-up and stable steps, to the last step
     optimizer.final_fraction = 0.1  # the last learning rate over the peak
     optimizer.weight_decay = 0.1  # decoupled (AdamW)
     optimizer.b1 = 0.9  # what a step keeps of Adam's mean of the gradients,
@@ -170,7 +171,7 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
 
 def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
     _above(config, 0, "optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm")
-    _at_least(config, 0, "optimizer.warmup_steps", "optimizer.weight_decay")
+    _at_least(config, 0, "optimizer.warmup_steps", "optimizer.stable_steps", "optimizer.weight_decay")
     _one_of(config, "optimizer.name", OPTIMIZERS)
     _one_of(config, "optimizer.decay", DECAYS)
     if config.optimizer.name == "muon" and config.model.parameterization == "mup":
@@ -184,6 +185,9 @@ def _validate_optimizer(config: ml_collections.ConfigDict) -> None:
         _refuse(config, "optimizer.final_fraction", "use a value in [0, 1]")
     if config.optimizer.warmup_steps >= config.train.steps:
         _refuse(config, "optimizer.warmup_steps", f"use less than config.train.steps ({config.train.steps})")
+    left = config.train.steps - config.optimizer.warmup_steps
+    if config.optimizer.stable_steps > left:
+        _refuse(config, "optimizer.stable_steps", f"use at most {left}, what warm-up leaves of config.train.steps")
 
 
 def _validate_train(config: ml_collections.ConfigDict) -> None:

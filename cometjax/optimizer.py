@@ -47,11 +47,12 @@ def decayed(params: Any) -> Any:
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Step (from 0) → learning rate: linear warm-up to `learning_rate`, then down to `final_fraction` of it.
+    """Step (from 0) → learning rate: linear warm-up to `learning_rate`, there for `stable_steps`, then down.
 
     The first step already moves (1 / warmup_steps of the peak), and the last one, train.steps - 1, is at the end of the
-    decay: half a cosine, a line, or one minus a square root, which falls fast at first (arXiv 2405.18392). Raises
-    UserError when the warm-up leaves no step for the decay.
+    decay, `final_fraction` of the peak: half a cosine, a line, or one minus a square root, which falls fast at first
+    (arXiv 2405.18392). Stable steps up to the last one leave no decay: a run to be continued (`cometjax.continuation`;
+    arXiv 2404.06395). Raises UserError when the warm-up leaves no step after it.
     """
     optimizer, steps = config.optimizer, config.train.steps
     if optimizer.warmup_steps >= steps:
@@ -60,14 +61,23 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
             where="optimizer.warmup_steps",
             fix="lower it or raise train.steps",
         )
-    peak, last, falling = optimizer.learning_rate, optimizer.final_fraction, steps - optimizer.warmup_steps
+    peak, last, stable = optimizer.learning_rate, optimizer.final_fraction, optimizer.stable_steps
+    falling = max(1, steps - optimizer.warmup_steps - stable)
     decays = {
         "cosine": optax.cosine_decay_schedule(peak, falling, alpha=last),
         "linear": optax.linear_schedule(peak, last * peak, falling),
         "sqrt": lambda step: peak * (1 - (1 - last) * jnp.sqrt(jnp.clip(step / falling, 0, 1))),
     }
-    warmup = optax.linear_schedule(0.0, peak, optimizer.warmup_steps)
-    schedule = optax.join_schedules([warmup, decays[optimizer.decay]], [optimizer.warmup_steps])
+    warmup, decay = optax.linear_schedule(0.0, peak, optimizer.warmup_steps), decays[optimizer.decay]
+    phases, ends = [warmup, decay], [optimizer.warmup_steps]
+    if stable:
+        # Runs that decay after different stable steps are to share the rates before, to the bit, though each compiles
+        # a step of its own. So no sum, which a compiler rounds once or twice; and the last stable step is at the peak
+        # itself, not at the decay's beginning, which is the peak but for rounding.
+        phases = [lambda step: peak * (step / max(1, optimizer.warmup_steps)), optax.constant_schedule(peak)]
+        phases.append(lambda step: decay(step + 1))
+        ends.append(optimizer.warmup_steps + stable + 1)
+    schedule = optax.join_schedules(phases, ends)
     return lambda step: schedule(step + 1)
 
 

@@ -69,6 +69,8 @@ FREE_KEYS = (
     # An intervention: after a stop for spikes, the same run may go on with another threshold.
     "train.spike_threshold",
 )
+# What an older version, which had no such keys, did.
+_BEFORE_THEIR_TIME = {"optimizer.stable_steps": 0}
 
 
 @contextlib.contextmanager
@@ -207,7 +209,7 @@ def _refuse_other_corpus(where: str, old: Mapping[str, Any], new: Mapping[str, A
 
 
 def _refuse_other_config(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    old_flat, new_flat = _flatten(old), _flatten(new)
+    old_flat, new_flat = _BEFORE_THEIR_TIME | _flatten(old), _flatten(new)
     differing = [
         f"{key} is {new_flat.get(key, 'absent')!r} but was {old_flat.get(key, 'absent')!r}"
         for key in sorted(old_flat.keys() | new_flat.keys())

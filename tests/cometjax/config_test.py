@@ -64,6 +64,8 @@ def test_an_unlisted_key_cannot_be_set() -> None:
         ("optimizer.clip_norm", 0.0, "above 0"),
         ("optimizer.weight_decay", float("nan"), "use 0 or more"),
         ("optimizer.warmup_steps", 1000, r"use less than config.train.steps \(1000\)"),
+        ("optimizer.stable_steps", -1, "use 0 or more"),
+        ("optimizer.stable_steps", 901, "use at most 900, what warm-up leaves of config.train.steps"),
         ("train.steps", 0, "use 1 or more"),
         ("train.batch_rows", 0, "use 1 or more"),
         ("train.row_length", 4, "use 8 or more"),

@@ -29,6 +29,24 @@ def test_learning_rate_rises_to_the_peak_and_falls_to_the_final_fraction_on_the_
     np.testing.assert_allclose(rates[54], halfway, rtol=1e-5)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear", "sqrt"])
+def test_stable_steps_are_at_the_peak_to_the_bit_and_the_decay_after_them_ends_on_the_last_step(decay):
+    def rates(stable_steps, steps=100):
+        config = config_of(learning_rate=1e-3, warmup_steps=10, decay=decay, stable_steps=stable_steps)
+        config.train.steps = steps
+        return np.array(jax.jit(jax.vmap(learning_rate_schedule(config)))(jnp.arange(steps)))
+
+    trunk, early, late = rates(90), rates(20, steps=40), rates(70)
+    np.testing.assert_array_equal(trunk[9:], np.float32(1e-3))
+    np.testing.assert_array_equal(early[:30], trunk[:30])
+    np.testing.assert_array_equal(late[:80], trunk[:80])
+    np.testing.assert_allclose([early[-1], late[-1]], 1e-4, rtol=1e-5)
+    # Ten steps of decay are those of a run that has no others, and twice as steep as twenty.
+    alone = rates(0, steps=20)
+    np.testing.assert_allclose(early[30:], alone[10:], rtol=1e-5)
+    np.testing.assert_allclose(late[80:][1::2], early[30:], rtol=1e-5)
+
+
 def test_without_warmup_the_decay_starts_at_the_peak():
     schedule = learning_rate_schedule(config_of(learning_rate=1.0, warmup_steps=0))
     assert 0.999 < float(schedule(0)) <= 1.0

@@ -20,6 +20,7 @@ from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER
 from cometjax.metrics_writer import MetricsWriter
 from cometjax.train import train
+from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from tests.cometjax.tiny_run import CONFIG, config_of, losses, write_corpus
 
@@ -161,6 +162,21 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_values(folder, finishe
     (workdir / "config.json").write_text(json.dumps(other.to_dict()))
     with pytest.raises(UserError, match=r"checkpoints/24: was started with .*optimizer\.b2 is 0\.5 but was 0\.95"):
         train(other, workdir, progress=False)
+
+
+def test_a_run_of_an_older_version_without_newer_keys_is_the_same_run_where_they_stand_as_it_was(
+    folder, finished, tmp_path
+):
+    workdir, corpus = copy_unfinished(finished, tmp_path / "run"), Corpus.open(folder / "corpus")
+    old = config(folder).to_dict()
+    del old["optimizer"]["stable_steps"]
+    (workdir / "config.json").write_text(json.dumps(old))
+    newer = config(folder)
+    newer.optimizer.stable_steps = 3
+    with pytest.raises(UserError, match=r"optimizer\.stable_steps is 3 but was 0; take the old"):
+        workdirs.open_workdir(workdir, newer, corpus)
+    workdirs.open_workdir(workdir, config(folder), corpus)
+    assert json.loads((workdir / "config.json").read_text()) == config(folder).to_dict()
 
 
 def test_another_precision_of_parameters_may_be_asked_for_on_a_resume(folder, tmp_path, caplog):
