@@ -187,26 +187,27 @@ class Checkpoints:
         except OSError as error:
             logging.warning("%s: an old checkpoint could not be deleted (%s)", self._folder, _reason(error))
 
-    def metadata(self, step: int) -> dict[str, Any]:
-        """What was saved with `step` beside the state."""
+    def metadata(self, step: int, *, folder: pathlib.Path | None = None) -> dict[str, Any]:
+        """What was saved with `step` beside the state. `folder`: another run's checkpoints, None: this one's."""
         args = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
-        return dict(self._checkpointer.restore(self._folder / str(step), args=args)[_METADATA])
+        return dict(self._checkpointer.restore((folder or self._folder) / str(step), args=args)[_METADATA])
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state at `step`, with the shapes, dtypes and shardings of `abstract`.
+    def restore(self, step: int, abstract: TrainState, *, folder: pathlib.Path | None = None) -> TrainState:
+        """The state at `step`, with the shapes, dtypes and shardings of `abstract`; `folder` as in `metadata`.
 
         Floating-point arrays saved in another precision are cast, and a warning says so.
 
         Raises:
           UserError: the checkpoint's arrays are not those of `abstract`; names the first that differ, both ways.
         """
-        path = self._folder / str(step)
+        path = (folder or self._folder) / str(step)
         wanted = {_PARAMS: abstract.params, _PROGRESS: _progress(abstract)}
         saved = self._checkpointer.metadata(path).item_metadata
         _refuse_other_arrays(path, {name: saved[name].tree for name in wanted}, wanted)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
         restored = self._checkpointer.restore(path, args=args)
-        self._started = step
+        if folder is None:  # another run's is not yet saved here
+            self._started = step
         return TrainState(params=restored[_PARAMS], **restored[_PROGRESS])
 
     def wait(self) -> None:

@@ -28,6 +28,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of initialisation and of the order of the data
     config.corpus = ""  # a build's folder (or gs://, s3:// URL), or a mixture: FOLDER=WEIGHT,FOLDER=WEIGHT
     config.init_from = ""  # a folder of cometjax.export whose weights the run begins with; empty: drawn from the seed
+    # WORKDIR or WORKDIR:STEP (a number, or best): the run begins with that run's checkpoint, and goes on from its step.
+    config.continue_from = ""
     config.model = _model()
     config.optimizer = _optimizer()
     config.train = _train()
@@ -140,6 +142,8 @@ def _validate_keys(config: ml_collections.ConfigDict) -> None:
             continue
         if type(value) is not type(default):
             raise UserError(f"{value!r} is a {type(value).__name__}", where=key, fix=f"use {type(default).__name__}")
+    if config.init_from and config.continue_from:
+        _refuse(config, "init_from", "leave it out: config.continue_from brings weights of its own")
 
 
 def _leaves(config: ml_collections.ConfigDict, prefix: str = "config") -> Iterator[tuple[str, Any]]:

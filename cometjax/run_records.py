@@ -24,7 +24,8 @@ class TrainResult:
 
     `tokens_per_second` counts target tokens over the time in steps and in waiting for input (compilation, evaluation
     and checkpoints are not in it); `goodput` is the share of `wall_seconds` spent in steps, and `seconds` has all of
-    `wall_seconds` by cause (`cometjax.goodput`). All over every restart.
+    `wall_seconds` by cause (`cometjax.goodput`). All over every restart, and of a run that continues another from its
+    beginning: `continued_from` is the other's WORKDIR:STEP.
     """
 
     step: int
@@ -37,7 +38,9 @@ class TrainResult:
     wall_seconds: float
     goodput: float
     skipped_steps: int
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # empty in results of older versions
+    # Results of older versions have none of these.
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    continued_from: str = ""
 
 
 class RunRecords:
@@ -143,8 +146,9 @@ class RunRecords:
             raise UserError(
                 f"{in_a_row} steps skipped in a row, the last of them step {step}: {cause}",
                 where=str(self._workdir),
-                fix="lower config.optimizer.learning_rate or clip_norm and start in another --workdir, "
-                "or raise config.train.max_skipped_steps or spike_threshold and resume",
+                fix="lower config.optimizer.learning_rate or clip_norm and start in another --workdir (from an earlier "
+                "checkpoint: config.continue_from), or raise config.train.max_skipped_steps or spike_threshold "
+                "and resume",
             )
 
     def evaluation(self, step: int, totals: metrics.LossTotals) -> None:
@@ -153,7 +157,9 @@ class RunRecords:
         by_source = "".join(f"  {name} {own.loss:.4f}" for name, own in totals.by_source.items())
         self.say(f"step {step}  tuning loss {totals.loss:.4f}  {totals.bits_per_event:.3f} bits/event{by_source}")
 
-    def result(self, step: int, totals: metrics.LossTotals, skipped_steps: int) -> TrainResult:
+    def result(
+        self, step: int, totals: metrics.LossTotals, *, skipped_steps: int, continued_from: str = ""
+    ) -> TrainResult:
         """The result of a run that ends here; shows where its time went."""
         self.say(self._clock.describe())
         record = self._clock.record()
@@ -169,4 +175,5 @@ class RunRecords:
             goodput=record["goodput"],
             skipped_steps=skipped_steps,
             seconds=dict(self._clock.seconds),
+            continued_from=continued_from,
         )

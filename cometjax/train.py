@@ -8,6 +8,7 @@ holds checkpoints/, metrics.jsonl, tensorboard/ and, last, result.json with the 
 --profile_steps=100:105 traces steps 100 to 104, SIGUSR1 the next five (`cometjax.profiling`).
 Started again with the same workdir it goes on from the latest checkpoint, with the losses of a run that was never
 interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143 (`cometjax.preemption`).
+--config.continue_from=WORKDIR:STEP begins with another run's checkpoint, and its steps (`cometjax.continuation`).
 
 On several hosts the same command is started on each, by Slurm, GKE or flags (`cometjax.hosts`); the workdir and the
 corpus are folders that all of them see. On a CPU each core is a device (`cometjax.cpu_devices`).
@@ -16,6 +17,7 @@ docs/config.md lists every key of --config.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -29,6 +31,7 @@ from cometjax import (
     agreement,
     attention,
     compile_cache,
+    continuation,
     cpu_devices,
     goodput,
     hosts,
@@ -78,7 +81,9 @@ def train(
         # What a run goes on from, in order of precedence:
         # 1. result.json: the run is finished, and nothing is computed.
         # 2. The newest whole checkpoint: parameters, optimizer, step and counters. Lines of metrics beyond it are cut.
-        # 3. Nothing: parameters of config.init_from, or else from config.seed, and step 0.
+        # 3. Another run's checkpoint, config.continue_from: the same, but for lines of metrics; chosen when this run is
+        #    first started.
+        # 4. Nothing: parameters of config.init_from, or else from config.seed, and step 0.
         # In each case the configuration given must be the workdir's own (workdirs.FREE_KEYS aside, where the one given
         # now counts), and so must corpus and vocabulary.
         finished = agreement.from_first(lambda: _open_workdir(workdir, config, corpus, held))
@@ -138,8 +143,10 @@ def _open_workdir(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture, held: contextlib.ExitStack
 ) -> dict[str, Any] | None:
     """The workdir's result, if its run is finished. No other process may train there until `held` ends."""
+    begun = (workdir / workdirs.CONFIG).exists()
+    origin = None if begun else continuation.choose(config, workdir, corpus)
     held.enter_context(workdirs.held(workdir))
-    workdirs.open_workdir(workdir, config, corpus)
+    workdirs.open_workdir(workdir, config, corpus, None if origin is None else dataclasses.asdict(origin))
     result = workdir / workdirs.RESULT
     return workdirs.read_json(result) if result.exists() else None
 

@@ -17,11 +17,12 @@ import ml_collections
 from absl import logging
 from jax.sharding import Mesh
 
-from cometjax import agreement, attention, initial_weights, metrics, preemption, profiling, sharding
+from cometjax import agreement, attention, continuation, initial_weights, metrics, preemption, profiling, sharding
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.checkpoints import Checkpoints
 from cometjax.compiled_step import make_compiled_steps
+from cometjax.continuation import Origin
 from cometjax.goodput import Clock
 from cometjax.model import ModelConfig
 from cometjax.run_records import RunRecords, TrainResult
@@ -66,7 +67,10 @@ class TrainLoop:
         # A run that goes on from a checkpoint is to have the lines of all steps before it.
         self._checkpoints = Checkpoints(workdir, keep, before_commit=lambda: self._records.flush())
         newest = self._checkpoints.newest(verify=config.train.verify_checkpoints)
-        earlier = agreement.from_first(lambda: _earlier_records(workdir, newest or 0))
+        origin = agreement.from_first(lambda: continuation.read(workdir))
+        self._origin = None if origin is None else Origin(**origin)
+        begins_at = 0 if self._origin is None else self._origin.step
+        earlier = agreement.from_first(lambda: _earlier_records(workdir, newest or begins_at))
         self._restore(newest, {"kept_record": earlier["kept"], "last_record": earlier["last"], "started": started})
         losses = {step: TuningLoss(loss, tokens) for step, loss, tokens in earlier["tuning"]}
         self._evaluated_step = self._step if self._step in losses else 0
@@ -79,7 +83,10 @@ class TrainLoop:
             lambda: RunRecords(workdir, config, model, mesh, self._clock, resumed_step=self._step, progress=progress)
         )
         self._profiler = profiling.Profiler(workdir, profile_steps, profile_request, self._records.say)
-        if self._step:
+        self._unsaved = newest is None and self._origin is not None
+        if self._unsaved:
+            self._records.say(f"continued from {self._origin}")
+        elif self._step:
             self._records.say(f"resumed at step {self._step}")
         self._records.say(f"attention: {attention.resolve(model.attention, model.attention_heads)}")
         if model.scan_layers and jax.default_backend() == "gpu":
@@ -87,6 +94,9 @@ class TrainLoop:
 
     def _restore(self, newest: int | None, earlier: Mapping[str, Any]) -> None:
         """Go on from the checkpoint `newest`, or begin; `earlier` is what the clock wants to know besides."""
+        if newest is None and self._origin is not None:
+            self._restore_another_runs(self._origin, earlier)
+            return
         if newest is None:
             self._clock = Clock(**earlier)
             self._state: TrainState = self._steps.init()
@@ -101,6 +111,15 @@ class TrainLoop:
         self._state = self._checkpoints.restore(newest, self._steps.abstract_state)
         self._step = newest
 
+    def _restore_another_runs(self, origin: Origin, earlier: Mapping[str, Any]) -> None:
+        with origin.reading():
+            metadata = self._checkpoints.metadata(origin.step, folder=origin.folder)
+            origin.refuse_other_run(metadata, self._config, self._corpus)
+            # Tokens, FLOPs and seconds go on as well: they are what the weights have cost.
+            self._clock = Clock(metadata["clock"], **earlier)
+            self._state = self._checkpoints.restore(origin.step, self._steps.abstract_state, folder=origin.folder)
+        self._step = origin.step
+
     def _with_given_weights(self, state: TrainState) -> TrainState:
         folder = pathlib.Path(self._config.init_from)
         params = agreement.together(lambda: initial_weights.load(folder, self._model, self._corpus.vocabulary))
@@ -111,6 +130,8 @@ class TrainLoop:
         steps = self._config.train.steps
         with jax.transfer_guard("disallow"):
             if self._step < steps:
+                if self._unsaved:  # the other run may delete its checkpoint
+                    self._save()
                 self._evaluate_if_due()
                 self.train_to(steps)
                 self._close_batches()
@@ -121,7 +142,10 @@ class TrainLoop:
             self._end_save(may_go_on=False)
         guard = self._state.guard
         result = self._records.result(
-            self._step, totals, skipped_steps=int(jax.device_get(guard.nonfinite_total + guard.spike_total))
+            self._step,
+            totals,
+            skipped_steps=int(jax.device_get(guard.nonfinite_total + guard.spike_total)),
+            continued_from="" if self._origin is None else str(self._origin),
         )
         agreement.from_first(lambda: self._write_result(result))
         return result

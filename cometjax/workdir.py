@@ -4,6 +4,7 @@ workdir/
   config.json       the configuration
   vocabulary.json   the corpus's vocabulary
   corpus.json       which corpus: fingerprints, source
+  continued_from.json   of a run that began with another's checkpoint, which: cometjax.continuation
   checkpoints/      cometjax.checkpoints
   metrics.jsonl, tensorboard/   cometjax.metrics_writer
   profile/          traces, where asked for: cometjax.profiling
@@ -17,7 +18,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -31,13 +32,14 @@ from data_pipeline.mixture import Mixture
 CONFIG = "config.json"
 CORPUS = "corpus.json"
 VOCABULARY = "vocabulary.json"
+ORIGIN = "continued_from.json"
 RESULT = "result.json"
 LOCK = "lock"
 # What a folder may hold that no run has begun in: of one that was killed before its config.json was there, what the
 # launch writes (Slurm opens the job's log first), a volume's own, and one mounted for the checkpoints (which say
 # themselves whose they are). A corpus has split folders besides.
 _BEFORE_A_RUN = (
-    *(LOCK, VOCABULARY, CORPUS, "shared.mark", "*.tmp"),
+    *(LOCK, VOCABULARY, CORPUS, ORIGIN, "shared.mark", "*.tmp"),
     *("*.log", "*.out", "*.err", ".*", "lost+found", "checkpoints"),
 )
 # How long a run waits for another to leave. Of a machine that died, a network file system keeps the lock until its
@@ -69,8 +71,9 @@ FREE_KEYS = (
     # An intervention: after a stop for spikes, the same run may go on with another threshold.
     "train.spike_threshold",
 )
+_OTHERWISE = "choose another --workdir"
 # What an older version, which had no such keys, did.
-_BEFORE_THEIR_TIME = {"optimizer.stable_steps": 0}
+_BEFORE_THEIR_TIME = {"continue_from": "", "optimizer.stable_steps": 0}
 
 
 @contextlib.contextmanager
@@ -138,8 +141,15 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpus: Corpus | Mixture) -> None:
+def open_workdir(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    corpus: Corpus | Mixture,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
     """Begin a new workdir, or check that this one was started with the same corpus, vocabulary and configuration.
+
+    `origin`: of a new one, what `ORIGIN` is to hold; None: it continues no other run.
 
     Raises UserError naming what differs, with both values, or what cannot be written.
     """
@@ -153,24 +163,38 @@ def open_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict, corpu
     if (workdir / CONFIG).exists():
         old_config = read_json(workdir / CONFIG)
         _refuse_other_corpus(str(workdir), read_json(workdir / CORPUS), new_corpus)
-        _refuse_other_config(str(workdir), old_config, new_config)
+        otherwise = f"{_OTHERWISE} (config.continue_from={workdir} goes on there with another schedule)"
+        _refuse_other_config(str(workdir), old_config, new_config, otherwise=otherwise)
     with writing(workdir):
         if old_config is None:
             write_text(workdir / VOCABULARY, corpus.vocabulary.to_json())
             write_json(workdir / CORPUS, new_corpus)
+            if origin is None:
+                (workdir / ORIGIN).unlink(missing_ok=True)  # of a start that was killed here
+            else:
+                write_json(workdir / ORIGIN, origin)
         # Written last: a workdir with a config.json has the rest. As it is, a full disk is no matter.
         if new_config != old_config:
             write_json(workdir / CONFIG, new_config)
 
 
 def refuse_other_run(
-    where: str, metadata: Mapping[str, Any], config: ml_collections.ConfigDict, corpus: Corpus | Mixture
+    where: str,
+    metadata: Mapping[str, Any],
+    config: ml_collections.ConfigDict,
+    corpus: Corpus | Mixture,
+    *,
+    free_keys: Sequence[str] = FREE_KEYS,
+    otherwise: str = _OTHERWISE,
 ) -> None:
-    """Raise UserError, naming what differs with both values, unless a checkpoint's metadata are of this very run."""
+    """Raise UserError, naming what differs with both values, unless a checkpoint's metadata are of this very run.
+
+    Keys among `free_keys` (or below one that ends with a point) may differ; `otherwise` is what to do if others must.
+    """
     new = {"fingerprint": corpus.fingerprint, "vocabulary_fingerprint": corpus.vocabulary.fingerprint}
     old = {"fingerprint": metadata.get("corpus_fingerprint"), **metadata}
-    _refuse_other_corpus(where, old, new)
-    _refuse_other_config(where, metadata["config"], _through_json(config.to_dict()))
+    _refuse_other_corpus(where, old, new, otherwise)
+    _refuse_other_config(where, metadata["config"], _through_json(config.to_dict()), free_keys, otherwise)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -197,30 +221,38 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _refuse_other_corpus(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_other_corpus(
+    where: str, old: Mapping[str, Any], new: Mapping[str, Any], otherwise: str = _OTHERWISE
+) -> None:
     # The corpus's fingerprint covers the vocabulary's: the narrower one is named first.
     for key, name in (("vocabulary_fingerprint", "vocabulary"), ("fingerprint", "corpus")):
         if old.get(key) != new[key]:
             raise UserError(
                 f"was started with {name} {str(old.get(key))[:12]}, and --config.corpus has {name} {new[key][:12]}",
                 where=where,
-                fix="give the corpus that it was started with, or choose another --workdir",
+                fix=f"give the corpus that it was started with, or {otherwise}",
             )
 
 
-def _refuse_other_config(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_other_config(
+    where: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    free_keys: Sequence[str] = FREE_KEYS,
+    otherwise: str = _OTHERWISE,
+) -> None:
     old_flat, new_flat = _BEFORE_THEIR_TIME | _flatten(old), _flatten(new)
     differing = [
         f"{key} is {new_flat.get(key, 'absent')!r} but was {old_flat.get(key, 'absent')!r}"
         for key in sorted(old_flat.keys() | new_flat.keys())
         if old_flat.get(key, "absent") != new_flat.get(key, "absent")
-        and not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+        and not any(key == free or (free.endswith(".") and key.startswith(free)) for free in free_keys)
     ]
     if differing:
         raise UserError(
             f"was started with another configuration: {', '.join(differing)}",
             where=where,
-            fix="take the old values to resume, or choose another --workdir",
+            fix=f"take the old values to go on, or {otherwise}",
         )
 
 

@@ -194,6 +194,18 @@ def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_four_go_on(folder
 
 
 @pytest.mark.slow
+def test_two_processes_continue_the_run_of_one_and_are_refused_alike_where_they_cannot(folder, alone, group, tmp_path):
+    started = group(tmp_path / "run", 2, f"--config.continue_from={folder / 'alone'}:18")
+    assert [ended.code for ended in started.end()] == [0, 0], started.out()
+    assert started.out().count(f"continued from {folder / 'alone'}:18") == 1
+    assert_losses(tmp_path / "run", {key: values for key, values in alone.items() if key[0] > 18})
+    assert_each_reads_only_its_rows(folder, started, [0, 1], range(18, STEPS))
+    for ended in group(tmp_path / "other", 2, f"--config.continue_from={folder / 'alone'}:7").end():
+        assert ended.code == 2 and len(errors(ended)) == 1 and "no checkpoint of step 7" in errors(ended)[0], ended.out
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
 def test_a_mistake_of_all_or_of_one_is_the_same_line_from_each_and_writes_nothing(group, tmp_path):
     cases = (
         (3, lambda index: (), "8 rows cannot be split over 3 devices"),
