@@ -92,6 +92,7 @@ def _train() -> ml_collections.ConfigDict:
     train.eval_batches = 0  # batches of an evaluation; 0 = the whole tuning split
     train.last_eval_batches = 0  # of the one after the last step; 0 = the whole tuning split
     train.checkpoint_every = 250  # steps between checkpoints
+    train.checkpoint_minutes = 0.0  # after the last save another is due, whatever the step; 0 = never
     train.keep_checkpoints = 2  # the newest this many stay,
     train.keep_every = 0  # and those of steps that this divides (0: none),
     train.keep_best = 0  # and this many with the lowest tuning loss, of evaluations on as many batches
@@ -209,6 +210,7 @@ def _validate_train(config: ml_collections.ConfigDict) -> None:
         config,
         0,
         "train.spike_threshold",
+        "train.checkpoint_minutes",
         "train.group_by_length",
         "train.eval_batches",
         "train.last_eval_batches",

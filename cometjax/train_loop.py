@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from cometjax import agreement, attention, continuation, initial_weights, metrics, preemption, profiling, sharding
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
+from cometjax.checkpoint_timer import CheckpointTimer
 from cometjax.checkpoints import Checkpoints
 from cometjax.compiled_step import make_compiled_steps
 from cometjax.continuation import Origin
@@ -58,6 +59,7 @@ class TrainLoop:
         self._config, self._model, self._mesh = config, model, mesh
         self._workdir, self._corpus = workdir, corpus
         self._preempted, self._leaving = preempted, False
+        self._timer, self._overdue = CheckpointTimer(config.train.checkpoint_minutes), False
         self._saving: agreement.Poll | None = None  # whether the last save goes on, until it is known how it ended
         self._part, self._parts = sharding.share_of(mesh.devices, jax.process_index())
         tables = TokenTables.from_vocabulary(corpus.vocabulary, model.vocab_size)
@@ -174,6 +176,7 @@ class TrainLoop:
             # With several processes the devices answer, behind the step before: that is where the loop waits for them.
             with self._clock.measure("step"):
                 self._leaving = self._preempted.poll()
+                self._overdue = self._timer.due()
             if self._saving is not None and not self._saving.ask(self._checkpoints.saving()):
                 self._end_save()
             # The devices already work on this step while the figures of the one before are fetched.
@@ -195,6 +198,7 @@ class TrainLoop:
             self._state, dispatched = self._steps.train(self._state, batch)
         if first:  # setup or restart is over
             self._clock.begin("other")
+            self._timer.restart()
         return dispatched
 
     def _next_batch(self, in_flight: StepMetrics | None) -> dict[str, jax.Array]:
@@ -225,12 +229,12 @@ class TrainLoop:
     def _must_pause(self) -> bool:
         config = self._config.train
         due = self._step % config.checkpoint_every == 0 or self._step % config.eval_every == 0
-        return due or self._step == config.steps or self._leaving
+        return due or self._step == config.steps or self._leaving or self._overdue
 
     def _save_if_due(self) -> None:
         config = self._config.train
         due = self._step % config.checkpoint_every == 0 or self._step == config.steps
-        if due or self._leaving:
+        if due or self._leaving or self._overdue:
             self._save()
         self._leave_if_preempted()
 
@@ -245,6 +249,7 @@ class TrainLoop:
                 "vocabulary_fingerprint": self._corpus.vocabulary.fingerprint,
                 "clock": self._clock.to_dict(),
             }
+            self._timer.restart()
             self._checkpoints.save(self._step, self._state, metadata)
             self._saving = agreement.Poll(first=True)
 

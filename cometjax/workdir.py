@@ -57,6 +57,7 @@ FREE_KEYS = (
     "model.remat",
     "model.scan_layers",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.eval_batches",
     "train.eval_every",
     "train.keep_best",

@@ -72,6 +72,7 @@ def test_an_unlisted_key_cannot_be_set() -> None:
         ("train.eval_batches", -1, "use 0 or more"),
         ("train.last_eval_batches", -1, "use 0 or more"),
         ("train.checkpoint_every", 0, "use 1 or more"),
+        ("train.checkpoint_minutes", -1.0, "use 0 or more"),
         ("loader.workers", -1, "use 0 or more"),
         ("mesh.tensor", 0, "-1 for what remains"),
     ],

@@ -179,8 +179,11 @@ def test_whichever_of_four_is_killed_the_others_end_and_fewer_go_on(
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_saves_the_same_step_in_both_and_four_go_on(folder, alone, group, tmp_path):
     workdir = tmp_path / "run"
-    started = group(workdir, 2)
+    # By the first one's clock, at steps of which nobody knows beforehand.
+    by_the_clock = ("checkpoint_minutes=0.0001", "checkpoint_every=1000", "keep_checkpoints=1000")
+    started = group(workdir, 2, *(f"--config.train.{key}" for key in by_the_clock))
     started.wait_until(step_reached(workdir, 8))
+    assert len(checkpoint_files.whole_steps(workdir / FOLDER)) > 1
     os.kill(started.processes[1].pid, signal.SIGTERM)
     ended = started.end()
     assert [each.code for each in ended] == [preemption.EXIT_CODE] * 2, started.out()

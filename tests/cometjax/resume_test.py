@@ -10,15 +10,18 @@ import signal
 import subprocess
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from cometjax import checkpoint_files, metrics, preemption, sharding, train_loop
+from cometjax import checkpoint_files, checkpoint_timer, metrics, preemption, sharding, train_loop
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER
+from cometjax.checkpoints import Checkpoints
 from cometjax.metrics_writer import MetricsWriter
+from cometjax.run_records import RunRecords
 from cometjax.train import train
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
@@ -189,6 +192,35 @@ def test_another_precision_of_parameters_may_be_asked_for_on_a_resume(folder, tm
     assert "checkpoints/1: saved in float32, restored in bfloat16" in caplog.text
     assert result.step == STEPS
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["param_dtype"] == "bfloat16"
+
+
+def test_a_checkpoint_is_due_so_many_minutes_after_the_last_one_and_no_loss_changes(
+    folder, finished, tmp_path, monkeypatch
+):
+    """An hour passes before the first step, and a minute with each."""
+    now, record, saved, save = [0.0], RunRecords.step, [], Checkpoints.save
+    init = train_loop.TrainLoop.__init__
+
+    def an_hour_later(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        now[0] += 3600
+
+    def a_minute_later(self, step, on_device):
+        record(self, step, on_device)
+        now[0] += 60
+
+    def note(self, step, *args):
+        saved.append(step)
+        save(self, step, *args)
+
+    monkeypatch.setattr(checkpoint_timer, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(train_loop.TrainLoop, "__init__", an_hour_later)
+    monkeypatch.setattr(RunRecords, "step", a_minute_later)
+    monkeypatch.setattr(Checkpoints, "save", note)
+    train(config(folder, checkpoint_every=10, checkpoint_minutes=4.0), tmp_path / "run", progress=False)
+    # A step is recorded while the next one runs, so that four minutes are over when the sixth step is under way.
+    assert saved == [6, 10, 16, 20, 24]
+    assert losses(tmp_path / "run") == losses(finished)
 
 
 def test_training_goes_on_while_a_slow_save_is_written(folder, finished, tmp_path, monkeypatch):
