@@ -17,7 +17,17 @@ import ml_collections
 from absl import logging
 from jax.sharding import Mesh
 
-from cometjax import agreement, attention, continuation, initial_weights, metrics, preemption, profiling, sharding
+from cometjax import (
+    agreement,
+    attention,
+    continuation,
+    environment,
+    initial_weights,
+    metrics,
+    preemption,
+    profiling,
+    sharding,
+)
 from cometjax import workdir as workdirs
 from cometjax.checkpoint_files import FOLDER, KeepPolicy, TuningLoss
 from cometjax.checkpoint_timer import CheckpointTimer
@@ -84,6 +94,7 @@ class TrainLoop:
         self._records = agreement.together(
             lambda: RunRecords(workdir, config, model, mesh, self._clock, resumed_step=self._step, progress=progress)
         )
+        agreement.from_first(lambda: environment.record(workdir, self._step))
         self._profiler = profiling.Profiler(workdir, profile_steps, profile_request, self._records.say)
         self._unsaved = newest is None and self._origin is not None
         if self._unsaved:

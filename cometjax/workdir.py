@@ -5,6 +5,7 @@ workdir/
   vocabulary.json   the corpus's vocabulary
   corpus.json       which corpus: fingerprints, source
   continued_from.json   of a run that began with another's checkpoint, which: cometjax.continuation
+  environment.json  with what it was computed: cometjax.environment
   checkpoints/      cometjax.checkpoints
   metrics.jsonl, tensorboard/   cometjax.metrics_writer
   profile/          traces, where asked for: cometjax.profiling

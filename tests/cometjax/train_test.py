@@ -115,7 +115,7 @@ def test_the_workdir_says_what_ran_and_how_fast(folder, finished):
     tuning = [line["step"] for line in metrics.read(workdir) if line["split"] == "tuning"]
     assert tuning == [50, 100, STEPS]
     assert json.loads((workdir / "result.json").read_text()) == dataclasses.asdict(result)
-    assert {"config.json", "vocabulary.json", "corpus.json", "checkpoints", "tensorboard"} <= {
+    assert {"config.json", "environment.json", "vocabulary.json", "corpus.json", "checkpoints", "tensorboard"} <= {
         path.name for path in workdir.iterdir()
     }
 
