@@ -232,6 +232,8 @@ def _at_least(config: ml_collections.ConfigDict, low: float, *keys: str) -> None
     for key in keys:
         if not _value(config, key) >= low:
             _refuse(config, key, f"use {low} or more")
+        if _value(config, key) == float("inf"):
+            _refuse(config, key, f"use a finite value, {low} or more")
 
 
 def _above(config: ml_collections.ConfigDict, low: float, *keys: str) -> None:
