@@ -20,8 +20,9 @@ from data_pipeline.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """A finished run. Losses are nats per target token over the whole tuning split.
+    """A finished run. Losses are nats per target token over the whole tuning split, or config.train.last_eval_batches.
 
+    `tuning_tokens` is the number of target tokens that `tuning_loss` is the mean of: losses of as many compare.
     `tokens_per_second` counts target tokens over the time in steps and in waiting for input (compilation, evaluation
     and checkpoints are not in it); `goodput` is the share of `wall_seconds` spent in steps, and `seconds` has all of
     `wall_seconds` by cause (`cometjax.goodput`). All over every restart, and of a run that continues another from its
@@ -41,6 +42,7 @@ class TrainResult:
     # Results of older versions have none of these.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     continued_from: str = ""
+    tuning_tokens: int = 0
 
 
 class RunRecords:
@@ -176,4 +178,5 @@ class RunRecords:
             skipped_steps=skipped_steps,
             seconds=dict(self._clock.seconds),
             continued_from=continued_from,
+            tuning_tokens=totals.tokens,
         )

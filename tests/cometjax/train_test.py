@@ -80,7 +80,7 @@ def test_the_result_is_the_exact_weighted_mean_over_the_tuning_split(folder, fin
         nats.append(nats_BxL[counted])
         kinds.append(np.array([vocabulary.tokens[token].kind for token in batch["targets_BxL"][counted]]))
     nats, kinds = np.concatenate(nats), np.concatenate(kinds)
-    assert len(nats) == sum(split.lengths_R) - len(split)
+    assert len(nats) == sum(split.lengths_R) - len(split) == result.tuning_tokens
     assert result.tuning_loss == pytest.approx(nats.mean(), rel=1e-6)
     by_kind = {str(kind): nats[kinds == kind].mean() for kind in np.unique(kinds)}
     assert result.tuning_loss_by_kind == pytest.approx(by_kind, rel=1e-5, abs=1e-6)
@@ -88,13 +88,14 @@ def test_the_result_is_the_exact_weighted_mean_over_the_tuning_split(folder, fin
 
 
 def test_the_last_evaluation_can_be_of_part_of_the_tuning_split(folder, tmp_path):
-    train(config_of(folder, steps=8, last_eval_batches=2), tmp_path / "run", progress=False)
+    result = train(config_of(folder, steps=8, last_eval_batches=2), tmp_path / "run", progress=False)
     last = metrics.read(tmp_path / "run")[-1]
     batches = loader.evaluation_batches(
         corpus.Corpus.open(folder / "corpus").split("tuning"), loader.LoaderConfig(8, 64, seed=0), max_batches=2
     )
     counted = sum(int((batch["loss_weights_BxL"] > 0).sum()) for batch in batches)
     assert last["split"] == "tuning" and sum(v for key, v in last.items() if key.startswith("tokens/")) == counted
+    assert result.tuning_tokens == counted
 
 
 def test_the_workdir_says_what_ran_and_how_fast(folder, finished):
