@@ -1,6 +1,5 @@
 """SIGKILL at random moments: the run always resumes, from its last complete save, and ends as if undisturbed."""
 
-import collections
 import random
 import re
 import time
@@ -12,7 +11,8 @@ from cometjax.checkpoint_files import FOLDER
 from tests.cometjax.tiny_run import CONFIG, losses, start, write_corpus
 
 CHECKPOINT_EVERY = 3
-TWO_CORES = {"JAX_NUM_CPU_DEVICES": "2"}
+# Unbuffered: what a killed run had said must have left it.
+SETTINGS = {"JAX_NUM_CPU_DEVICES": "2", "PYTHONUNBUFFERED": "1"}
 MOMENTS = ("in the steps", "in a save", "while starting")
 
 
@@ -32,19 +32,41 @@ def partials(workdir):
     return {path.stat().st_ino for path in (workdir / FOLDER).glob("*.partial*") if path.exists()}
 
 
+def saved(workdir):
+    return bool(checkpoint_files.whole_steps(workdir / FOLDER))
+
+
 def kill_at(moment, process, workdir, dice):
-    """Kill the process at a random instant of that kind; False when it had ended before."""
-    before, lines = partials(workdir), len(metrics.read(workdir))
+    """Kill the process at a random instant of that kind; False when it had ended before.
+
+    In the steps and in a save there is something to lose: a whole save came before. How many steps or saves of this
+    start come before is drawn, so that runs come on between kills.
+    """
+    seen, fewest, wanted = partials(workdir), len(metrics.read(workdir)), dice.randint(1, 3)
+    before = len(seen)
+
+    def in_the_steps():
+        # A run that goes on drops the lines after its checkpoint, and then adds to them.
+        nonlocal fewest
+        lines = len(metrics.read(workdir))
+        fewest = min(fewest, lines)
+        return lines >= fewest + CHECKPOINT_EVERY * wanted and saved(workdir)
+
+    def in_a_save():
+        seen.update(partials(workdir))
+        return len(seen) >= before + wanted and saved(workdir)
+
     arrived = {
         "while starting": lambda: True,
-        "in the steps": lambda: len(metrics.read(workdir)) not in (0, lines),
-        "in a save": lambda: bool(partials(workdir) - before),
+        "in the first save": lambda: bool(partials(workdir)),
+        "in the steps": in_the_steps,
+        "in a save": in_a_save,
     }[moment]
     while not arrived():
         if process.poll() is not None:
             return False
         time.sleep(0.001)
-    time.sleep(dice.uniform(0, {"while starting": 4.0, "in the steps": 0.7, "in a save": 0.05}[moment]))
+    time.sleep(dice.uniform(0, {"while starting": 4.0, "in the steps": 0.7}.get(moment, 0.05)))
     process.kill()
     return True
 
@@ -58,16 +80,17 @@ def torture(folder, workdir, moments, *, steps, seed):
     dice, whole, half_written = random.Random(seed), 0, 0
     overrides = overrides_of(steps)
     for moment in [*moments, None]:
-        process = start(folder, workdir, *overrides, settings=TWO_CORES)
+        process = start(folder, workdir, *overrides, settings=SETTINGS)
         killed = moment is not None and kill_at(moment, process, workdir, dice)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         resumed = re.search(r"resumed at step (\d+)", out)
-        # Nothing of the last complete save is lost, and nothing later is taken for one.
-        assert resumed is None or int(resumed[1]) == whole, (moment, out, err)
-        if not killed:
+        # Nothing of the last complete save is lost, and nothing later is taken for one. Killed while it starts, a run
+        # may not have come to say so.
+        assert (int(resumed[1]) if resumed else 0) == whole or (moment == "while starting" and not resumed), (out, err)
+        if moment is None:
             assert process.returncode == 0, err
-            assert resumed is not None or whole == 0
             break
+        assert killed, f"it ended before it could be killed {moment}"
         found = checkpoint_files.whole_steps(workdir / FOLDER)
         assert all(checkpoint_files.problem(workdir / FOLDER / str(step)) is None for step in found)
         assert max(found, default=0) >= whole
@@ -76,8 +99,6 @@ def torture(folder, workdir, moments, *, steps, seed):
         # Saves wait for one another, and so the last complete one is at most two intervals back.
         assert not lines or lines[-1]["step"] <= whole + 2 * CHECKPOINT_EVERY
         half_written += bool(partials(workdir))
-    else:
-        raise AssertionError("never ended")
     return half_written
 
 
@@ -90,14 +111,15 @@ def names(workdir):
 
 def assert_as_if_undisturbed(folder, workdir, *, steps):
     undisturbed = folder / f"undisturbed-{steps}"
-    process = start(folder, undisturbed, *overrides_of(steps), settings=TWO_CORES)
-    _, err = process.communicate(timeout=300)
+    process = start(folder, undisturbed, *overrides_of(steps), settings=SETTINGS)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert losses(workdir) == losses(undisturbed)
     assert len([key for key in losses(workdir) if key[1] == "train"]) == steps
     assert names(workdir) == names(undisturbed)
 
 
+@pytest.mark.timeout(900)  # four starts, of a few seconds each: of more than a minute where others want the cores
 def test_a_run_killed_in_a_save_and_in_the_steps_ends_as_if_undisturbed(folder):
     torture(folder, folder / "few", ["in a save", "in the steps"], steps=60, seed=1)
     assert_as_if_undisturbed(folder, folder / "few", steps=60)
@@ -105,8 +127,8 @@ def test_a_run_killed_in_a_save_and_in_the_steps_ends_as_if_undisturbed(folder):
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_leave_no_trace(folder):
-    moments = random.Random(0).choices(MOMENTS, weights=[5, 4, 1], k=30)
-    assert min(collections.Counter(moments).values()) > 0
-    half_written = torture(folder, folder / "many", moments, steps=1200, seed=2)
+    moments = ["in the first save", *random.Random(0).choices(MOMENTS, weights=[5, 4, 1], k=29)]
+    assert {*moments} == {"in the first save", *MOMENTS}
+    half_written = torture(folder, folder / "many", moments, steps=600, seed=2)
     assert half_written >= 5
-    assert_as_if_undisturbed(folder, folder / "many", steps=1200)
+    assert_as_if_undisturbed(folder, folder / "many", steps=600)
