@@ -100,6 +100,10 @@ def step_reached(workdir, step):
     return lambda: bool(lines := metrics.read(workdir)) and lines[-1]["step"] >= step
 
 
+def saved_and_reached(workdir, step):
+    return lambda: step_reached(workdir, step)() and bool(checkpoint_files.whole_steps(workdir / FOLDER))
+
+
 def assert_told_that_one_is_lost(ended):
     """By this program in a line, or by JAX before it aborts; within a minute either way."""
     assert ended.seconds < LOST_SECONDS, ended.out
@@ -112,7 +116,7 @@ def assert_told_that_one_is_lost(ended):
 def test_of_two_processes_one_is_killed_and_the_other_ends_and_one_alone_goes_on(folder, alone, group, tmp_path):
     workdir = tmp_path / "run"
     started = group(workdir, 2)
-    started.wait_until(lambda: step_reached(workdir, 8)() and bool(checkpoint_files.whole_steps(workdir / FOLDER)))
+    started.wait_until(saved_and_reached(workdir, 8))
     started.processes[1].kill()
     first, _ = started.end()
     assert_told_that_one_is_lost(first)
@@ -163,7 +167,7 @@ def test_whichever_of_four_is_killed_the_others_end_and_fewer_go_on(
     workdir = tmp_path / "run"
     started = group(workdir, 4)
     arrived = {
-        "in the steps": step_reached(workdir, 8),
+        "in the steps": saved_and_reached(workdir, 8),
         "in a save": lambda: any((workdir / FOLDER).glob("12.partial*")),
     }
     started.wait_until(arrived[moment])
@@ -171,8 +175,10 @@ def test_whichever_of_four_is_killed_the_others_end_and_fewer_go_on(
     for process, ended in enumerate(started.end()):
         if process != victim:
             assert_told_that_one_is_lost(ended)
+    (saved,) = checkpoint_files.whole_steps(workdir / FOLDER)[-1:]
     again = group(workdir, back)
     assert [ended.code for ended in again.end()] == [0] * back, again.out()
+    assert f"resumed at step {saved}" in again.out()
     assert_losses(workdir, alone)
 
 
