@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 
 import pytest
 
@@ -35,13 +36,13 @@ def test_parts_are_counted_from_0_and_none_is_everything() -> None:
 
 def test_the_last_part_writes_and_the_others_say_what_is_missing(tmp_path, capsys) -> None:
     out = tmp_path / "out"
+    out.mkdir()  # as one may: an empty folder is no output
     for index, missing in ((2, "parts 0, 1 (from 0) not yet"), (0, "part 1 (from 0) not yet")):
         with opened(out, Part(index, 3), IDENTITY) as folder:
             assert not folder.finish_part()
         assert missing in capsys.readouterr().out
     with opened(out, Part(1, 3), IDENTITY) as folder:
         assert folder.finish_part()
-        out.mkdir()
         (out / "result").touch()
         folder.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -70,8 +71,44 @@ def test_who_comes_with_something_else_is_refused_by_name(tmp_path) -> None:
         pass
 
 
-def test_two_that_end_together_leave_the_output_to_one_of_them(tmp_path, capsys) -> None:
+def test_who_draws_everything_binds_later_starts_unless_it_is_not_to(tmp_path) -> None:
+    out, other = tmp_path / "out", IDENTITY | {"settings": {"seed": 1}}
+    with opened(out, EVERYTHING, IDENTITY, keep_identity=False), opened(tmp_path / "kept", EVERYTHING, IDENTITY):
+        pass
+    with opened(out, EVERYTHING, other):  # binds to this
+        pass
+    for place, identity in ((out, IDENTITY), (tmp_path / "kept", other), (out, other | {"labels": "l"})):
+        with pytest.raises(UserError, match="an unfinished simulation of other"), opened(place, EVERYTHING, identity):
+            pass
+
+
+def test_nobody_says_what_the_job_is_while_others_draw(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(job_folder, "JOIN_SECONDS", 0.0)
+    with opened(tmp_path / "out", Part(0, 2), IDENTITY) as folder:
+        (folder.path / "job.json").unlink()
+        with pytest.raises(UserError, match="without --part draws here"), opened(folder._out, Part(1, 2), IDENTITY):
+            pass
+        assert not (folder.path / "job.json").exists()
+
+
+def test_where_the_folder_cannot_be_made_a_line_says_so(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), opened(tmp_path / "file" / "out", EVERYTHING, IDENTITY):
+        pass
+
+
+def test_two_that_end_together_leave_the_output_to_one_of_them(tmp_path, capsys, monkeypatch) -> None:
     """Of both the share is drawn before either looks; the first still writes while the second asks."""
+    shared, flock = set(), fcntl.flock
+
+    def lock_that_cannot_grow(descriptor, operation):  # as over NFS, where another shares it
+        if operation & fcntl.LOCK_EX and descriptor in shared:
+            raise BlockingIOError
+        flock(descriptor, operation)
+        (shared.add if operation & fcntl.LOCK_SH else shared.discard)(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", lock_that_cannot_grow)
+    monkeypatch.setattr(os, "close", lambda descriptor, close=os.close: (shared.discard(descriptor), close(descriptor)))
     out = tmp_path / "out"
     with opened(out, Part(0, 2), IDENTITY) as first, opened(out, Part(1, 2), IDENTITY) as second:
         for index in (0, 1):
@@ -90,10 +127,20 @@ def test_who_ends_or_begins_after_the_output_was_written_leaves_it_and_nothing_e
         assert not late.finish_part()
     assert f"another process has written {out}" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    for part in (Part(1, 2), EVERYTHING):
-        with pytest.raises(UserError, match="is not an empty folder"), opened(out, part, IDENTITY):
+    for part, keep in ((Part(1, 2), True), (EVERYTHING, True), (EVERYTHING, False)):
+        opening = opened(out, part, IDENTITY, keep_identity=keep)
+        with pytest.raises(UserError, match="is not an empty folder"), opening:
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_folder_is_the_writers_to_remove(tmp_path) -> None:
+    out = tmp_path / "out"
+    with opened(out, Part(0, 2), IDENTITY) as late:
+        out.mkdir()
+        (out / "result").touch()
+        assert not late.finish_part()
+    assert late.path.exists()
 
 
 def test_where_files_cannot_be_locked_no_part_takes_itself_for_the_last(tmp_path, monkeypatch, capsys) -> None:
