@@ -80,6 +80,14 @@ def test_the_clock_starts_where_the_gap_began() -> None:
     assert QUESTIONS.watch(asks_K).read(tokens_T, clock_T - 5 * 86_400) is None
 
 
+def test_what_happens_at_once_or_with_the_event_that_closes_the_window_is_an_answer() -> None:
+    asks_K = np.array([task.name == "a_until_lab" for task in TASKS])
+    day, a, c, lab, value = ids("INTERVAL//1d-3d", "A", "C", "LAB", "VALUE//3")
+    watch = lambda *tokens: QUESTIONS.watch(asks_K).read(np.array(tokens), np.cumsum(SECONDS_V[list(tokens)]))  # noqa: E731
+    assert watch(a, day) == 0
+    assert watch(day, lab, value, a, c, c) == 1  # with the first C: A is at the LAB's time
+
+
 @pytest.mark.parametrize("estimator", risks.ESTIMATORS)
 def test_shorter_futures_give_the_same_estimates(estimator, monkeypatch) -> None:
     tasks, prompts = TASKS[:5], PROMPTS[:24]
