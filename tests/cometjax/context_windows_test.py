@@ -43,10 +43,10 @@ def seconds_of(*texts: str) -> int:
 
 def window_after(history: list[str], drawn: list[str], most: int, *, gap: int = 0, start: int = 0) -> futures.Start:
     prompt = Prompt(1, np.array([1, 2, 3, 4, *ids(*history)], np.int32))
-    begun = batches.Request(prompt, futures.Start(prompt.prompt_T, 0, -1, gap=gap), 0, np.zeros((1, 2), np.uint32))
+    begun = batches.Request(prompt, futures.Start(prompt.prompt_T, 0, -1, gap=gap), 0, np.zeros((2, 2), np.uint32))
     future = futures.Future(1, 0, 0, np.array(ids(*drawn), np.int32), "length", start)
-    last = batches.Drawn(begun, [future], np.array([7]), np.array([3600]))
-    return context_windows.next_request(begun, future, last, 0, VOCABULARY, most).start
+    last = batches.Drawn(begun, [future, future], np.array([0, 7]), np.array([0, 3600]))
+    return context_windows.next_request(begun, future, last, 1, VOCABULARY, most).start
 
 
 WEEK, DAY, LONGEST = "INTERVAL//1w-2w", "INTERVAL//1d-3d", VOCABULARY.tokens[VOCABULARY.interval_ids[-1]].text
@@ -78,6 +78,23 @@ def test_the_gap_before_the_prediction_time_is_no_history() -> None:
     assert start.tokens_T.tolist() == [1, 2, 3, 10_000, *ids(LONGEST, LONGEST, "A", WEEK)]
     later = window_after(["C"], [WEEK, "A"], 6, start=-5)
     assert later.tokens_T.tolist() == [1, 2, 3, 10_000 + seconds_of(WEEK) - 5, *ids(WEEK, "A")]
+
+
+def told_of(length: int, stop: str, seed: int) -> futures.Future:
+    random = np.random.default_rng(seed)
+    by_outcome_TxK = random.random((length, 2))
+    tokens_T, clock_T = random.integers(99, size=(2, length))
+    return futures.Future(1, 0, 0, tokens_T, stop, -seed, by_outcome_TxK, by_outcome_TxK < 0.5, clock_T)
+
+
+def test_a_future_is_joined_and_cut_in_all_that_is_told_of_its_tokens() -> None:
+    earlier, later = told_of(5, "length", 1), told_of(3, "horizon", 2)
+    whole = context_windows.joined(earlier, later)
+    assert (whole.stop, whole.start_seconds) == ("horizon", -1)
+    for name in ("tokens_T", "hazard_TxK", "decided_TxK", "drawn_clock_T"):
+        parts = [getattr(part, name).tolist() for part in (earlier, later)]
+        assert getattr(whole, name).tolist() == parts[0] + parts[1]
+        assert getattr(context_windows.first_tokens(whole, 5), name).tolist() == parts[0]
 
 
 FEW = [
@@ -146,13 +163,16 @@ def test_risks_of_futures_in_windows_are_the_known_ones_and_nothing_is_cut() -> 
 
 
 def test_what_was_asked_in_one_window_is_answered_in_another() -> None:
-    questions = estimators.questions(VOCABULARY, TASKS[:1])
-    asks_PxK = np.ones((len(FEW), 1), bool)
+    # Of two questions one window may answer the first, and a later one the other.
+    questions = estimators.questions(VOCABULARY, [TASKS[0], dataclasses.replace(TASKS[0], name="c", outcome="C")])
+    asks_PxK = np.ones((len(FEW), 2), bool)
     told = engine.iter_futures(MODEL, VOCABULARY, FEW, CONFIG, questions=questions, asks_PxK=asks_PxK)
     ended, whole = [future for _, own in sorted(told) for future in own], in_windows()
     (lab,) = ids("LAB")
     later = 0
+    answered = lambda future: questions.watch(np.ones(2, bool)).read(future.tokens_T, future.drawn_clock_T)  # noqa: E731
     for future, longer in zip(ended, whole, strict=True):
         assert future.tokens_T.tolist() == longer.tokens_T[: len(future.tokens_T)].tolist()
+        assert len(future.tokens_T) == len(longer.tokens_T) - (answered(longer) or 0)
         later += future.stop == "answered" and lab not in longer.tokens_T[: CONFIG.max_new_tokens]
     assert later > 1
