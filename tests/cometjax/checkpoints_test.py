@@ -306,9 +306,13 @@ def test_the_best_step_has_the_lowest_tuning_loss_of_those_kept_that_compare(tmp
     assert choose().name == "3" and "steps [5] have no tuning loss of as many tokens" in caplog.text
     alter(every_file(tmp_path / FOLDER / "3" / "params")[-1])
     assert choose().name == "4" and f"{tmp_path / FOLDER / '3'}: skipped" in caplog.text
-    write_tuning_losses(tmp_path, {2: (None, 9), 3: (1.0, 9), 5: (0.5, 90)})
+    assert choose(verify=False).name == "3"
+    # Of as large groups, that of more tokens.
+    write_tuning_losses(tmp_path, {2: (None, 9), 3: (1.0, 9), 4: (0.1, 9), 5: (0.5, 90)})
     shutil.rmtree(tmp_path / FOLDER / "3")
     assert choose().name == "5"
+    with pytest.raises(ValueError, match="step 'bset' is neither"):
+        checkpoint_choice.choose(tmp_path, "bset")
 
 
 def test_a_step_flag_is_a_number_or_best():
@@ -324,6 +328,10 @@ def test_inference_without_a_checkpoint_or_with_another_vocabulary_is_refused(tm
         load_for_inference(tmp_path)
     assert not list(tmp_path.iterdir())
     save(tmp_path, [1])
+    set_aside = (tmp_path / FOLDER / "1").rename(tmp_path / FOLDER / "1.damaged")
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        load_for_inference(tmp_path)
+    set_aside.rename(tmp_path / FOLDER / "1")
     other = Vocabulary(VOCABULARY.tokens, (), VOCABULARY.interval_preset, (61.0,) * 13, VOCABULARY.code_map)
     other.save(tmp_path / workdirs.VOCABULARY)
     with pytest.raises(UserError, match=f"{other.fingerprint[:12]}.*{VOCABULARY.fingerprint[:12]}"):
