@@ -287,9 +287,11 @@ def test_an_interval_lasts_as_long_as_some_did_in_training_each_as_often() -> No
     for future, other in zip(futures, by_mean, strict=True):
         shorter = min(len(future.tokens_T), len(other.tokens_T))
         assert future.tokens_T[:shorter].tolist() == other.tokens_T[:shorter].tolist()
+        before_T = np.concatenate([[other.start_seconds], other.drawn_clock_T[:-1]])
+        assert (other.drawn_clock_T - before_T == decoding.token_seconds(vocabulary)[other.tokens_T]).all()
 
 
-@pytest.mark.parametrize("days, longer", [(40.0, 0.9), (100.0, 0.5), (170.0, 0.1), (182.0, 0.0)])
+@pytest.mark.parametrize("days, longer", [(40.0, 0.9), (98.68125, 0.5), (170.0, 0.1), (182.0, 0.0)])
 def test_of_the_interval_that_holds_a_gap_the_durations_beyond_it_are_left(days, longer) -> None:
     """With as much weight as they have among all, and each as often."""
     vocabulary, samples, holding = with_quantiles(), 400, PRESET.names.index("30d-6mt")

@@ -72,9 +72,12 @@ def test_only_training_subjects_make_the_vocabulary(write_meds, tmp_path) -> Non
 
 
 def test_interval_means_are_those_of_the_training_split(write_meds, tmp_path) -> None:
-    hours = [(1, DAY + datetime.timedelta(minutes=minutes), "CPT//99213", None) for minutes in (0, 70, 160)]
-    late = [(2, DAY, "CPT//99213", None), (2, DAY + datetime.timedelta(minutes=61), "CPT//99213", None)]
-    root = write_meds({"train/0": hours, "tuning/0": late}, {1: "train", 2: "tuning"})
+    of = {"train/0": (1, 70), "train/1": (2, 90), "tuning/0": (3, 61)}  # a subject and the minutes between its events
+    rows = {
+        name: [(subject, DAY + datetime.timedelta(minutes=minute), "CPT//99213", None) for minute in (0, minutes)]
+        for name, (subject, minutes) in of.items()
+    }
+    root = write_meds(rows, {1: "train", 2: "train", 3: "tuning"})
     vocabulary = build_corpus(root, tmp_path / "c", config(), workers=1).vocabulary
     assert vocabulary.seconds_per_token()[vocabulary.ids["INTERVAL//1h-2h"]] == 80 * 60
     # Half of them last 70 minutes and half 90, to a 64th of the hour; of an interval without a gap a mean is known.
