@@ -126,6 +126,28 @@ def test_one_sources_corpus_has_the_loss_that_the_mixture_tells_of_it(config, fi
     assert (few["step"], few["batches"], few["split"]) == (10, 1, "train") and 0 < few["tokens"] <= 8 * 64
 
 
+def test_the_table_tells_the_frequent_first_and_a_dash_for_what_is_not_finite():
+    kinds = {"LAB": 12, "INTERVAL": 300}
+    result = {"workdir": "run", "step": 3, "split": "tuning", "corpus": "c", "loss": None, "tokens": 312}
+    result |= {"loss_by_source": {}, "tokens_by_source": {}, "bits_per_event": 1.5}
+    table = loss.text_table(result | {"loss_by_kind": {"LAB": 1.25, "INTERVAL": 0.5}, "tokens_by_kind": kinds})
+    assert [line.split() for line in table.splitlines()[1:]] == [
+        ["nats/token", "tokens"],
+        ["all", "-", "312"],
+        ["INTERVAL", "0.5000", "300"],
+        ["LAB", "1.2500", "12"],
+        ["bits", "per", "event", "1.500"],
+    ]
+
+
+def test_a_file_that_is_there_or_has_no_folder_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "loss.json").write_text("{}")
+    for out, says in ((tmp_path / "loss.json", "is there already"), (tmp_path / "no" / "loss.json", "is no folder")):
+        with pytest.raises(UserError, match=says):
+            loss._refuse_unwritable(out)
+    loss._refuse_unwritable(tmp_path / "new.json")
+
+
 def test_a_corpus_of_another_vocabulary_has_no_loss(config, finished, tmp_path):
     corpus_root = tmp_path / "other"
     shutil.copytree(config.corpus.split("=")[0], corpus_root)
