@@ -28,7 +28,7 @@ import numpy as np
 
 from cometjax import output_folder
 from cometjax.finished_prompts import write_whole
-from data_pipeline import file_lock
+from data_pipeline import file_lock, interrupts
 from data_pipeline.errors import UserError
 
 # The first part holds the lock alone while it writes job.json; others wait for that.
@@ -211,9 +211,11 @@ def opened(
     be written; `out` was written meanwhile.
     """
     folder = JobFolder(out, part)
+    resumption = f"{folder.path} keeps the futures that are finished: the same command goes on from there"
     try:
         folder._enter(identity, keep_identity)
-        yield folder
+        with interrupts.resumable(lambda: resumption):
+            yield folder
     finally:
         folder._close()
 

@@ -70,7 +70,7 @@ def listening() -> Iterator[Preemption]:
     handler = signal.signal(signal.SIGTERM, lambda *_: preemption.request())
     # The interpreter's own C handler writes each signal's number there, without waiting for the main thread.
     descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_read_signals, args=(ours, preemption), name="signals", daemon=True)
+    thread = threading.Thread(target=_read_signals, args=(ours, descriptor, preemption), name="signals", daemon=True)
     thread.start()
     try:
         yield preemption
@@ -82,7 +82,9 @@ def listening() -> Iterator[Preemption]:
         ours.close()
 
 
-def _read_signals(ours: socket.socket, preemption: Preemption) -> None:
+def _read_signals(ours: socket.socket, descriptor: int, preemption: Preemption) -> None:
     while numbers := ours.recv(1024):
         if signal.SIGTERM in numbers:
             preemption._signalled()
+        if descriptor != -1:  # who read signals before this reads them still: Ctrl-C (`data_pipeline.interrupts`)
+            os.write(descriptor, numbers)

@@ -30,6 +30,7 @@ from ml_collections import config_flags
 from cometjax import (
     agreement,
     attention,
+    checkpoint_files,
     compile_cache,
     continuation,
     cpu_devices,
@@ -47,7 +48,7 @@ from cometjax.model import ModelConfig
 from cometjax.optimizer import learning_rate_schedule
 from cometjax.run_records import TrainResult
 from cometjax.train_loop import TrainLoop
-from data_pipeline import command_line
+from data_pipeline import command_line, interrupts
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.loader import refuse_empty
@@ -73,8 +74,14 @@ def train(
         in, that not all processes see, or that cannot be written; too many steps in a row whose loss or gradient is not
         finite; the last checkpoint cannot be written, or any, where config says stop.
       SystemExit: with code 143, when SIGTERM came; the step was saved.
+      KeyboardInterrupt: from which step the same command goes on.
     """
-    with contextlib.ExitStack() as held, preemption.listening() as preempted, profiling.listening() as profile_request:
+    with (
+        interrupts.resumable(lambda: _resumption(workdir)),
+        contextlib.ExitStack() as held,
+        preemption.listening() as preempted,
+        profiling.listening() as profile_request,
+    ):
         agreement.refuse_difference("configuration", config.to_dict())
         corpus, model, mesh = agreement.together(lambda: _prepare(config, workdir))
         agreement.refuse_difference("corpus", [corpus.fingerprint, corpus.vocabulary.fingerprint])
@@ -108,6 +115,13 @@ def train(
                 return loop.to_the_end()
             finally:
                 loop.close()
+
+
+def _resumption(workdir: pathlib.Path) -> str:
+    steps = checkpoint_files.whole_steps(workdir / checkpoint_files.FOLDER)
+    if not steps:
+        return "nothing is saved: the same command begins anew"
+    return f"the same command goes on from step {steps[-1]}"
 
 
 def _already_finished(workdir: pathlib.Path, result: TrainResult, *, tell: bool) -> TrainResult:

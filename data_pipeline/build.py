@@ -28,6 +28,7 @@ from data_pipeline import (
     command_line,
     corpus,
     engines,
+    interrupts,
     meds,
     ray_engine,
 )
@@ -147,7 +148,8 @@ def main() -> None:
     start = time.perf_counter()
     require_local(values.out, "--out")
     out = pathlib.Path(values.out)
-    try:
+    resumption = f"{out}.partial keeps the shards that are finished: the same command goes on from there"
+    with interrupts.resumable(lambda: resumption):
         built = build_corpus(
             pathlib.Path(values.meds),
             out,
@@ -159,10 +161,6 @@ def main() -> None:
             vocabulary=pathlib.Path(values.vocabulary) if values.vocabulary else None,
             explicit=config_flags.get_override_values(values["config"]),
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{out}.partial keeps the shards that are finished: the same command goes on from there"
-        ) from None
     seconds = time.perf_counter() - start
     splits = built.manifest["splits"].values()
     rows = {reason: sum(split["rows"][reason] for split in splits) for reason in next(iter(splits))["rows"]}

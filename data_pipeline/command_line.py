@@ -5,7 +5,6 @@ absl alone prints a page of usage and exits with 1 for a wrong flag, and 1 for `
 
 import contextlib
 import os
-import signal
 import sys
 import textwrap
 import traceback
@@ -14,11 +13,10 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from data_pipeline import interrupts
 from data_pipeline.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
-# What a shell gives a program that Ctrl-C has ended.
-INTERRUPTED_EXIT_CODE = 130
 # Of --help.
 COLUMNS = 100
 _WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
@@ -30,7 +28,8 @@ def run(main: Callable[[], None], define_flags: Callable[[], None] = lambda: Non
     A module that others import defines its flags in `define_flags`, when it is run: flags are global, and other
     programs have flags of the same names.
     """
-    app.run(_guarded(main), flags_parser=lambda argv: _parse_flags(argv, define_flags))
+    with interrupts.ending_the_program():
+        app.run(_guarded(main), flags_parser=lambda argv: _parse_flags(argv, define_flags))
 
 
 def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
@@ -102,12 +101,6 @@ def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:
             main()
         except UserError as error:
             _exit(str(error))
-        except KeyboardInterrupt as interrupt:
-            # A second Ctrl-C, while threads are waited for, ends the program at once and without a traceback.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            # A program that has something to say to it raises it anew, with that.
-            print(f"interrupted{'; ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
-            sys.exit(INTERRUPTED_EXIT_CODE)
 
     return guarded
 

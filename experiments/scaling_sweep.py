@@ -18,7 +18,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from data_pipeline import command_line
+from data_pipeline import command_line, interrupts
 from experiments.launch import jobset, slurm
 from experiments.scaling import study
 
@@ -40,19 +40,18 @@ def main() -> None:
     values = flags.FLAGS
     cluster = {"local": None, "slurm": values.slurm, "jobset": values.gke}[values.launcher]
     try:
-        study.run(
-            values.config,
-            pathlib.Path(values.workdir),
-            study.Launch(values.launcher, cluster),
-            yes=values.yes,
-            dry_run=values.dry_run,
-            report_only=values.report,
-            say=lambda text: print(text, flush=True),
-        )
+        with interrupts.resumable(lambda: "the same command goes on with the trials that are not finished"):
+            study.run(
+                values.config,
+                pathlib.Path(values.workdir),
+                study.Launch(values.launcher, cluster),
+                yes=values.yes,
+                dry_run=values.dry_run,
+                report_only=values.report,
+                say=lambda text: print(text, flush=True),
+            )
     except study.Waiting as waiting:
         print(waiting)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("start the same command again to go on") from None
 
 
 if __name__ == "__main__":

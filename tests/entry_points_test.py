@@ -3,7 +3,6 @@
 import datetime
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -108,25 +107,6 @@ def test_a_broken_configuration_file_is_named_with_the_line(tmp_path, monkeypatc
     told = capsys.readouterr().err
     assert left.value.code == 2 and told.count("\n") == 1, told
     assert f"config.py, {says}" in told
-
-
-def test_a_second_ctrl_c_while_threads_are_waited_for_ends_without_a_traceback() -> None:
-    program = """
-import os, signal, threading, time
-from data_pipeline import command_line
-
-def main():
-    def second():
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
-    threading.Thread(target=second).start()
-    raise KeyboardInterrupt("from step 3")
-
-command_line.run(main)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == -signal.SIGINT and done.stderr == "interrupted; from step 3\n"
 
 
 def test_a_label_of_an_unknown_subject_is_named_by_its_row(world_meds, tmp_path) -> None:

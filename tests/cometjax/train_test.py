@@ -228,9 +228,10 @@ def test_a_resumed_run_skips_the_spikes_that_the_undisturbed_one_skips(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "put_batch", wrong_targets_at(spiked))
         assert train(config, folder / "spikes", progress=False).skipped_steps == 2
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
         patch.setattr(sharding, "put_batch", wrong_targets_at(spiked, crash_at=crash))
         train(config, folder / "spikes_resumed", progress=False)
+    assert str(interrupt.value) == f"the same command goes on from step {saved}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "put_batch", wrong_targets_at([spiked[1] - saved]))
         assert train(config, folder / "spikes_resumed", progress=False).skipped_steps == 2
