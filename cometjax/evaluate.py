@@ -326,7 +326,9 @@ def _define_flags() -> None:
         "folder of MEDS label files, TASK.parquet or TASK/*.parquet (as of ACES); none: own rows",
     )
     flags.DEFINE_string("corpus", default.corpus, "the training run's corpus; none: where its configuration says")
-    flags.DEFINE_integer("seed", default.seed, "of rows drawn, futures and resamples")
+    flags.DEFINE_integer(
+        "seed", default.seed, "of rows drawn, futures and resamples", lower_bound=0, upper_bound=2**32 - 1
+    )
     flags.DEFINE_integer("max_new_tokens", 0, "bound on a window's new tokens; 0 = half the model's row length")
     flags.DEFINE_integer("max_windows", default.max_windows, "context windows that a future may go through")
     flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a prompt's tokens; 0 = what remains of the row length")
@@ -354,7 +356,9 @@ def main() -> None:
     results = evaluate(
         work=pathlib.Path(values.workdir),
         meds_root=pathlib.Path(values.meds),
-        tasks=task_module.tasks_from_config(values.tasks, values.only),
+        tasks=task_module.tasks_from_config(
+            values.tasks, values.only, where=config_flags.get_config_filename(values["tasks"])
+        ),
         out=pathlib.Path(values.out),
         options=Options(**chosen),
         part=job_folder.Part.parse(values.part),

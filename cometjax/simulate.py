@@ -42,6 +42,7 @@ from cometjax import (
 )
 from cometjax.futures import CACHE_DTYPES, MAX_WINDOWS, TIMELINE_ENDS, Future, SimulationConfig, token_bounds
 from data_pipeline import command_line, meds
+from data_pipeline.errors import UserError
 from data_pipeline.prompts import build_prompts
 from data_pipeline.vocabulary import Vocabulary
 
@@ -141,7 +142,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("labels", None, "MEDS label file, or folder of label files", required=True)
     flags.DEFINE_string("out", None, "folder to write; must be new or empty", required=True)
     flags.DEFINE_string("part", "", job_folder.PART_HELP)
-    flags.DEFINE_integer("samples", 16, "futures for each label row")
+    flags.DEFINE_integer("samples", 16, "futures for each label row", lower_bound=1)
     flags.DEFINE_float("horizon_days", 365.0, "how far to simulate, in days after the prediction time")
     flags.DEFINE_integer("max_new_tokens", 0, "bound on a window's new tokens; 0 = half the model's row length")
     flags.DEFINE_integer("max_windows", MAX_WINDOWS, "context windows that a future may go through")
@@ -152,7 +153,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float("temperature", 1.0, "of sampling; 1 is the model's own distribution")
     flags.DEFINE_integer("seed", 0, "of sampling", lower_bound=0, upper_bound=2**32 - 1)
-    flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time")
+    flags.DEFINE_integer("batch_rows", 128, "futures decoded at a time", lower_bound=1)
     flags.DEFINE_bool("grammar", False, "draw only tokens that spell events; else the share that does not is told")
     flags.DEFINE_enum("cache_dtype", "", list(CACHE_DTYPES), "of keys and values; empty: the model's compute dtype")
     flags.DEFINE_enum(
@@ -167,6 +168,10 @@ def _define_flags() -> None:
 def main() -> None:
     """Simulate as the flags say."""
     values = flags.FLAGS
+    if not values.horizon_days > 0:  # before anything is read
+        raise UserError(
+            f"{values.horizon_days:g} is no time ahead", where="--horizon_days", fix="give more than 0 days"
+        )
     compile_cache.turn_on()
 
     def settings(row_length: int) -> SimulationConfig:

@@ -174,22 +174,29 @@ class Events:
         return [index for index, concept in enumerate(self.concepts) if concept.role == role]
 
 
-def tasks_from_config(config: Mapping[str, Any], only: Sequence[str] = ()) -> tuple[Task, ...]:
-    """The tasks of a task file, or those of these names: `config.tasks` maps each name to the other fields of Task."""
+def tasks_from_config(
+    config: Mapping[str, Any], only: Sequence[str] = (), *, where: str = "tasks file"
+) -> tuple[Task, ...]:
+    """The tasks of a task file, or those of these names: `config.tasks` maps each name to the other fields of Task.
+
+    `where`: the file's name. Raises UserError for a task that is not there, or has other keys.
+    """
     fields = {field.name for field in dataclasses.fields(Task)} - {"name"}
     content = config.get("tasks", {})
     if not content:
-        raise UserError("no tasks", where="tasks file", fix="get_config() must return ConfigDict(tasks={name: {...}})")
+        raise UserError("no tasks", where=where, fix="get_config() must return ConfigDict(tasks={name: {...}})")
     if unknown := sorted(set(only) - set(content)):
-        raise UserError(f"no task {unknown[0]!r}", where="tasks file", fix=f"name some of {', '.join(sorted(content))}")
+        raise UserError(f"no task {unknown[0]!r}", where=where, fix=f"name some of {', '.join(sorted(content))}")
     tasks = []
     for name, values in content.items():
         if only and name not in only:
             continue
         if unknown := sorted(set(values) - fields):
-            raise UserError(f"unknown key {unknown[0]!r}", where=f"task {name!r}", fix=f"known: {sorted(fields)}")
+            raise UserError(
+                f"unknown key {unknown[0]!r}", where=f"{where}, task {name!r}", fix=f"known: {sorted(fields)}"
+            )
         if missing := sorted({"index", "horizon_days", "outcome"} - set(values)):
-            raise UserError(f"{missing[0]} is missing", where=f"task {name!r}")
+            raise UserError(f"{missing[0]} is missing", where=f"{where}, task {name!r}")
         tasks.append(described(Task(name=name, **dict(values))))
     return tuple(tasks)
 

@@ -7,13 +7,12 @@ import contextlib
 import os
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags, logging
 
-from data_pipeline import interrupts
+from data_pipeline import flag_mistakes, interrupts
 from data_pipeline.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
@@ -40,6 +39,7 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
             print(f"{said}\n\nFlags:{_describe_flags()}", flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    logging.set_verbosity(logging.ERROR)  # what config_flags warns of is told in the one line
     try:
         # Inside: a configuration flag with a default file reads its overrides from the command line when defined.
         define_flags()
@@ -49,30 +49,11 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
             getattr(flag.value, "keys", None)
     except UserError as error:  # of a configuration file, or of the argument after its colon
         _exit(str(error))
-    # config_flags reports an unknown configuration key as a bare KeyError or AttributeError, a bad value as
-    # ValueError or TypeError, and a broken configuration file as whatever it raised: all are what the user typed.
-    except Exception as error:
-        place = _line_of_a_given_file(error, argv)
-        if place:
-            _exit(f"{place}: {type(error).__name__}: {one_line(error)}")
-        _exit(f"command line: {one_line(error)}; see --help")
+    except Exception as error:  # flag_mistakes says what all it may be
+        _exit(flag_mistakes.explain(error, argv))
     if len(rest) > 1:
         _exit(f"command line: unexpected argument {rest[1]!r}; flags start with --, see --help")
     return rest
-
-
-def _line_of_a_given_file(error: Exception, argv: list[str]) -> str:
-    """`FILE, line N` where the error came out of a file that the command line names; otherwise empty."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [(frame.filename, frame.lineno) for frame in frames]
-    if isinstance(error, SyntaxError) and error.filename:
-        lines.append((error.filename, error.lineno))
-    # --config=FILE:ARGUMENT or --config FILE
-    given = {os.path.abspath(arg.partition("=")[2] or arg).partition(".py:")[0].removesuffix(".py") for arg in argv[1:]}
-    for file, line in reversed(lines):
-        if os.path.abspath(file).removesuffix(".py") in given:
-            return f"{file}, line {line}"
-    return ""
 
 
 def _describe_flags() -> str:
@@ -103,12 +84,6 @@ def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:
             _exit(str(error))
 
     return guarded
-
-
-def one_line(error: Exception) -> str:
-    """What an error of absl or ml_collections says, without the breaks and quotes that these put into it."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.replace("\\n", " ").split()).strip("'\"")
 
 
 def _exit(message: str) -> None:

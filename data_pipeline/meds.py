@@ -78,12 +78,21 @@ def open_dataset(root: str | pathlib.Path, *, lenient: bool = False) -> MedsData
     require_local(root, "data set")
     root = pathlib.Path(root)
     if not root.is_dir():
+        if root.exists():
+            raise UserError("is a file", where=str(root), fix="give the folder that holds data/ and metadata/")
         raise UserError("no such folder", where=str(root))
     if not (root / "data").is_dir():
         raise UserError("no folder data/ in it", where=str(root), fix="give the folder that holds data/ and metadata/")
     shards = tuple(_parquet_files(root / "data"))
     if not shards:
-        raise UserError("no parquet file in it, so an empty data set", where=str(root / "data"))
+        others = sorted(
+            {path.suffix for path in (root / "data").rglob("*.*") if path.suffix in (".csv", ".gz", ".tsv")}
+        )
+        raise UserError(
+            f"no parquet file in it, {f'but {others[0]} files' if others else 'so an empty data set'}",
+            where=str(root / "data"),
+            fix="MEDS is parquet: convert them (polars.read_csv(FILE).write_parquet(...))" if others else "",
+        )
     if not any(_has_rows(shard, lenient) for shard in shards):
         raise UserError(f"no rows in its {len(shards)} parquet files, so an empty data set", where=str(root / "data"))
     about, about_notes = _read_about(root)

@@ -301,7 +301,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("prompts", 500, "histories, one a subject", lower_bound=10)
     flags.DEFINE_integer("samples", 256, "futures of each history and estimator", lower_bound=2)
     flags.DEFINE_integer("true_draws", 1_000, "futures of each history for its true risk", lower_bound=100)
-    flags.DEFINE_integer("seed", 1, "of the world and of all futures")
+    flags.DEFINE_integer("seed", 1, "of the world and of all futures", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main() -> None:

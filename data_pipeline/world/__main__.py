@@ -33,7 +33,7 @@ from data_pipeline.world import describe, risks, scoring, writer
 
 _OUT = flags.DEFINE_string("out", "", "folder to write, missing or empty; with --score or --risks a file")
 _PATIENTS = flags.DEFINE_integer("patients", 6000, "number of subjects, at least 10")
-_SEED = flags.DEFINE_integer("seed", 0, "seed of all that is drawn")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of all that is drawn", lower_bound=0, upper_bound=2**63 - 1)
 _SHARDS = flags.DEFINE_integer(
     "shards",
     None,

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 
 from cometjax import config as configs
 from cometjax import pod_run, sharding
-from data_pipeline import command_line, mixture
+from data_pipeline import flag_mistakes, mixture
 from data_pipeline.errors import UserError
 from data_pipeline.locations import is_remote
 from experiments.launch.job import Trial
@@ -40,7 +40,7 @@ def _with_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         values(argv)
     # As in data_pipeline.command_line: an unknown key comes as any of these.
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"cannot be read: {command_line.one_line(error)}", where=" ".join(overrides)) from error
+        raise UserError(f"cannot be read: {flag_mistakes.one_line(error)}", where=" ".join(overrides)) from error
     return values["config"].value
 
 

@@ -39,7 +39,7 @@ def _define_flags() -> None:
     flags.DEFINE_integer("max_prompt_tokens", 0, "bound on a history's tokens; 0 = what remains of the row length")
     flags.DEFINE_integer("max_training_subjects", default.max_training_subjects, "compared with", lower_bound=1)
     flags.DEFINE_bool("grammar", default.grammar, "draw only tokens that spell events")
-    flags.DEFINE_integer("seed", default.seed, "of subjects, futures and halves")
+    flags.DEFINE_integer("seed", default.seed, "of subjects, futures and halves", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main() -> None:

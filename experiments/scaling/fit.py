@@ -165,7 +165,7 @@ def _define_flags() -> None:
     flags.DEFINE_float("confidence", 0.95, "of the intervals", lower_bound=0.5, upper_bound=0.999)
     flags.DEFINE_float("holdout_above", None, "hold out the runs of this compute and more (default: largest budget)")
     flags.DEFINE_float("max_holdout_error", gates.MAX_HOLD_OUT_ERROR, "relative error that the hold-out gate allows")
-    flags.DEFINE_integer("seed", 0, "of the bootstrap")
+    flags.DEFINE_integer("seed", 0, "of the bootstrap", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main() -> None:

@@ -79,9 +79,11 @@ def load(
 
     Raises UserError naming the line and the column of the first value that is not a finite, positive number.
     """
-    if d is None and c is None:
-        raise UserError("neither tokens nor compute is named", where="--d, --c", fix="name the column of one of them")
     rows = _read(path)
+    if d is None and c is None:
+        known = ", ".join(repr(column) for column in rows[0][1] if column)
+        fix = f"name the column of one of them: {path} has {known}"
+        raise UserError("neither tokens nor compute is named", where="--d, --c", fix=fix)
     columns = {name: _column(path, rows, name) for name in (n, d, c, loss, weight) if name is not None}
     n_P, loss_P = columns[n], columns[loss]
     d_P = columns[d] if d is not None else columns[str(c)] / (FLOPS_PER_PARAMETER_AND_TOKEN * n_P)
@@ -105,9 +107,11 @@ def _read(path: pathlib.Path) -> list[tuple[int, Mapping[str, Any]]]:
                 reader = csv.DictReader(file)
                 rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot be read ({type(error).__name__})", where=str(path)) from error
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        fix = "give a .csv file with a header, or a .jsonl file"
+        raise UserError(f"cannot be read ({reason})", where=str(path), fix=fix) from error
     if not rows:
-        raise UserError("no runs in it", where=str(path))
+        raise UserError("no runs in it", where=str(path), fix="give a line for each run, in a .csv below a header")
     return rows
 
 

@@ -238,6 +238,8 @@ def test_a_wrong_task_file_is_refused_by_key() -> None:
     ):
         with pytest.raises(UserError, match=says):
             tasks.tasks_from_config({"tasks": content})
+    with pytest.raises(UserError, match=r"^mine\.py: no tasks"):
+        tasks.tasks_from_config({}, where="mine.py")
     assert tasks.tasks_from_config({"tasks": {"a": good}})[0].horizon_days == 1.0
     several = {"tasks": {name: good for name in "abc"}}
     assert [task.name for task in tasks.tasks_from_config(several, ["c", "a"])] == ["a", "c"]

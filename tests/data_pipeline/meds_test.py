@@ -279,6 +279,11 @@ def test_the_mimic_demo_is_read_whole(mimic_demo) -> None:
 
 
 def test_a_missing_or_empty_data_set_is_refused(root, tmp_path, shard) -> None:
+    (tmp_path / "table.parquet").touch()
+    assert "is a file; give the folder" in message(meds.open_dataset, tmp_path / "table.parquet")
+    (tmp_path / "csv" / "data").mkdir(parents=True)
+    (tmp_path / "csv" / "data" / "0.csv").touch()
+    assert "but .csv files; MEDS is parquet: convert" in message(meds.open_dataset, tmp_path / "csv")
     assert "no such folder" in message(meds.open_dataset, tmp_path / "none")
     assert "no folder data/" in message(meds.open_dataset, root / "metadata")
     for path in meds.open_dataset(root).shards:
