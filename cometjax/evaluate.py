@@ -37,7 +37,6 @@ from cometjax import (
     futures,
     job_folder,
     metrics,
-    output_folder,
     report,
     report_story,
     rivals,
@@ -135,7 +134,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the model of workdir `work` on the MEDS data set and write everything to `out`; returns results.json.
 
-    `part`: of the futures, beside other processes; {} is returned where another is to write `out`.
+    `part`: of the futures, beside other processes; {} is returned where another writes `out` or has written it.
 
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, no MEDS data set, a split without subjects
     or rows, parts of an evaluation of other settings, another process at the same.
@@ -155,7 +154,7 @@ def _evaluate(
     *,
     progress: bool,
 ) -> dict[str, Any]:
-    output_folder.refuse_taken(out)
+    job_folder.refuse_taken(out, part)
     rivals.check_names(options.baselines)
     if options.corpus:
         run_description.refuse_other_corpus(work, options.corpus)
@@ -191,6 +190,8 @@ def _evaluate(
     groups = evaluation_futures.groups(sampler, dataset, tasks, rows)
     shared = {name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_ONE_PROCESS}
     identity = evaluation_futures.identity(groups, tasks, shared)
+    if job_folder.is_written(out, part, identity):
+        return {}
     folder = held.enter_context(job_folder.opened(out, part, identity, keep_identity=not part.is_all))
     if not part.is_all:
         for group in groups.values():
@@ -206,7 +207,7 @@ def _evaluate(
     records = metrics.read(work)
     results: dict[str, Any] = {
         "run": run_description.describe_run(work, config, step, dataset, dataclasses.asdict(options))
-        | {"parameters": run_description.count_parameters(model)},
+        | {"parameters": run_description.count_parameters(model), "job": job_folder.digest(identity)},
         "losses": run_description.losses(work, config, records, step, options.corpus, progress),
         "training": run_description.training_speed(records, step),
         "simulation": run_description.describe_simulation(simulations, wall_s),

@@ -15,6 +15,7 @@ killed is just started again.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -218,6 +219,41 @@ def opened(
             yield folder
     finally:
         folder._close()
+
+
+def refuse_taken(out: pathlib.Path, part: Part) -> None:
+    """Raise UserError where the output folder holds something that cannot be this part's job: see `is_written`."""
+    if part.is_all or not _job_of(out):
+        output_folder.refuse_taken(out)
+
+
+def is_written(out: pathlib.Path, part: Part, identity: Mapping[str, Any]) -> bool:
+    """Is the output there already, and of this very job? A line says so: a scheduler may start a part once more.
+
+    Raises UserError where something else is there.
+    """
+    if not _is_written(out):
+        return False
+    if part.is_all or _job_of(out) != digest(identity):
+        output_folder.refuse_taken(out)
+    print(f"{out}: already written by this job; nothing is left for part {part.index} of {part.count}")
+    return True
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of a job's identity: its output keeps it, as "job" in summary.json or below "run" in results.json."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _job_of(out: pathlib.Path) -> str:
+    """The digest in an output folder; "" where there is none."""
+    for name, keys in (("summary.json", ("job",)), ("results.json", ("run", "job"))):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads((out / name).read_text())
+            for key in keys:
+                content = content[key]
+            return str(content)
+    return ""
 
 
 def folder_of(out: pathlib.Path) -> pathlib.Path:

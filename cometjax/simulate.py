@@ -63,12 +63,12 @@ def simulate(
     """Simulate futures of each label row and write them to `out`; returns what summary.json says.
 
     `settings`: how to simulate, by the length of the rows that the model was trained with. `step`: which checkpoint.
-    `part`: of the label rows, beside other processes; {} is returned where another is to write `out`.
+    `part`: of the label rows, beside other processes; {} is returned where another writes `out` or has written it.
 
     Raises UserError: `out` is not empty or cannot be written, no checkpoint, unusable data or labels, an unfinished job
     of other settings, another process at the same. Nothing is left at `out` then.
     """
-    output_folder.refuse_taken(out)
+    job_folder.refuse_taken(out, part)
     dataset = meds.open_dataset(meds_root)
     rows = meds.read_labels(labels, dataset.splits["subject_id"], meds.first_events(dataset))
     rows = rows.select("subject_id", "prediction_time").unique(maintain_order=True)
@@ -77,7 +77,10 @@ def simulate(
     prompts = build_prompts(dataset, rows, vocabulary)
     began = time.perf_counter()
     job = simulation_job.Job(model, vocabulary, prompts, config)
-    with job_folder.opened(out, part, job.identity()) as folder:
+    identity = job.identity()
+    if job_folder.is_written(out, part, identity):
+        return {}
+    with job_folder.opened(out, part, identity) as folder:
         drawn = 0
         if not part.is_all:
             drawn = job.draw(folder.path, part, progress=progress)
@@ -96,6 +99,7 @@ def simulate(
             "horizon_seconds": config.horizon_seconds,
             "seed": config.seed,
             "grammar": config.grammar,
+            "job": job_folder.digest(identity),
         }
         _write(out, futures, vocabulary, config.samples, summary)
         folder.remove()

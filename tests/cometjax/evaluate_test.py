@@ -363,6 +363,11 @@ def test_parts_evaluate_together_as_one_process_does(evaluated, run, world_meds,
         assert json.dumps(found[name]) == json.dumps(results[name])
     for path in (out / "predictions").iterdir():
         assert path.read_bytes() == (evaluated[0] / "predictions" / path.name).read_bytes()
+    capsys.readouterr()
+    assert part(options=OPTIONS, part=Part(1, 2)) == {}
+    assert "already written by this job; nothing is left for part 1 of 2" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is not an empty folder"):
+        part(options=dataclasses.replace(OPTIONS, resamples=49), part=Part(1, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
 
 

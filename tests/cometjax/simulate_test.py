@@ -332,6 +332,13 @@ def test_parts_draw_together_what_one_process_draws(workdir, world_meds, labels,
     assert {key: alone[key] for key in alone if key not in timed} == {
         key: summary[key] for key in summary if key not in timed
     }
+    capsys.readouterr()
+    assert run(out, "1/3") == {}  # as a scheduler does that starts a finished job again
+    assert capsys.readouterr().out == f"{out}: already written by this job; nothing is left for part 1 of 3\n"
+    for other in ({"seed": 1}, {}):
+        with pytest.raises(UserError, match="is not an empty folder"):
+            run(out, "1/3" if other else "", **other)
+    assert len(drawn) == 6 and json.loads((out / "summary.json").read_text()) == summary
     assert {path.name for path in tmp_path.iterdir()} == {"labels.parquet", "whole", "out"}
 
 
