@@ -46,9 +46,14 @@ class Prediction:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise UserError for a baseline that there is not."""
+    """Raise UserError for a baseline that there is not, or where all that is asked for is one that is not installed."""
     if unknown := sorted(set(names) - set(NAMES)):
         raise UserError(f"unknown baseline {unknown[0]!r}", where="baselines", fix=f"use some of {', '.join(NAMES)}")
+    if set(names) - {"prevalence"} == {"xgboost"} and boosted_trees.version() is None:
+        what, _, fix = boosted_trees.MISSING.partition(": ")
+        raise UserError(
+            what, where="baselines", fix=f"{fix}, or name others too: its place in the results then says so"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,10 +99,13 @@ def test_a_damaged_entry_is_made_again(make, own_cache) -> None:
 
 def test_without_xgboost_the_result_says_so(make, own_cache, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "xgboost", None)
-    made = make(("xgboost",))
+    made = make(("logistic_regression", "xgboost"))
     training, scored = rows_of(made)
     told = made.predict(training, scored)
-    assert told == {"xgboost": "xgboost is not installed: pip install -e '.[baselines]'"}
+    assert told["xgboost"] == "xgboost is not installed: pip install -e '.[baselines]'"
+    # Asked for alone, there is nothing to wait for.
+    with pytest.raises(UserError, match="xgboost is not installed; pip install"):
+        rivals.check_names(["prevalence", "xgboost"])
 
 
 def test_an_unknown_baseline_is_named() -> None:
