@@ -86,6 +86,8 @@ def build_corpus(
         print(f"{meds_root}: {note}", file=sys.stderr)
     code_map = frozen.vocabulary.code_map if frozen else code_maps.named(config.code_map)
     splits = SplitTable.of(dataset.splits, dataset.root)
+    if not frozen:  # with another corpus's vocabulary a data set may be all of one split, of any name
+        splits.refuse_misnamed(dataset.root)
     job = build_job.describe(dataset, _settings(config, code_map, frozen), splits.names, splits.key)
     with build_folder.opened(out, job) as folder:
         if folder is not None:

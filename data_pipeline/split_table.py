@@ -52,6 +52,19 @@ class SplitTable:
         split_N = ordered["split"].replace_strict(names, range(len(names)), return_dtype=pl.UInt8)
         return cls(names, ordered["subject_id"].to_numpy(), split_N.to_numpy())
 
+    def refuse_misnamed(self, where: pathlib.Path) -> None:
+        """Raise UserError where subjects are in other splits while a standard one has nobody: a "test", say, that the
+        evaluation would look for as held_out. Splits besides the standard ones are fine."""
+        there = {self.names[index] for index in np.unique(self.split_N)}
+        absent = [name for name in meds.SPLITS if name not in there]
+        others = sorted(there - set(meds.SPLITS))
+        if absent and others:
+            raise UserError(
+                f"nobody is in {' or '.join(absent)}; its splits are {', '.join(sorted(there))}",
+                where=str(where / "metadata" / "subject_splits.parquet"),
+                fix=f"rename them to {', '.join(meds.SPLITS[:-1])} and {meds.SPLITS[-1]}",
+            )
+
     def count_without(self, ids_of_files: Iterable[np.ndarray]) -> int:
         """How many subjects of the table are in none of the arrays: without events, or in a file that is missing."""
         found_N = np.zeros(len(self.subject_ids_N), bool)

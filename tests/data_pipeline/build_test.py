@@ -266,6 +266,16 @@ def test_a_split_that_cannot_be_a_folder_is_refused(write_meds, tmp_path, name) 
     assert not list(tmp_path.glob("*up*")) and not (tmp_path / "c").exists()
 
 
+def test_a_standard_split_under_another_name_is_refused_and_one_more_split_is_not(write_meds, tmp_path) -> None:
+    rows = {"0": [row for subject in range(1, 5) for row in rows_of(subject)]}
+    root = write_meds(rows, {1: "train", 2: "tuning", 3: "test", 4: "test"})
+    with pytest.raises(UserError, match="nobody is in held_out; its splits are test, train, tuning; rename them"):
+        build_corpus(root, tmp_path / "c", config(), workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["meds"]
+    root = write_meds(rows, {1: "train", 2: "tuning", 3: "test", 4: "held_out"})
+    assert len(build_corpus(root, tmp_path / "c", config(), workers=1).split("test")) == 1
+
+
 def test_subjects_with_a_split_and_no_event_are_counted(write_meds, tmp_path, capsys) -> None:
     root = write_meds({"0": [*rows_of(1), *rows_of(3)]}, {subject: "train" for subject in (0, 1, 2, 3, 9)})
     corpus = build_corpus(root, tmp_path / "c", config(), workers=1)
