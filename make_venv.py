@@ -10,12 +10,14 @@ import argparse
 import configparser
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 # Without these files, or older than them, an environment is out of date; the lock file comes on top.
@@ -42,8 +44,27 @@ def main() -> None:
     parser.add_argument("--python", default="", help="interpreter to use; default: the newest supported one")
     options = parser.parse_args()
     with _one_at_a_time(options.lock):
+        _refuse_foreign(options.venv)
         if not _is_current(options):
             _install(options)
+
+
+def _refuse_foreign(venv):
+    """Another checkout's environment: what runs in it is the other's code, and an install would change that."""
+    for found in glob.glob(
+        os.path.join(venv, "lib", "python*", "site-packages", "cometjax-*.dist-info", "direct_url.json")
+    ):
+        with open(found) as file:
+            url = json.load(file)["url"]
+        root = urllib.request.url2pathname(url[len("file://") :]) if url.startswith("file://") else url
+        # A root that is gone is this one's of before it was moved.
+        if os.path.exists(root) and os.path.realpath(root) != os.path.realpath(ROOT):
+            _fail(
+                "{venv} is the environment of another checkout, {root}; remove {venv} here ({how}) and run make again",
+                venv=venv,
+                root=root,
+                how="a link: rm {}".format(venv) if os.path.islink(venv) else "rm -r {}".format(venv),
+            )
 
 
 def _install(options):

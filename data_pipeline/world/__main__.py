@@ -55,6 +55,8 @@ _DRAWS = flags.DEFINE_integer("draws", risks.DRAWS, "with --risks: futures of ea
 
 def main() -> None:
     """Write the world, describe it, or say what is true of a corpus or of labelled rows."""
+    if len(modes := [f"--{flag.name}" for flag in (_DESCRIBE, _SCORE, _RISKS) if flag.value]) > 1:
+        raise UserError("asked for at once", where=" ".join(modes), fix="give one of them")
     if _DESCRIBE.value:
         print(describe.rules_text())
     elif _SCORE.value:

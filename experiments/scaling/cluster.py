@@ -47,12 +47,13 @@ def write(
     base = from_json.get_config(str(workdir / trials.BASE))
     checks.check(base, job.trials, renderer.devices(cluster), cluster.get("mount_path", ""))
     out = workdir / LAUNCH / stage
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.iterdir():
-        if old.name not in files:
-            old.unlink()
-    for file, text in files.items():
-        workdirs.write_text(out / file, text)
+    with workdirs.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for old in out.iterdir():
+            if old.name not in files:
+                old.unlink()
+        for file, text in files.items():
+            workdirs.write_text(out / file, text)
     return renderer.submit(job, out)
 
 

@@ -326,6 +326,8 @@ def test_the_command_writes_a_data_set_describes_its_rules_and_refuses_in_one_li
     assert written.returncode == 0 and "20 subjects" in written.stdout and (out / "metadata/dataset.json").exists()
     refused = command("--out", str(out))
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and str(out) in refused.stderr
+    both = command("--describe", "--score")
+    assert (both.returncode, both.stderr) == (2, "error: --describe --score: asked for at once; give one of them\n")
     described = command("--describe").stdout
     for item in catalogue.CONDITIONS:
         assert item.code in described

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import make_venv
+
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = ("Makefile", "make_venv.py", "setup.cfg", "pyproject.toml")
 
@@ -89,3 +91,18 @@ def test_another_python_than_the_environment_has_makes_it_anew(checkout: pathlib
     # The make-believe interpreter makes an environment of the real version: what counts is that one was made.
     remade = _make_venv(checkout, "--python", str(_interpreter(checkout / "bin" / "python3", other)))
     assert remade.returncode == 0 and f"Python {'.'.join(other[1:-1].split(', '))}" in remade.stdout
+
+
+def test_another_checkouts_environment_is_refused_and_left_alone(checkout: pathlib.Path, tmp_path_factory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    about = other / ".venv" / "lib" / "python3.11" / "site-packages" / "cometjax-0.1.dist-info" / "direct_url.json"
+    about.parent.mkdir(parents=True)
+    about.write_text(f'{{"url": "{other.as_uri()}", "dir_info": {{"editable": true}}}}')
+    (other / ".venv" / "installed").touch()
+    (checkout / ".venv").symlink_to(other / ".venv")
+    result = _make_venv(checkout)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert f"the environment of another checkout, {other}; remove .venv here (a link: rm .venv)" in result.stderr
+    assert sorted(path.name for path in (other / ".venv").iterdir()) == ["installed", "lib"]
+    about.write_text('{"url": "file:///no/such/place"}')  # this one, before it was moved
+    make_venv._refuse_foreign(str(checkout / ".venv"))
