@@ -1,7 +1,7 @@
 """Compare models that were evaluated on the same tasks, or sum one model up: one page for the whole suite.
 
-    python -m cometjax.compare_models --evaluations runs/s-eval,runs/m-eval,runs/l-eval \\
-        --names S,M,L --out runs/sml
+    python -m cometjax.compare_models --evaluations runs/s-eval,runs/l-eval \\
+        --names S,L --out runs/sl
 
 Reads folders that `python -m cometjax.evaluate` wrote. Writes OUT/report.html (works offline) and OUT/comparison.json
 (docs/tasks.md): every task's score of each model, beside the baselines and, on the synthetic world, the best possible;

@@ -1,7 +1,8 @@
 """Score a trained model on prediction tasks, without training it for them: simulate futures, count outcomes.
 
-    python -m cometjax.evaluate --workdir runs/demo/model --meds runs/demo/meds \\
-        --tasks experiments/configs/tasks_world.py --out runs/evaluation
+    python -m cometjax.evaluate --workdir runs/demo/model \\
+        --meds runs/demo/meds --tasks experiments/configs/tasks_world.py \\
+        --out runs/evaluation
 
 For each task: labels from the MEDS data, risks from simulated futures, AUROC, AUPRC, Brier and calibration with 95%
 intervals by subject, beside those of baselines on the same rows (--baselines; docs/simulation.md). Writes

@@ -7,7 +7,7 @@ tokenizer's files, vocabulary.json and README.md. There:
 
     model = transformers.AutoModelForCausalLM.from_pretrained("runs/mine-hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained("runs/mine-hf")
-    tokenizer("SEX//F\\nRACE//WHITE", return_tensors="pt")   # a token's text is a line
+    tokenizer("SEX//F\\nRACE//WHITE", return_tensors="pt")  # a line a token
 
 Here: python -m cometjax.train ... --config.init_from=runs/mine-hf. The weights are those of the newest whole
 checkpoint, or of --step (a number, or best), in the precision that they were trained in unless --dtype says otherwise.

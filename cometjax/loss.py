@@ -1,7 +1,7 @@
 r"""The loss of any checkpoint on any corpus of the same vocabulary: another hospital's, next year's, another split.
 
-    python -m cometjax.loss --workdir runs/mine --corpus runs/next-year --split held_out \
-        --step best --out loss.json
+    python -m cometjax.loss --workdir runs/mine --corpus runs/next-year \
+        --split held_out --step best --out loss.json
 
 Prints nats per target token in all and by kind of token, bits per event, and how many tokens that
 is of; as a table, and as a line of JSON, which --out writes to a file. It is the evaluation of

@@ -1,7 +1,7 @@
 """Plan a training run on a pod that is not here: does it fit, how fast, how long, what does it cost.
 
-    python -m cometjax.plan --config experiments/configs/comet_l.py --topology v5p:4x4x4 \\
-        --tokens 151e9 --price 4.2 --json plan.json
+    python -m cometjax.plan --config experiments/configs/comet_l.py \\
+        --topology v5p:4x4x4 --tokens 151e9 --price 4.2 --json plan.json
 
 For a TPU topology the very step that training runs is compiled by the pod's own compiler (pip install -e '.[plan]';
 no TPU is needed), which takes a minute or two. For GPUs, and with --nocompile, memory and speed are worked out from

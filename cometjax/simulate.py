@@ -1,17 +1,19 @@
 r"""Simulate patients' futures with a trained model, from given prediction times on.
 
-    python -m cometjax.simulate --workdir runs/demo/model --meds runs/demo/meds \
-        --labels labels.parquet --out runs/demo/futures --samples 16 --horizon_days 365
+    python -m cometjax.simulate --workdir runs/demo/model \
+        --meds runs/demo/meds --labels labels.parquet --out runs/demo/futures \
+        --samples 16 --horizon_days 365
 
 --labels is a MEDS label file, or a folder of them: columns subject_id and prediction_time are used. The model sees each
 subject's events up to and including the prediction time, and nothing later. The new folder --out then holds
 
-    trajectories/trajectory_<sample>.parquet   in each file one simulated future for each label row:
-                                               MEDS columns and prediction_time, the input of
-                                               MEDS-trajectory-evaluation; a trajectory's last row
-                                               is TRAJECTORY_END//<why it stopped>
-    summary.json                               futures by stop reason, tokens, tokens/s, share of
-                                               invalid events
+    trajectories/trajectory_<sample>.parquet
+                    in each file one simulated future for each label row: MEDS
+                    columns and prediction_time, the input of
+                    MEDS-trajectory-evaluation; a trajectory's last row is
+                    TRAJECTORY_END//<why it stopped>
+    summary.json    futures by stop reason, tokens, tokens/s, share of invalid
+                    events
 
 A run that was stopped, by whatever, goes on where it was when the same command is given again: prompts that had
 finished are not simulated again (`cometjax.simulation_job`). Several processes draw one simulation together, each with

@@ -1,13 +1,15 @@
 """Pretrain a model on a corpus, or resume.
 
-    python -m cometjax.train --config experiments/configs/demo.py --workdir runs/mine \\
-        --config.corpus=runs/demo/corpus --config.train.steps=200
+    python -m cometjax.train --config experiments/configs/demo.py \\
+        --workdir runs/mine --config.corpus=runs/demo/corpus \\
+        --config.train.steps=200
 
 Shows the loss (nats per token) and the speed while it runs: a bar on a terminal, lines elsewhere. The workdir then
 holds checkpoints/, metrics.jsonl, tensorboard/ and, last, result.json with the loss over the whole tuning split.
 --profile_steps=100:105 traces steps 100 to 104, SIGUSR1 the next five (`cometjax.profiling`).
 Started again with the same workdir it goes on from the latest checkpoint, with the losses of a run that was never
-interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143 (`cometjax.preemption`).
+interrupted; a finished run says so. SIGTERM saves at the next step and exits with code 143 (`cometjax.preemption`);
+Ctrl-C saves nothing, and says from which step the same command goes on.
 --config.continue_from=WORKDIR:STEP begins with another run's checkpoint, and its steps (`cometjax.continuation`).
 
 On several hosts the same command is started on each, by Slurm, GKE or flags (`cometjax.hosts`); the workdir and the

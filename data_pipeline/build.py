@@ -1,6 +1,7 @@
 """Build a corpus of token sequences from a MEDS data set.
 
-    python -m data_pipeline.build --meds DIR --out CORPUS --config.code_map=mimic
+    python -m data_pipeline.build --meds DIR --out CORPUS \\
+        --config.code_map=mimic
 
 Two passes over the shards, in one process per core or, with --engine=ray, on all cores of a Ray cluster: the first
 counts what the training subjects have (codes, values, demographics), from which the vocabulary is made; the second

@@ -5,6 +5,7 @@ absl alone prints a page of usage and exits with 1 for a wrong flag, and 1 for `
 
 import contextlib
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from data_pipeline import flag_mistakes, interrupts
 from data_pipeline.errors import UserError
 
 USER_ERROR_EXIT_CODE = 2
-# Of --help.
-COLUMNS = 100
+# Of --help, where neither the terminal nor $COLUMNS says.
+COLUMNS = 80
 _WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
@@ -57,22 +58,27 @@ def _parse_flags(argv: list[str], define_flags: Callable[[], None]) -> list[str]
 
 
 def _describe_flags() -> str:
-    lines = []
+    lines, columns = [], _columns()
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
         has_none = hasattr(flag.value, "keys") or flag.default is None or flag.default in ("", [])
         shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
         default = "" if has_none else f" (default: {shown})"
         text = f"--{flag.name}: {' '.join((flag.help or '').split())}{default}"
-        lines.append(textwrap.fill(text, COLUMNS, initial_indent="  ", subsequent_indent="      ", **_WHOLE_WORDS))
+        lines.append(textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="      ", **_WHOLE_WORDS))
     return "\n" + "\n".join(lines)
 
 
 def _in_columns(text: str) -> str:
     """Paragraphs filled anew; one with an indented line, an example or a table, stays as it is."""
-    paragraphs = text.split("\n\n")
+    paragraphs, columns = text.split("\n\n"), _columns()
     return "\n\n".join(
-        part if "\n " in f"\n{part}" else textwrap.fill(part, COLUMNS, **_WHOLE_WORDS) for part in paragraphs
+        part if "\n " in f"\n{part}" else textwrap.fill(part, columns, **_WHOLE_WORDS) for part in paragraphs
     )
+
+
+def _columns() -> int:
+    # Longer lines are hard to read, however wide the terminal.
+    return min(100, max(40, shutil.get_terminal_size((COLUMNS, 24)).columns))
 
 
 def _guarded(main: Callable[[], None]) -> Callable[[list[str]], None]:

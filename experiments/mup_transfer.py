@@ -1,7 +1,7 @@
 """Whether the learning rate that is best for a narrow model is best for a wide one, by parameterization.
 
-    python -m experiments.mup_transfer --corpus runs/demo/corpus --out runs/mup \\
-        --figure docs/mup.svg
+    python -m experiments.mup_transfer --corpus runs/demo/corpus \\
+        --out runs/mup --figure docs/mup.svg
 
 Trains models of several widths (two layers, all else in proportion to the width) at learning rates a factor of two
 apart, each on the same batches and with the schedule of `cometjax.train`, once as `standard` and once as `mup` with the

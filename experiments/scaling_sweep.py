@@ -1,15 +1,16 @@
 """A scaling study: pilot, plan, trials, fits, gates, family, the test that counts, and a report.
 
-    python -m experiments.scaling_sweep --config experiments/configs/scaling_world.py \\
-        --workdir runs/scaling
-    python -m experiments.scaling_sweep --config FILE --workdir DIR --dry_run   # to plan.json
-    python -m experiments.scaling_sweep --config FILE --workdir DIR --report    # as far as it is
+    python -m experiments.scaling_sweep \\
+        --config experiments/configs/scaling_world.py --workdir runs/scaling
+    python -m experiments.scaling_sweep --config FILE --workdir DIR --dry_run
+    python -m experiments.scaling_sweep --config FILE --workdir DIR --report
     python -m experiments.scaling_sweep --config FILE --workdir /shared/study \\
         --launcher slurm --slurm.gpus_per_node=8
 
-Started again with the same workdir it goes on, after Ctrl-C or a kill too; a finished trial is never run again. With
---launcher slurm or jobset it writes the batch script or manifests, says how to submit them, and takes up their results
-when it is started again. Ends with WORKDIR/report.html, fit.json, family.json (unless a gate is closed) and a table.
+--dry_run ends with plan.json; --report tells what there is so far. Started again with the same workdir it goes on,
+after Ctrl-C or a kill too; a finished trial is never run again. With --launcher slurm or jobset it writes the batch
+script or manifests, says how to submit them, and takes up their results when it is started again. Ends with
+WORKDIR/report.html, fit.json, family.json (unless a gate is closed) and a table.
 docs/scaling.md explains every number, docs/config.md lists every key of --config.
 """
 

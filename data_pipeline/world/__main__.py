@@ -2,9 +2,12 @@
 
     python -m data_pipeline.world --out world --patients 6000 --seed 0
     python -m data_pipeline.world --describe
-    python -m data_pipeline.world --score --corpus corpus --split tuning --out floor.json
-    python -m data_pipeline.world --risks --corpus corpus --meds world --labels labels.parquet \\
-        --outcome 'ENCOUNTER//ENCOUNTER_START//INPATIENT.*' --horizon_days 30 --out risks.parquet
+    python -m data_pipeline.world --score --corpus corpus --split tuning \\
+        --out floor.json
+    python -m data_pipeline.world --risks --corpus corpus --meds world \\
+        --labels labels.parquet \\
+        --outcome 'ENCOUNTER//ENCOUNTER_START//INPATIENT.*' --horizon_days 30 \\
+        --out risks.parquet
 
 The first writes a MEDS 0.4 data set. Adults enter in 2012-2019 and are observed to death or to the end of 2024:
 encounters, diagnoses, tests, drugs, procedures. Expect about 480 tokens a subject and some 10 seconds for 6,000

@@ -1,17 +1,19 @@
 """Write what starts a training run, or a sweep of them, on a Slurm or GKE cluster.
 
-    python -m experiments.launch --cluster slurm --config experiments/configs/comet_l.py \\
-        --workdir /shared/runs/l --out launch/l --config.corpus=/shared/corpus --slurm.nodes=8 \\
+    python -m experiments.launch --cluster slurm \\
+        --config experiments/configs/comet_l.py --workdir /shared/runs/l \\
+        --out launch/l --config.corpus=/shared/corpus --slurm.nodes=8 \\
         --slurm.gpus_per_node=8
-    python -m experiments.launch --cluster gke --config experiments/configs/comet_l.py \\
-        --workdir /data/runs/l --out launch/l --config.corpus=/data/corpus --gke.image=IMAGE \\
+    python -m experiments.launch --cluster gke \\
+        --config experiments/configs/comet_l.py --workdir /data/runs/l \\
+        --out launch/l --config.corpus=/data/corpus --gke.image=IMAGE \\
         --gke.claim=CLAIM --gke.topology=v5p:4x4x4
-    ... --sweep optimizer.learning_rate=1e-4,3e-4,1e-3 --sweep seed=0,1   # six trials
+    ... --sweep optimizer.learning_rate=1e-4,3e-4 --sweep seed=0,1  # 4 trials
 
 Nothing is submitted: OUT holds the files, a sweep's as one array or a JobSet for each trial, and the last line says how
-to. A job that is preempted, reaches its time
-limit or loses a node is started again and goes on from its last checkpoint; one whose command is wrong (exit code 2)
-is not. Every key of --config, --slurm and --gke can be given as a flag: docs/config.md.
+to. A job that is preempted, reaches its time limit or loses a node is started again and goes on from its last
+checkpoint; one whose command is wrong (exit code 2) is not. Every key of --config, --slurm and --gke can be given as a
+flag: docs/config.md.
 """
 
 import pathlib

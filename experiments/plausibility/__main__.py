@@ -1,7 +1,7 @@
 r"""Do generated futures look like real ones, and are any copied from training? Against held-out truth, beside a floor.
 
-    python -m experiments.plausibility --workdir runs/demo/model --meds runs/demo/meds \\
-        --out runs/plausibility
+    python -m experiments.plausibility --workdir runs/demo/model \
+        --meds runs/demo/meds --out runs/plausibility
 
 At one encounter end of each held-out subject the model draws futures; what was recorded after it is the truth, over the
 same window. Writes OUT/plausibility.json and OUT/plausibility.html (offline): prevalence by code, pairs of codes,

@@ -1,8 +1,9 @@
 """Compute-optimal families: what to train with so much compute, as a configuration that `cometjax.train` runs.
 
-    python -m experiments.scaling.family --family runs/scaling/family.json --topology v5p:4x8x8 \\
+    python -m experiments.scaling.family --family runs/scaling/family.json \\
+        --topology v5p:4x8x8 --days 7 --out week.py
+    python -m experiments.scaling.family --family comet --topology v5p:4x8x8 \\
         --days 7 --out week.py
-    python -m experiments.scaling.family --family comet --topology v5p:4x8x8 --days 7 --out week.py
 
 A family is a law N* = k C^a with a recipe; its members stand at chosen budgets. `comet` is the law that CoMET's paper
 reports. "This pod for so long" is answered by the planner: the largest budget whose compute-optimal model, rounded to

@@ -1,7 +1,8 @@
 """Fit scaling laws to a table of training runs, by three approaches, with intervals, hold-outs and gates.
 
-    python -m experiments.scaling.fit --points FILE --n 'Model Size' --c 'Training FLOP' \\
-        --loss loss --drop_highest 5 --bootstrap 1000 --out fit.json
+    python -m experiments.scaling.fit --points FILE --n 'Model Size' \\
+        --c 'Training FLOP' --loss loss --drop_highest 5 --bootstrap 1000 \\
+        --out fit.json
 
 FILE is CSV with a header, or JSON lines. Approach 1 is the lower envelope, approach 2 isoFLOP parabolas, approach 3 the
 surface L = E + A / N^alpha + B / D^beta (arXiv 2203.15556), fitted by summed Huber loss (arXiv 2404.10102) and by

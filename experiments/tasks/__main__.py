@@ -2,8 +2,9 @@
 
     python -m experiments.tasks --list
     python -m experiments.tasks --list --meds runs/demo/meds --code_map world
-    python -m experiments.tasks --list --meds MIMIC --code_map mimic --censoring assume_complete
-    python -m experiments.tasks --list --markdown      # the table of docs/tasks.md
+    python -m experiments.tasks --list --meds MIMIC --code_map mimic \\
+        --censoring assume_complete
+    python -m experiments.tasks --list --markdown   # the table of docs/tasks.md
 
 With --meds: rows, subjects and positives (rows with the outcome in their window) of each task in --split, or why it
 cannot run. Nothing is trained or simulated; a model's vocabulary may lack codes besides (cometjax.evaluate says which).
