@@ -71,7 +71,7 @@ from tests.experiments.scaling import made_up_study
 
 def get_config():
     return made_up_study.config(pathlib.Path({folder!r}), grid__budgets=(2e10,), grid__sizes=3, grid__spread=1.5,
-                                pilot__tokens_per_parameter=150.0)
+                                grid__rehearsal=True, pilot__tokens_per_parameter=150.0)
 """
 
 pytestmark = pytest.mark.slow
