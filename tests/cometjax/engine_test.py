@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import decode
-from cometjax import batches, decoding, engine
+from cometjax import batches, decoding, engine, grammar_states
 from cometjax import futures as futures_module
 from cometjax.model import ModelConfig
 from data_pipeline import code_maps, intervals
@@ -70,7 +70,7 @@ class Prompt:
     def tokens(self, max_tokens: int) -> np.ndarray:
         events = np.random.default_rng(abs(self.subject_id)).integers(END + 1, len(VOCABULARY), self.length - 4)
         all_T = np.concatenate([[1, 2, 3, 4], events]).astype(np.int32)
-        return all_T if len(all_T) <= max_tokens else np.concatenate([all_T[:4], all_T[4 - max_tokens :]])
+        return all_T if len(all_T) <= max_tokens else np.concatenate([all_T[:4], all_T[self.length - max_tokens + 4 :]])
 
     def prefix_before(self, tokens: int) -> np.ndarray:
         raise AssertionError("one window only")
@@ -246,7 +246,13 @@ def test_a_gap_of_several_of_the_longest_interval_is_appended_to_the_prompt_but_
         start = engine.start_of(Prompt(1, 20, gap), VOCABULARY, 512)
         assert start.tokens_T[20:].tolist() == [INTERVALS[-1]] * (repeats - 1) and start.gap == repeats - 1
         assert (start.clock, start.first_interval) == (-max(0, round(gap - (repeats - 1) * mean)), last)
-    assert len(engine.start_of(Prompt(1, 100, 100 * half_year), VOCABULARY, 64).tokens_T) == 64
+        assert start.state == (grammar_states.AFTER_LONGEST if repeats > 1 else grammar_states.BETWEEN)
+        # Where durations are drawn, repeats count as half-years, and what the whole gap has beyond them is drawn.
+        drawn = engine.start_of(Prompt(1, 20, gap), with_quantiles(), 512)
+        assert (drawn.clock, drawn.gap) == (-round(gap - (repeats - 1) * half_year), repeats - 1)
+    for most, repeats in ((64, 39), (24, 20)):  # beside the prefix there is room for so many
+        start = engine.start_of(Prompt(1, 100, 100 * half_year), VOCABULARY, most)
+        assert (len(start.tokens_T), start.gap) == (most, repeats)
 
 
 def with_quantiles() -> Vocabulary:
