@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -120,6 +121,7 @@ def test_one_sources_corpus_has_the_loss_that_the_mixture_tells_of_it(config, fi
     workdir, line = finished[0], tuning_line(finished[0])
     even = config.corpus.split("=")[0]
     found = loss.loss(workdir, even, batch_rows=3, progress=False)
+    assert found["batch_rows"] == 3 and found["batches"] > 1
     assert found["tokens"] == line["tokens_by_source/even"] == sum(found["tokens_by_kind"].values())
     assert found["loss"] == pytest.approx(line["loss_by_source/even"], rel=1e-5) and not found["loss_by_source"]
     few = loss.loss(workdir, even, split="train", step=10, batches=1, progress=False)
@@ -146,6 +148,12 @@ def test_a_file_that_is_there_or_has_no_folder_is_refused_before_anything_is_com
         with pytest.raises(UserError, match=says):
             loss._refuse_unwritable(out)
     loss._refuse_unwritable(tmp_path / "new.json")
+
+
+def test_as_many_devices_as_divide_the_rows_share_them(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: ["a", "b", "c", "d"])
+    monkeypatch.setattr(loss.sharding, "make_mesh", lambda _, devices: len(devices))
+    assert [loss._mesh(rows) for rows in (8, 6, 3, 1)] == [4, 3, 3, 1]
 
 
 def test_a_corpus_of_another_vocabulary_has_no_loss(config, finished, tmp_path):
