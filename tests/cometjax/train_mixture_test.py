@@ -1,6 +1,7 @@
 """Training on a mixture of corpora: runs, resumes bitwise, refuses another; and its loss by `cometjax.loss`."""
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 from cometjax import loss, metrics
 from cometjax import workdir as workdirs
 from cometjax.config import default_config
+from cometjax.model import ModelConfig
 from cometjax.preemption import EXIT_CODE
 from cometjax.train import train
 from data_pipeline import corpus, show_batch
@@ -148,6 +150,22 @@ def test_a_file_that_is_there_or_has_no_folder_is_refused_before_anything_is_com
         with pytest.raises(UserError, match=says):
             loss._refuse_unwritable(out)
     loss._refuse_unwritable(tmp_path / "new.json")
+
+
+def test_a_split_that_the_corpus_lacks_is_refused(config, finished):
+    with pytest.raises(UserError, match="no split 'heldout'"):
+        loss.loss(finished[0], config.corpus.split("=")[0], split="heldout", progress=False)
+
+
+def test_attention_that_cannot_run_here_gives_way_to_the_platforms_own(caplog):
+    here = ModelConfig(16, 1, 16, 2, 2, 8, 32, tied_embeddings=False, attention="reference")
+    assert loss._runnable(here) is here and not caplog.text
+    elsewhere = dataclasses.replace(here, attention="hopper")
+    assert loss._runnable(elsewhere).attention == "auto" and "'hopper' cannot run on cpu" in caplog.text
+
+
+def test_what_is_not_finite_is_null_in_json():
+    assert [loss._finite(value) for value in (1.5, math.nan, math.inf)] == [1.5, None, None]
 
 
 def test_as_many_devices_as_divide_the_rows_share_them(monkeypatch):
