@@ -21,6 +21,7 @@ import ml_collections
 from absl import flags
 
 from cometjax import cpu_devices, evaluate, tasks, train
+from cometjax.futures import MAX_WINDOWS
 from data_pipeline import build, build_config, command_line, meds, world
 from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
@@ -46,6 +47,7 @@ class Preset:
     samples: int
     max_prompt_tokens: int
     max_new_tokens: int
+    max_windows: int = MAX_WINDOWS
     true_risk_draws: int = 0
 
 
@@ -54,10 +56,11 @@ PRESETS = {
         "world",
         11,
         tasks_world.get_config,
-        250,
+        200,
         samples=16,
         max_prompt_tokens=512,
         max_new_tokens=256,
+        max_windows=2,  # few futures need more, and they cost more than the rest: the demo is to take ten minutes
         true_risk_draws=100,
     ),
     # A hundred patients: the usual threshold of 11 subjects would leave little. They are public and de-identified.
@@ -65,7 +68,7 @@ PRESETS = {
     "mimic": Preset("mimic", 5, tasks_mimic.get_config, 250, samples=32, max_prompt_tokens=256, max_new_tokens=512),
 }
 # Any other data set is asked the world's questions, whose regexes name concepts and not codes.
-PRESETS["generic"] = dataclasses.replace(PRESETS["world"], code_map="generic")
+PRESETS["generic"] = dataclasses.replace(PRESETS["world"], code_map="generic", max_windows=MAX_WINDOWS)
 
 
 def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def run_demo(workdir: pathlib.Path, meds_root: pathlib.Path | None) -> dict[str,
             max_rows_per_task=preset.max_rows_per_task,
             max_prompt_tokens=preset.max_prompt_tokens,
             max_new_tokens=preset.max_new_tokens,
+            max_windows=preset.max_windows,
             true_risk_draws=preset.true_risk_draws,
             corpus=str(corpus),  # the folder may have been moved since training named it
         ),
