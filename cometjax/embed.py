@@ -24,6 +24,7 @@ from cometjax.fine_tuned import Backbone
 from cometjax.futures import start_of, token_bounds
 from data_pipeline import command_line, meds, prompts
 from data_pipeline.errors import UserError
+from data_pipeline.vocabulary import PREFIX_LENGTH
 
 
 def embed(
@@ -40,7 +41,7 @@ def embed(
     `max_prompt_tokens` bounds a history's tokens, of which the latest count; 0: as in simulation by default.
 
     Raises:
-      UserError: `out` is there or cannot be written, no checkpoint, unusable data or labels.
+      UserError: `out` is there or cannot be written, no checkpoint, unusable data or labels, a bound out of range.
     """
     if out.exists():
         raise UserError("is there already", where=str(out), fix="give a new file, or remove this one")
@@ -49,7 +50,12 @@ def embed(
     rows = rows.select("subject_id", "prediction_time").unique(maintain_order=True)
     model, vocabulary, run, used = checkpoints.load_for_inference(workdir, step=step)
     limit, _ = token_bounds(run.train.row_length, max_prompt_tokens, 0)
-    limit = min(limit, run.train.row_length)
+    if not PREFIX_LENGTH < limit <= run.train.row_length:
+        raise UserError(
+            f"{limit} is not more than the {PREFIX_LENGTH} tokens of the static prefix and at most the"
+            f" {run.train.row_length} of the model's rows",
+            where="max_prompt_tokens",
+        )
     histories = prompts.build_prompts(dataset, rows, vocabulary)
     states_NxD = Backbone(model, run).hidden_states([start_of(p, vocabulary, limit).tokens_T for p in histories])
     about = {"workdir": workdir.resolve().name, "step": str(used), "vocabulary": vocabulary.fingerprint}

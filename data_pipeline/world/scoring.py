@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline import cache
 from data_pipeline.corpus import Corpus, SplitReader
 from data_pipeline.errors import UserError
+from data_pipeline.follow_up import AUTO, LAST_EVENT
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.vocabulary import KINDS
 from data_pipeline.world import tables
@@ -54,6 +55,8 @@ def refusal(manifest: dict[str, Any]) -> str:
     if reason := data_refusal(source["name"], source["version"]):
         return reason
     cohort = config["cohort"]
+    if config.get("observed_until", AUTO) not in (AUTO, LAST_EVENT):
+        return "its records end at a date, and the world's observation by its clock"
     bounds = (cohort[key] for key in ("min_age", "max_age", "first_date", "last_date"))
     if any(bound is not None for bound in bounds) or cohort["min_encounters"]:
         return "its cohort leaves out events or subjects"

@@ -70,6 +70,9 @@ def test_what_is_there_is_kept_and_what_cannot_be_written_leaves_nothing(
     with pytest.raises(UserError, match="is there already"):
         embed.embed(workdir, world_meds, labels, tmp_path / "there.parquet")
     assert (tmp_path / "there.parquet").read_text() == "mine"
+    for bound in (4, 129):
+        with pytest.raises(UserError, match=f"max_prompt_tokens: {bound} is not more"):
+            embed.embed(workdir, world_meds, labels, tmp_path / "e.parquet", max_prompt_tokens=bound)
     full = types.SimpleNamespace(write_table=_fill)
     monkeypatch.setattr(pyarrow, "parquet", full)
     with pytest.raises(UserError, match="cannot be written"):

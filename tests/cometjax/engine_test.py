@@ -218,6 +218,14 @@ def test_timeline_end_stops_a_future_where_it_may() -> None:
         assert (future.tokens_T[-1] == END) == (future.stop == "timeline_end")
 
 
+def test_futures_whose_observation_ends_say_so() -> None:
+    knowing = dataclasses.replace(VOCABULARY, knows_follow_up=True)
+    drawn = engine.simulate_futures(model_of(), knowing, SHORT, CONFIG)
+    ended = [future for future in drawn if future.tokens_T[-1] == END]
+    assert ended and {future.stop for future in ended} == {"unobserved"}
+    assert all(future.is_censored == (future.stop in ("unobserved", "length")) for future in drawn)
+
+
 def test_a_gap_below_the_shortest_interval_asks_nothing() -> None:
     start = engine.start_of(Prompt(1, 20, 59.0), VOCABULARY, 512)
     assert (start.clock, start.first_interval, len(start.tokens_T)) == (0, -1, 20)

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import amounts, anticipation, engine, estimators, futures, grammar_states, report_fan
+from cometjax import amounts, anticipation, estimators, futures, grammar_states, report_fan
 from cometjax.futures import Future
 from cometjax.report_story import Strip
 from cometjax.tasks import Task
@@ -15,7 +15,7 @@ from data_pipeline.columns import to_columns
 from data_pipeline.errors import UserError
 from data_pipeline.tokenizer import tokenize
 from tests.cometjax import grammar_states_test
-from tests.cometjax.engine_test import CONFIG, SHORT, VOCABULARY, model_of
+from tests.cometjax.engine_test import CONFIG, VOCABULARY
 
 KNOWING = dataclasses.replace(VOCABULARY, knows_follow_up=True)
 VISIT = Task(name="visit", index="X", horizon_days=182.0, outcome=r".*CPT.*")
@@ -79,13 +79,6 @@ def test_what_the_end_of_a_record_is_follows_from_the_corpus() -> None:
             futures.timeline_end_of(dataclasses.replace(CONFIG, timeline_end=wrong), which)
     with pytest.raises(UserError, match="'sometimes' is not known"):
         dataclasses.replace(CONFIG, timeline_end="sometimes")
-
-
-def test_futures_whose_observation_ends_say_so() -> None:
-    drawn = engine.simulate_futures(model_of(), KNOWING, SHORT, CONFIG)
-    ended = [future for future in drawn if future.tokens_T[-1] == KNOWING.ids["TIMELINE_END"]]
-    assert ended and {future.stop for future in ended} == {"unobserved"}
-    assert all(future.is_censored == (future.stop in ("unobserved", "length")) for future in drawn)
 
 
 def test_an_end_of_observation_weighs_like_the_end_of_tokens() -> None:

@@ -267,6 +267,9 @@ def test_a_corpus_that_is_not_from_this_world_is_refused(corpus, tmp_path):
     manifest = json.loads(json.dumps(dict(corpus.manifest)))
     manifest["config"]["cohort"]["min_encounters"] = 2
     assert "cohort" in scoring.refusal(manifest)
+    manifest = json.loads(json.dumps(dict(corpus.manifest)))
+    manifest["config"]["observed_until"] = "2024-12-31"
+    assert "end at a date" in scoring.refusal(manifest)
 
 
 def test_too_many_unknown_codes_are_refused_in_one_line(world, tmp_path, monkeypatch):
