@@ -172,14 +172,18 @@ def test_a_timeline_says_how_it_ends() -> None:
     assert list(timeline(records[3], vocabulary))[-1].endswith("End of the record")
 
 
-def test_the_world_reads_records_that_end_with_their_last_event_too(world_meds, tmp_path) -> None:
+@pytest.mark.parametrize("observed_until", ["auto", "last_event"])
+def test_the_worlds_probabilities_of_what_follows_a_last_event_sum_to_one(world_meds, tmp_path, observed_until) -> None:
     content = build_config.get_config()
-    content.update(code_map="world", min_subjects_per_code=3, min_values_per_code=20, observed_until="last_event")
+    content.update(code_map="world", min_subjects_per_code=3, min_values_per_code=20, observed_until=observed_until)
     corpus = build_corpus(world_meds, tmp_path / "c", content, workers=1)
     reader, vocabulary = Reader(corpus.vocabulary), corpus.vocabulary
-    tuning = corpus.split("tuning")
-    tokens = tuning.record(int(np.argmin(tuning.lengths_R))).tokens_T
-    tried = [np.append(tokens[:-1], token) for token in range(len(vocabulary))]
-    reading = reader.read(tried)
+    tuning, death = corpus.split("tuning"), vocabulary.ids["DEATH"]
+    records = [tuning.record(index).tokens_T for index in np.argsort(tuning.lengths_R)[:8]]
+    tokens = next(tokens_T for tokens_T in records if death not in tokens_T)[:-1]
+    while tokens[-1] in vocabulary.interval_ids:  # the silence
+        tokens = tokens[:-1]
+    reading = reader.read([np.append(tokens, token) for token in range(len(vocabulary))])
     p = np.exp(np.nan_to_num(reading.log_T[reading.offsets_S1[1:] - 1], nan=-np.inf))
-    assert p[vocabulary.ids["TIMELINE_END"]] > 0 and abs(p.sum() - 1) < 1e-9
+    assert (p[vocabulary.ids["TIMELINE_END"]] > 0) == (observed_until == "last_event")
+    assert (p[list(vocabulary.interval_ids)] > 0).any() and abs(p.sum() - 1) < 1e-9
