@@ -83,7 +83,8 @@ class BuildRun:
         if open_ended := sum(split.open_ended for _, split in written):
             print(
                 f"{self.dataset.root}: nothing tells how long {open_ended:,} living"
-                f" subject{'s were' if open_ended > 1 else ' was'} observed: these records end with the last event",
+                f" subject{'s were' if open_ended > 1 else ' was'} observed after the last event:"
+                " these records end with it",
                 file=sys.stderr,
             )
         build_manifest.remove_strays(self.folder, manifest)

@@ -43,6 +43,7 @@ GENERIC = CodeMap(
     (
         *BIRTH_AND_DEATH,
         Rule(r"(?i:BIRTH|DATE_OF_BIRTH|DOB)", "DEMOGRAPHIC", "BIRTH", "birth"),
+        Rule(r"(?i:OBSERVATION_(?:PERIOD_)?END)", "OTHER", "OBSERVATION_END", "observation_end"),
         Rule(
             rf"(?i:(?:DEATH|DECEASED)(?:_DATE|_TIME|_DATETIME)?|DIED|DATE_OF_DEATH|DOD)(?:{BREAK}.+)?",
             "DEATH",

@@ -49,7 +49,8 @@ class TokenizedSubjects:
         interval_us_I, interval_tokens_I: per interval of the preset, time spanned and tokens used between events.
         interval_histogram: `IntervalPreset.histogram` of the gaps between events.
         row_counts: the input's rows by what became of them; they sum to the number of rows.
-        open_ended: living subjects whose end of observation nothing tells, though the vocabulary knows follow-up.
+        open_ended: living subjects of whom no end of observation is told, or one before their last event, though the
+            vocabulary knows follow-up.
     """
 
     subject_ids_S: np.ndarray
@@ -109,7 +110,8 @@ def tokenize_columns(
     open_ended = 0
     if end and vocabulary.knows_follow_up:
         end_S = follow_up.ends(columns, observed_until)
-        open_ended = int(((end_S == NO_TIME) & ~follow_up.dead(columns)).sum())
+        # Later than any end that is told: NO_TIME comes before all times.
+        open_ended = int(((end_S < last_time_S) & ~follow_up.dead(columns)).sum())
         end_S = end_S if latest_us_S is None else np.minimum(end_S, latest_us_S)
         silence = _Silence.between(last_time_S, end_S, vocabulary)
     instants = _place_instants(timeline, vocabulary, silence.repeats_S + end)

@@ -64,7 +64,7 @@ def test_the_silence_until_observation_ends_is_told_but_not_of_the_dead() -> Non
     assert tails(PEOPLE, vocabulary) == [SILENT, long, END, END, END, []]  # of the last one the prefix and the end
     assert tails(PEOPLE, vocabulary, end=False)[:2] == [[], []]
     counted = tokenize(pl.DataFrame(PEOPLE, schema=SCHEMA, orient="row"), vocabulary)
-    assert counted.open_ended == 1  # subject 3
+    assert counted.open_ended == 2  # subjects 3 and 5
     assert counted.row_counts["observation_end"] == 5 and sum(counted.row_counts.values()) == len(PEOPLE)
     assert not sum(counted.interval_tokens_I)  # silences are no gaps between events
     assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
@@ -89,11 +89,11 @@ def test_one_date_may_end_all_and_its_day_is_observed() -> None:
     frame = pl.DataFrame(PEOPLE, schema=SCHEMA, orient="row")
     columns = to_columns(frame, vocabulary.code_map)
     codes = CodeTable.build(columns.concepts, vocabulary)
-    for date, interval in (("2020-01-07", "1w-2w"), ("2020-01-06", "3d-1w"), ("2019-12-01", "")):
+    for date, interval, living in (("2020-01-07", "1w-2w", 0), ("2020-01-06", "3d-1w", 0), ("2019-12-01", "", 4)):
         told = tokenize_columns(columns, codes, vocabulary, observed_until=date)
         ends = [vocabulary.tokens[token].text for token in told.record(2).tokens_T[5:]]
         assert ends == ([f"INTERVAL//{interval}"] if interval else []) + END
-        assert told.open_ended == 0
+        assert told.open_ended == living
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def ends_of(corpus: Corpus) -> list[list[str]]:
 def test_a_build_tells_of_whom_nothing_is_known(data, tmp_path, capsys) -> None:
     corpus = build_corpus(data, tmp_path / "c", config(), workers=1)
     assert ends_of(corpus)[:2] == [SILENT, ["INTERVAL//6mt+"] * 3 + END]
-    assert corpus.manifest["splits"]["train"]["subjects_without_observation_end"] == 1
-    assert "nothing tells how long 1 living subject was observed" in capsys.readouterr().err
-    assert how_records_end(corpus, ["train"]) == "records end with observation, but for 1 whose end is not known"
+    assert corpus.manifest["splits"]["train"]["subjects_without_observation_end"] == 2
+    assert "nothing tells how long 2 living subjects were observed after the last event" in capsys.readouterr().err
+    assert how_records_end(corpus, ["train"]) == "records end with observation, but for 2 whose end is not known"
     dated = build_corpus(data, tmp_path / "d", config(observed_until="2020-01-10"), workers=1)
     assert how_records_end(dated, ["train"]) == "records end with observation"
     assert ends_of(dated)[2] == SILENT and "observed" not in capsys.readouterr().err
@@ -187,3 +187,10 @@ def test_the_worlds_probabilities_of_what_follows_a_last_event_sum_to_one(world_
     p = np.exp(np.nan_to_num(reading.log_T[reading.offsets_S1[1:] - 1], nan=-np.inf))
     assert (p[vocabulary.ids["TIMELINE_END"]] > 0) == (observed_until == "last_event")
     assert (p[list(vocabulary.interval_ids)] > 0).any() and abs(p.sum() - 1) < 1e-9
+
+
+def test_the_generic_map_takes_an_end_of_observation_for_no_event() -> None:
+    generic = code_maps.named("generic")
+    for code, role in (("OBSERVATION_END", "observation_end"), ("observation_period_end", "observation_end")):
+        assert generic.map(code).role == role
+    assert generic.map("OBSERVATION//END_TIDAL_CO2").role == generic.map("OBSERVATION_ENDOSCOPY").role == ""
