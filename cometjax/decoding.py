@@ -21,6 +21,7 @@ from flax import nnx
 
 from cometjax import attention, grammar_states, hopper_decoding
 from cometjax.decoding_caches import Copies, InPlace, Pool, as_stored, written
+from cometjax.futures import token_seconds
 from cometjax.model import Decoder, LayerWeights, side_by_side
 from cometjax.sharding import path_name
 from data_pipeline.vocabulary import Vocabulary
@@ -131,11 +132,6 @@ class Rules:
             possible_Rx1 = (others_RxV > 0).any(-1, keepdims=True)
             probability_RxV = jnp.where(possible_Rx1, others_RxV, probability_RxV)
         return probability_RxV, hazard_RxK
-
-
-def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
-    """Whole seconds (int32, [V]) by which each token advances the clock on average: integers, so that no sum rounds."""
-    return np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int32)
 
 
 def token_table(vocabulary: Vocabulary, *, timeline_end: str, mean_durations: bool = False) -> TokenTable:

@@ -186,12 +186,16 @@ class Future:
         return self.stop in CENSORED
 
 
+def token_seconds(vocabulary: Vocabulary) -> np.ndarray:
+    """Whole seconds (int32, [V]) by which each token advances the clock on average: integers, so that no sum rounds."""
+    return np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int32)
+
+
 def clock(future: Future, vocabulary: Vocabulary) -> np.ndarray:
     """The clock after each token, in whole seconds (int64, [T]) since the prediction time."""
     if future.drawn_clock_T is not None:
         return future.drawn_clock_T
-    seconds_V = np.rint(np.asarray(vocabulary.seconds_per_token())).astype(np.int64)
-    return future.start_seconds + np.cumsum(seconds_V[future.tokens_T])
+    return future.start_seconds + np.cumsum(token_seconds(vocabulary)[future.tokens_T], dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from benchmarks.decode import RandomPrompt
-from cometjax import anticipation, decoding, engine, estimators
-from cometjax.futures import Future
+from cometjax import anticipation, engine, estimators
+from cometjax.futures import Future, token_seconds
 from cometjax.model import ModelConfig
 from cometjax.tasks import Task
 from tests.cometjax.grammar_states_test import VOCABULARY, ids
@@ -36,7 +36,7 @@ TASKS = [
 CONFIG = engine.SimulationConfig(
     samples=32, horizon_seconds=HORIZON, max_new_tokens=96, batch_rows=512, chunk_steps=16, grammar=True
 )
-SECONDS_V = decoding.token_seconds(VOCABULARY)
+SECONDS_V = token_seconds(VOCABULARY)
 
 
 class MarkovDecoder(nnx.Module):

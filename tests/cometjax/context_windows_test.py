@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import decode
-from cometjax import batches, context_windows, decoding, engine, estimators, futures, risks
+from cometjax import batches, context_windows, engine, estimators, futures, risks
+from cometjax.futures import token_seconds
 from data_pipeline import grammar
 from tests.cometjax.anticipation_test import CONFIG as MARKOV_CONFIG
 from tests.cometjax.anticipation_test import HORIZON, PROMPTS, TASKS, exact, model
@@ -38,7 +39,7 @@ class Prompt(decode.RandomPrompt):
 
 
 def seconds_of(*texts: str) -> int:
-    return int(decoding.token_seconds(VOCABULARY)[ids(*texts)].sum())
+    return int(token_seconds(VOCABULARY)[ids(*texts)].sum())
 
 
 def window_after(history: list[str], drawn: list[str], most: int, *, gap: int = 0, start: int = 0) -> futures.Start:

@@ -17,6 +17,7 @@ from flax import nnx
 from benchmarks import decode
 from cometjax import batches, decoding, engine, grammar_states
 from cometjax import futures as futures_module
+from cometjax.futures import token_seconds
 from cometjax.model import ModelConfig
 from data_pipeline import code_maps, intervals
 from data_pipeline.errors import UserError
@@ -195,7 +196,7 @@ def test_every_stop_is_what_it_says() -> None:
     seen = set()
     for horizon in (60 * DAY, CONFIG.horizon_seconds):
         for future in simulate(PROMPTS + SHORT, horizon_seconds=horizon):
-            seconds_T = future.start_seconds + np.cumsum(decoding.token_seconds(VOCABULARY)[future.tokens_T])
+            seconds_T = future.start_seconds + np.cumsum(token_seconds(VOCABULARY)[future.tokens_T])
             seen.add(future.stop)
             assert (seconds_T[:-1] <= horizon).all() and DEATH not in future.tokens_T[:-1]
             assert (seconds_T[-1] > horizon) == (future.stop == "horizon")
@@ -238,7 +239,7 @@ def test_a_gap_before_the_prediction_time_must_end_after_it(days, name) -> None:
     futures = simulate([Prompt(subject, 12, days * DAY) for subject in range(12)], horizon_seconds=horizon)
     firsts = np.array([INTERVALS.index(future.tokens_T[0]) for future in futures])
     assert (firsts >= least).all() and (firsts == least).any()
-    seconds_V = decoding.token_seconds(VOCABULARY)
+    seconds_V = token_seconds(VOCABULARY)
     for future in futures:
         assert future.drawn_clock_T[0] == max(0, seconds_V[future.tokens_T[0]] - days * DAY)
         assert (np.diff(future.drawn_clock_T) == seconds_V[future.tokens_T[1:]]).all()
@@ -302,7 +303,7 @@ def test_an_interval_lasts_as_long_as_some_did_in_training_each_as_often() -> No
         shorter = min(len(future.tokens_T), len(other.tokens_T))
         assert future.tokens_T[:shorter].tolist() == other.tokens_T[:shorter].tolist()
         before_T = np.concatenate([[other.start_seconds], other.drawn_clock_T[:-1]])
-        assert (other.drawn_clock_T - before_T == decoding.token_seconds(vocabulary)[other.tokens_T]).all()
+        assert (other.drawn_clock_T - before_T == token_seconds(vocabulary)[other.tokens_T]).all()
 
 
 @pytest.mark.parametrize("days, longer", [(40.0, 0.9), (98.68125, 0.5), (170.0, 0.1), (182.0, 0.0)])

@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import amounts, decoding, estimators, task_results, tasks
+from cometjax import amounts, estimators, task_results, tasks
 from cometjax.engine import Future
+from cometjax.futures import token_seconds
 from cometjax.tasks import Task
 from data_pipeline import code_maps, meds
 from data_pipeline.corpus import Corpus
@@ -60,7 +61,7 @@ def test_risk_is_the_share_of_samples_with_the_outcome_within_the_horizon(vocabu
 
 def test_the_horizons_border_counts_and_a_second_more_does_not(vocabulary) -> None:
     visit = _outpatient(vocabulary)
-    seconds = int(decoding.token_seconds(vocabulary)[vocabulary.ids["INTERVAL//3d-1w"]])
+    seconds = int(token_seconds(vocabulary)[vocabulary.ids["INTERVAL//3d-1w"]])
     for horizon_seconds, expected in ((seconds, 1.0), (seconds - 1, 0.0)):
         task = Task(**{**VISIT.__dict__, "horizon_days": horizon_seconds / 86_400})
         times = estimators.outcome_times([future(vocabulary, ["3d-1w", visit])], vocabulary, [task])

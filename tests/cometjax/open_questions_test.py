@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from cometjax import decoding, estimators, risks
+from cometjax import estimators, risks
 from cometjax.amounts import estimate as estimate_amount
-from cometjax.futures import Future
+from cometjax.futures import Future, token_seconds
 from cometjax.tasks import Task
 from data_pipeline import grammar
 from tests.cometjax.anticipation_test import CONFIG, HORIZON, PROMPTS, VOCABULARY, model
@@ -25,7 +25,7 @@ TASKS = [
     Task(name="days_to_a", index="X", horizon_days=DAYS, outcome=r"A|A\.2.*", kind="duration"),
     Task(name="all_labs", index="X", horizon_days=DAYS, outcome="LAB", kind="count"),
 ]
-SECONDS_V = decoding.token_seconds(VOCABULARY)
+SECONDS_V = token_seconds(VOCABULARY)
 QUESTIONS = estimators.questions(VOCABULARY, TASKS)
 DRAWN = [token.grammar in ("first", "part", "value", "interval") for token in VOCABULARY.tokens]
 SHORT = ids("INTERVAL//1d-3d", "INTERVAL//1w-2w", "INTERVAL//5m-15m")

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cometjax import decoding, engine, report_samples, risks, test_time_scaling
-from cometjax.futures import Future
+from cometjax import engine, report_samples, risks, test_time_scaling
+from cometjax.futures import Future, token_seconds
 from cometjax.job_folder import Part
 from cometjax.tasks import Task
 from data_pipeline.errors import UserError
@@ -117,7 +117,7 @@ def drawn(monkeypatch) -> list[list[int]]:
             tokens_T = np.array([day, code] * random.integers(1, 12), np.int32)
             hazard_TxK = random.random((len(tokens_T), len(OUTCOMES))) * 0.02 * 2.0 ** np.arange(len(OUTCOMES))
             decided_TxK = np.zeros((len(tokens_T), len(places)), bool)
-            clock_T = np.cumsum(decoding.token_seconds(VOCABULARY)[tokens_T], dtype=np.int64)
+            clock_T = np.cumsum(token_seconds(VOCABULARY)[tokens_T], dtype=np.int64)
             yield Future(prompt.subject_id, 0, sample, tokens_T, stop, 0, hazard_TxK[:, places], decided_TxK, clock_T)
 
     def iter_futures(model, vocabulary, prompts, config, *, outcomes, **_):

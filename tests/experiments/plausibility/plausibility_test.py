@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from benchmarks import decode
-from cometjax import checkpoints, decoding, tasks
-from cometjax.futures import Future
+from cometjax import checkpoints, tasks
+from cometjax.futures import Future, token_seconds
 from cometjax.model import ModelConfig
 from data_pipeline import meds, prompts
 from data_pipeline.code_maps import Concept
@@ -60,7 +60,7 @@ def compare(timelines, vocabulary, shown):
 
 def _window(tokens_T: np.ndarray, vocabulary: Vocabulary) -> Window:
     tokens_T = tokens_T[:TOKENS]
-    seconds_T = np.cumsum(decoding.token_seconds(vocabulary)[tokens_T], dtype=np.int64)
+    seconds_T = np.cumsum(token_seconds(vocabulary)[tokens_T], dtype=np.int64)
     return Window(0, "", float("nan"), tokens_T, seconds_T, is_cut=False)
 
 
