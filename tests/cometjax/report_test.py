@@ -320,7 +320,14 @@ def test_a_subjects_figure_tells_the_share_of_futures_and_beside_it_the_risk_tha
         0 < died < 8
         and f"death_1y: {died / 8:.2f} ± {1.96 * (died * (8 - died) / 8**3) ** 0.5:.2f}; scored 0.219" in page
     )
-    assert "the last value" not in page and "this share, futures that ran out" in page
+    assert "Beside it the risk that is scored: this share, drawn to the mean" in page
+
+
+def test_a_risk_that_is_no_share_of_futures_is_not_called_one() -> None:
+    results = made_up_results()
+    results["run"]["options"]["estimator"] = "scope"
+    page = report.render(results, [], made_up_story(samples=2))
+    assert "(SCOPE), drawn to the mean" in page and "this share, drawn" not in page
 
 
 def test_text_from_outside_is_escaped() -> None:
