@@ -84,12 +84,18 @@ def endless_vocabulary(size: int) -> Vocabulary:
 
 def lively_model(config: ModelConfig, seed: int = 0) -> Decoder:
     """A random decoder with weights large enough for every token to depend on the whole history."""
-    graph, weights = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
     # Logits with a standard deviation of about 2; layers that change the residual stream by as much as it is.
     of_tokens, of_layers = 2 / (INIT_STDDEV * config.width**0.5), 1 / (INIT_STDDEV * config.width**0.5)
     scale = {2: of_tokens, 3: of_layers, 4: of_layers}
-    lively = jax.tree.map(lambda weight: weight * scale.get(weight.ndim, 1) if weight.std() > 0 else weight, weights)
-    return nnx.merge(graph, lively)
+    initial = lambda: Decoder(config, rngs=nnx.Rngs(seed))  # noqa: E731
+
+    def lively(weight: jax.Array) -> jax.Array:
+        return jnp.where(weight.std() > 0, weight * scale.get(weight.ndim, 1), weight)
+
+    # For once, LLVM need not try hard.
+    hurried = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    weights = jax.jit(lambda: jax.tree.map(lively, nnx.state(initial())), compiler_options=hurried)()
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(initial)), weights)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -131,6 +131,7 @@ def test_a_future_of_several_windows_depends_on_nothing_beside_it() -> None:
     assert set(map(key, simulate(FEW[4:2:-1], batch_rows=32, chunk_steps=3))) <= every
 
 
+@pytest.mark.usefixtures("hurried_compiler")
 def test_each_window_is_drawn_as_full_recomputation_draws_it() -> None:
     """With next to no temperature each token is the most probable one, whatever the random numbers."""
     config = dataclasses.replace(CONFIG, samples=1, temperature=1e-5, grammar=False, max_windows=3)
@@ -150,6 +151,7 @@ def test_each_window_is_drawn_as_full_recomputation_draws_it() -> None:
         assert future.stop != "length" or len(drawn_T) == 3 * config.max_new_tokens
 
 
+@pytest.mark.usefixtures("hurried_compiler")
 def test_risks_of_futures_in_windows_are_the_known_ones_and_nothing_is_cut() -> None:
     few = PROMPTS[:24]
     config = dataclasses.replace(MARKOV_CONFIG, max_new_tokens=8, max_windows=12, max_prompt_tokens=10, chunk_steps=4)

@@ -24,6 +24,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PREFIX_SYSTEMS, Token, Vocabulary
 from tests.cometjax.grammar_states_test import VOCABULARY as SPELLING
 
+# Most of the time is the compiler's.
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
+
 DAY = 86_400
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PRESET = intervals.COMET13
@@ -150,6 +153,7 @@ def test_a_prompts_futures_depend_on_nothing_beside_it(prompts, changes) -> None
 
 def test_probabilities_are_the_same_to_the_bit_whatever_is_drawn_beside_them() -> None:
     """Tokens seldom show a difference in rounding, hazards do; products of many rows have it in so wide a model."""
+    jax.config.update("jax_disable_most_optimizations", False)  # the rounding of what users run
     model = decode.lively_model(ModelConfig(len(SPELLING), 1, 128, 2, 1, 64, 256, tied_embeddings=False))
     prompts = [
         decode.RandomPrompt(subject, np.array([1, 2, 3, 4, *[SPELLING.ids["C"]] * (1 + subject)], np.int32))
@@ -275,7 +279,8 @@ def with_quantiles() -> Vocabulary:
 
 def test_an_interval_lasts_as_long_as_some_did_in_training_each_as_often() -> None:
     vocabulary = with_quantiles()
-    futures = engine.simulate_futures(model_of(), vocabulary, PROMPTS[:3], dataclasses.replace(CONFIG, samples=40))
+    config = dataclasses.replace(CONFIG, samples=120)
+    futures = engine.simulate_futures(model_of(), vocabulary, PROMPTS[:2], config)
     places, repeats = [], 0
     for future in futures:
         clock_T = futures_module.clock(future, vocabulary).tolist()
@@ -297,7 +302,7 @@ def test_an_interval_lasts_as_long_as_some_did_in_training_each_as_often() -> No
     assert counts.sum() > 300 and abs(counts / counts.sum() - 0.1).max() < 4 * np.sqrt(0.09 / counts.sum())
     # The tokens do not depend on it, but for the horizon.
     by_mean = engine.simulate_futures(
-        model_of(), vocabulary, PROMPTS[:3], dataclasses.replace(CONFIG, samples=40, mean_durations=True)
+        model_of(), vocabulary, PROMPTS[:2], dataclasses.replace(config, mean_durations=True)
     )
     for future, other in zip(futures, by_mean, strict=True):
         shorter = min(len(future.tokens_T), len(other.tokens_T))
@@ -431,10 +436,11 @@ def test_the_slots_of_samples_that_ended_are_taken_while_others_of_their_prompt_
 
     monkeypatch.setattr(batches, "_rows", watched)
     prompts = [Prompt(subject, 12) for subject in range(60, 90)]
-    futures = simulate(prompts, max_new_tokens=128)  # room for prompts: they take no more memory than futures
+    long = {"max_new_tokens": 128, "chunk_steps": 32}  # room for prompts: they take no more memory than futures
+    futures = simulate(prompts, **long)
     assert any(samples > caches for samples, _, caches in at_once)
     assert all(running <= caches for _, running, caches in at_once)
-    assert by_key(futures) == by_key(simulate(prompts, max_new_tokens=128, pool_batches=9))
+    assert by_key(futures) == by_key(simulate(prompts, **long, pool_batches=9))
 
 
 @pytest.mark.parametrize("close", [False, True])

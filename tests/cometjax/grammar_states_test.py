@@ -16,6 +16,9 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PREFIX_SYSTEMS, Event, Token, Vocabulary
 
+# Most of the time is the compiler's, and no test here is of how its code rounds.
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
+
 PRESET = intervals.COMET13
 STATIC = [Token(f"{system}//UNKNOWN", "DEMOGRAPHIC", "static") for system in PREFIX_SYSTEMS]
 CONFIG = engine.SimulationConfig(

@@ -14,6 +14,9 @@ from cometjax.huggingface import differences, from_hf_state, to_hf_config, to_hf
 from cometjax.model import Decoder, ModelConfig
 from data_pipeline.errors import UserError
 
+# Most of the time is the compiler's, and no test here is of how its code rounds.
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SMALL = ModelConfig(vocab_size=11, layers=2, width=12, heads=4, kv_heads=2, head_dim=6, mlp_width=20)
 

@@ -17,6 +17,9 @@ from cometjax.sharding import path_name
 from data_pipeline.errors import UserError
 from experiments.configs import comet_l, comet_m, comet_s, demo
 
+# Most of the time is the compiler's, and no test here is of how its code rounds.
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
+
 CONFIG = ModelConfig(vocab_size=37, layers=3, width=24, heads=4, kv_heads=2, head_dim=8, mlp_width=48)
 PAPER_VOCABULARY = 7105
 SEGMENTS_BxL = np.array([[1] * 5 + [2] * 7 + [3] * 8, [1] * 11 + [2] * 3 + [0] * 6])

@@ -93,10 +93,11 @@ def muon_and_adam_directions():
     found = {}
     for name in ("muon", "adamw"):
         optimizer = make_optimizer(config_of(name=name, weight_decay=0.0))
-        found[name] = optimizer.update(gradients, optimizer.init(params), params)[0]
+        found[name] = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0]
     return found["muon"], found["adamw"]
 
 
+@pytest.mark.usefixtures("hurried_compiler")
 def test_muon_steps_each_layers_matrix_by_equal_singular_values_of_adams_size_and_leaves_the_rest_to_adam():
     muon, adam = muon_and_adam_directions()
     inputs = {"query": 16, "key": 16, "value": 16, "attention_out": 12, "mlp_gate": 16, "mlp_up": 16, "mlp_down": 32}
@@ -114,6 +115,7 @@ def test_muon_steps_each_layers_matrix_by_equal_singular_values_of_adams_size_an
         np.testing.assert_array_equal(muon[name], adam[name])
 
 
+@pytest.mark.usefixtures("hurried_compiler")
 def test_muon_gives_a_layer_the_step_that_it_would_have_alone():
     gradient = jax.random.normal(jax.random.key(3), (2, 16, 32))
     optimizer = make_optimizer(config_of(name="muon", weight_decay=0.0, clip_norm=1e9))

@@ -17,6 +17,9 @@ from cometjax.train_step import (
 )
 from data_pipeline.vocabulary import KINDS
 
+# Most of the time is the compiler's, and no test here is of how its code rounds.
+pytestmark = pytest.mark.usefixtures("hurried_compiler")
+
 V = 20
 MODEL = ModelConfig(vocab_size=V, layers=1, width=8, heads=2, kv_heads=2, head_dim=4, mlp_width=16, scan_layers=False)
 TABLES = TokenTables(
