@@ -199,7 +199,7 @@ def _evaluate(
             group.draw(part, progress=progress)
         if not folder.finish_part():
             return {}
-    simulations = {censoring: group.simulate(progress=progress) for censoring, group in groups.items()}
+    simulations = {timeline_end: group.simulate(progress=progress) for timeline_end, group in groups.items()}
     wall_s = time.perf_counter() - start
     scored = {name: of_task.scored for name, of_task in rows.items()}
     truths = world_truth.true_risks(
@@ -219,7 +219,7 @@ def _evaluate(
     risks, amounts = {}, {}
     common = {"resamples": options.resamples, "seed": options.seed}
     for task in progress_bar(tasks, desc="score", unit="task", enabled=progress):
-        of_task, simulation = rows[task.name], simulations[task.censoring]
+        of_task, simulation = rows[task.name], simulations[task.timeline_end]
         estimates = _estimates(task, of_task.scored, simulation)
         if task.kind != "binary":
             amounts[task.name] = estimates

@@ -20,7 +20,8 @@ SECONDS_PER_DAY = 86_400.0
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Tasks of one censoring and the union of their prompts, each as long as the longest horizon asked of it.
+    """Tasks that take the end of a record alike, and the union of their prompts, each as long as the longest horizon
+    asked of it.
 
     Attributes:
         sampler: draws them.
@@ -47,22 +48,18 @@ class Group:
 def groups(
     sampler: risks.Sampler, dataset: meds.MedsDataset, tasks: Sequence[Task], rows: Mapping[str, Rows]
 ) -> dict[str, Group]:
-    """By censoring. The sampler's horizon, and whether timelines may end, are each group's own.
-
-    Where what is not recorded counts as not happened ("assume_complete"), a timeline may end; where labels are of
-    subjects under observation ("dataset_end"), leaving the data set must not pass for health: it is never drawn, or
-    censors where the corpus knows follow-up.
-    """
+    """By `Task.timeline_end`, which decides the futures; tasks of several censorings may share theirs. The sampler's
+    horizon, and whether timelines may end, are each group's own."""
     found = {}
-    for censoring in sorted({task.censoring for task in tasks}):
-        group = [task for task in tasks if task.censoring == censoring]
+    for timeline_end in sorted({task.timeline_end for task in tasks}):
+        group = [task for task in tasks if task.timeline_end == timeline_end]
         config = dataclasses.replace(
             sampler.config,
             horizon_seconds=max(task.horizon_days for task in group) * SECONDS_PER_DAY,
-            timeline_end="stop" if censoring == "assume_complete" else "",
+            timeline_end=timeline_end,
         )
         wanted, asks_PxK = task_rows.union(group, rows)
-        found[censoring] = Group(
+        found[timeline_end] = Group(
             dataclasses.replace(sampler, config=config),
             prompts.build_prompts(dataset, wanted, sampler.vocabulary) if len(wanted) else [],
             wanted.get_column("days").to_list(),

@@ -2,7 +2,8 @@
 
 Rows are made from a task's definition, or read from label files (such as ACES writes). Rows that cannot be answered or
 would answer themselves are left out and counted by reason. Who is asked depends on nothing after the prediction time,
-but for the data's end (`Task.censoring`). What is recorded after a death answers nothing: futures end there.
+but for the end of the data, or of the subject's observation (`Task.censoring`). What is recorded after a death answers
+nothing: futures end there.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from cometjax.tasks import BEFORE_ALL_TIME_US, MICROSECONDS_PER_DAY, Events, Task, microseconds, read_events
-from data_pipeline import code_maps, meds
+from data_pipeline import code_maps, follow_up, meds
 from data_pipeline.errors import UserError
 
 # The column of a MEDS label file that holds a task's answer.
@@ -40,14 +41,17 @@ class Labels:
     excluded: Mapping[str, int]
 
 
-def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0, end_us: int | None = None) -> Labels:
+def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0) -> Labels:
     """The task's rows for these subjects.
 
     A row is out when the subject is dead at the index (`dead_at_index`), in the midst of what it should be outside of
     (`inside`), is not of the cohort (`not_in_cohort`), has what is excluded (`excluded`), too short a history
     (`short_history`), had the outcome before (`prior_outcome`, with exclude_prior) or of late (`washout`), or the
-    horizon passes `end_us` (`horizon_past_data`, censoring "dataset_end"; default: the data's end). `not_chosen` counts
-    what index_choice left out of the rest.
+    horizon passes the end of the subject's own observation (`horizon_past_observation`, censoring "observation_end") or
+    of the data (`horizon_past_data`; not with "assume_complete"). `not_chosen` counts what index_choice left out of the
+    rest.
+
+    Raises UserError for "observation_end" where the data say of nobody until when they were observed.
     """
     frame = events.frame.filter(pl.col("subject_id").is_in(pl.Series(list(subjects), dtype=pl.Int64).implode()))
     dated = frame.filter(pl.col("time_us") != BEFORE_ALL_TIME_US)
@@ -60,9 +64,11 @@ def label(events: Events, subjects: Sequence[int], task: Task, *, seed: int = 0,
     is_birth = pl.col("concept").is_in(events.in_role("birth"))
     starts = dated.filter(~is_birth).group_by("subject_id").agg(start_us=pl.col("time_us").min())
     rows = rows.join(deaths, on="subject_id", how="left").join(starts, on="subject_id", how="left")
+    if task.censoring == "observation_end":
+        rows = rows.join(_known_observation(events, task), on="subject_id", how="left")
     rows = rows.sort("subject_id", "time_us")
     excluded = {}
-    for reason, is_out in _reasons(task, events.end_us if end_us is None else end_us).items():
+    for reason, is_out in _reasons(task, events.end_us).items():
         kept = rows.filter(~is_out.fill_null(False))
         excluded[reason] = len(rows) - len(kept)
         rows = kept
@@ -156,8 +162,18 @@ def _in_life(dated: pl.DataFrame, events: Events) -> pl.DataFrame:
     return known.filter((pl.col("time_us") <= pl.col("death_us")).fill_null(True)).drop("death_us")
 
 
+def _known_observation(events: Events, task: Task) -> pl.DataFrame:
+    if events.observed is None:
+        raise UserError(
+            "the data say of nobody until when they were observed",
+            where=f"task {task.name!r}, censoring {task.censoring}",
+            fix="use dataset_end or a date, or give the codes that say it the role observation_end (docs/code_maps.md)",
+        )
+    return events.observed
+
+
 def _reasons(task: Task, end_us: int) -> dict[str, pl.Expr]:
-    """Why a candidate is no row, in the order in which they are asked; null is no."""
+    """Why a candidate is no row, in the order in which they are asked; null is no. `end_us`: of the data."""
     now = pl.col("time_us")
     reasons = {"dead_at_index": pl.col("death_us") <= now}
     if task.outside_start:
@@ -175,8 +191,13 @@ def _reasons(task: Task, end_us: int) -> dict[str, pl.Expr]:
         reasons["prior_outcome"] = pl.col("last_outcome_us").is_not_null()
     if task.washout_days:
         reasons["washout"] = pl.col("last_outcome_us") >= now - microseconds(task.washout_days)
-    if task.censoring == "dataset_end":
-        reasons["horizon_past_data"] = now + task.horizon_us > end_us
+    if task.censoring == "observation_end":
+        reasons["horizon_past_observation"] = now + task.horizon_us > pl.col("observed_us")
+        reasons["horizon_past_data"] = pl.col("observed_us").is_null() & (now + task.horizon_us > end_us)
+    elif task.censoring != "assume_complete":
+        # The day's last instant: a window that ends with midnight holds the next day's first events.
+        last_us = end_us if task.censoring == "dataset_end" else follow_up.end_of_day(task.censoring) - 1
+        reasons["horizon_past_data"] = now + task.horizon_us > last_us
     return reasons
 
 

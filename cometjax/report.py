@@ -21,6 +21,7 @@ _REASONS = {
     "dead_at_index": "dead at the index",
     "inside": "in the midst of a stay",
     "prior_outcome": "had the outcome before",
+    "horizon_past_observation": "horizon passes the end of the subject's observation",
     "horizon_past_data": "horizon passes the end of the data",
     "not_in_cohort": "not of the cohort",
     "excluded": "had what is excluded",
@@ -28,6 +29,12 @@ _REASONS = {
     "washout": "had the outcome of late",
     "not_chosen": "another row of the subject was drawn",
     "over_max_rows": "beyond max_rows_per_task",
+}
+_FOLLOW_UP = {
+    "dataset_end": "rows whose horizon passes the data's end are out",
+    "observation_end": "rows whose horizon passes the end of the subject's observation are out; of the dead, and of "
+    "those of whom it is not known, rows whose horizon passes the data's end",
+    "assume_complete": "assumed complete: what is not recorded did not happen",
 }
 _STOPS = {
     "death": "death",
@@ -72,6 +79,7 @@ def render(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], sto
         compared=COMPARED,
         fitted=[name for name in rivals.TITLES if all(name in task["baselines"] for task in results["tasks"].values())],
         stops=_STOPS,
+        follow_up=_FOLLOW_UP,
         loss_figure=_markup(
             report_figures.loss_curves(records, references, "Loss by training step, in total and by token kind")
         )

@@ -79,8 +79,8 @@ def choose(
 
     Its tasks are those of plain yes or no, and where they are many, the least certain of them.
     """
-    group = max(simulations, key=lambda censoring: len(simulations[censoring].futures))
-    candidates = [t for t in tasks if t.censoring == group and t.kind == "binary" and not t.until]
+    group = max(simulations, key=lambda timeline_end: len(simulations[timeline_end].futures))
+    candidates = [t for t in tasks if t.timeline_end == group and t.kind == "binary" and not t.until]
     if not candidates:
         return None
     spread = pl.col("risk") * (1 - pl.col("risk"))

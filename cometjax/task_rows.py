@@ -73,7 +73,8 @@ def ask(
         label_folder: where labels come from (`labels.label_files`), in place of the tasks' index and what goes with it.
         producible: concepts that the model can write; None: any.
 
-    Raises UserError: a split without subjects, no task with a row, wrong label files.
+    Raises UserError: a split without subjects, no task with a row, wrong label files, a censoring that the data do not
+    allow (`labels.label`).
     """
     scored = subjects_of(dataset, split.split(","))
     training = subjects_of(dataset, ["train"])

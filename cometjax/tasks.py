@@ -13,17 +13,20 @@ from typing import Any
 
 import polars as pl
 
-from data_pipeline import code_maps, meds
+from data_pipeline import code_maps, follow_up, meds
 from data_pipeline.columns import OBSERVATION_END
 from data_pipeline.errors import UserError
 
 MICROSECONDS_PER_DAY = 86_400_000_000
 KINDS = ("binary", "count", "duration")
 INDEX_CHOICES = ("all", "one", "last")
-CENSORINGS = ("dataset_end", "assume_complete")
+CENSORINGS = ("dataset_end", "observation_end", "assume_complete")
+# For --help, and for whoever gave another.
+CENSORING_VALUES = f"{', '.join(CENSORINGS)}, or the date of the data's last day, YYYY-MM-DD"
 # Static rows have no time: they come before everything. Far enough from the int64 border that adding horizons is safe.
 BEFORE_ALL_TIME_US = -(2**61)
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 # Microseconds of more, added to a time, may pass the int64 border.
 _MOST_DAYS = 10_000_000
 _FIELDS_OF_DAYS = ("horizon_days", "washout_days", "history_days", "cohort_days")
@@ -55,8 +58,11 @@ class Task:
         index_choice: "all" candidates are rows; "one" per subject, drawn by a hash of (seed, subject, time); "last" of
             each subject (biased for outcomes that are index events themselves: the last has none after it).
         censoring: "dataset_end": rows whose horizon passes the data set's last event are out, whatever the outcome, so
-            that positives are not over-sampled. "assume_complete": what is not recorded did not happen; for data whose
-            dates are shifted by subject, where no common end exists.
+            that positives are not over-sampled. A date, YYYY-MM-DD: likewise, by the end of that day.
+            "observation_end": rows whose horizon passes the end of the subject's own recorded observation are out,
+            whatever the outcome; of subjects who have none recorded, and of the dead, whose record is whole, those that
+            dataset_end leaves out. "assume_complete": what is not recorded did not happen; for data whose dates are
+            shifted by subject, where no common end exists.
         family: group of tasks it belongs to.
         description: one line for the report. In a task file, {horizon_days} in it and other such fields in braces stand
             for their values in words (`described`).
@@ -103,9 +109,10 @@ class Task:
             raise UserError("outside_start and outside_end go together", where=where, fix="give both, or none")
         if self.exclude_prior and self.washout_days:
             raise UserError("washout_days with exclude_prior", where=where, fix="give one: exclude_prior is for ever")
-        for field, choices in (("kind", KINDS), ("index_choice", INDEX_CHOICES), ("censoring", CENSORINGS)):
+        for field, choices in (("kind", KINDS), ("index_choice", INDEX_CHOICES)):
             if getattr(self, field) not in choices:
                 raise UserError(f"unknown {field} {getattr(self, field)!r}", where=where, fix=f"use one of {choices}")
+        check_censoring(self.censoring, where=where)
 
     @property
     def horizon_us(self) -> int:
@@ -113,9 +120,28 @@ class Task:
         return microseconds(self.horizon_days)
 
     @property
+    def timeline_end(self) -> str:
+        """What the end of a record is to the futures that answer it (`futures.SimulationConfig.timeline_end`).
+
+        Where what is not recorded did not happen, a timeline may end. Rows of other censorings are of subjects under
+        observation, and leaving the data set must not pass for health: it is never drawn, or censors where the corpus
+        knows follow-up.
+        """
+        return "stop" if self.censoring == "assume_complete" else ""
+
+    @property
     def metric(self) -> str:
         """What it is mainly scored by."""
         return {"binary": "AUROC", "count": "RMSLE", "duration": "MAE (days)"}[self.kind]
+
+
+def check_censoring(value: str, *, where: str) -> None:
+    """Raise UserError unless this is one of CENSORINGS or a date."""
+    if value in CENSORINGS:
+        return
+    if not (isinstance(value, str) and _DATE.fullmatch(value)):
+        raise UserError(f"unknown censoring {value!r}", where=where, fix=f"use {CENSORING_VALUES}")
+    follow_up.end_of_day(value, where=where)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -158,11 +184,14 @@ class Events:
             sorted by subject and time.
         concepts: the distinct concepts; `concept` indexes them.
         end_us: time of the last event of the whole data set, other subjects' included.
+        observed: [subject_id, observed_us Int64]: until when these subjects were observed, the living for whom the data
+            say so; None where they say it of nobody.
     """
 
     frame: pl.DataFrame
     concepts: tuple[code_maps.Concept, ...]
     end_us: int
+    observed: pl.DataFrame | None = None
 
     def matching(self, pattern: str) -> list[int]:
         """Indices of the concepts whose name matches the regex in full."""
@@ -205,26 +234,40 @@ def read_events(dataset: meds.MedsDataset, subjects: Sequence[int], code_map: co
     """Read these subjects' events from all shards and name them by concept; memory holds these subjects only."""
     wanted = pl.Series("subject_id", list(subjects), dtype=pl.Int64)
     concepts: dict[str, code_maps.Concept] = {}
-    frames, end_us = [], BEFORE_ALL_TIME_US
+    frames, ends, end_us, knows_observation = [], [], BEFORE_ALL_TIME_US, False
     for shard in dataset.shards:
         frame = meds.read_shard(shard)
-        frame = _without_observation_ends(frame, code_map)
+        if len(codes := _observation_end_codes(frame, code_map)):
+            is_end = pl.col("code").is_in(codes.implode())
+            dated = frame.filter(is_end & pl.col("time").is_not_null()).select("subject_id", "time")
+            knows_observation |= len(dated) > 0
+            ends.append(dated.filter(pl.col("subject_id").is_in(wanted.implode())))
+            frame = frame.filter(~is_end)
         last = frame.select(pl.col("time").cast(pl.Int64).max()).item()
         end_us = end_us if last is None else max(end_us, last)
         frame = frame.filter(pl.col("subject_id").is_in(wanted.implode()))
         frames.append(_as_concepts(frame, code_map, concepts))
     columns = {"subject_id": pl.Int64, "time_us": pl.Int64, "concept": pl.UInt32}
-    events = pl.concat(frames) if frames else pl.DataFrame(schema=columns)
-    return Events(events.sort("subject_id", "time_us", maintain_order=True), tuple(concepts.values()), end_us)
+    frame = pl.concat(frames) if frames else pl.DataFrame(schema=columns)
+    frame = frame.sort("subject_id", "time_us", maintain_order=True)
+    events = Events(frame, tuple(concepts.values()), end_us)
+    if not knows_observation:
+        return events
+    # As `data_pipeline.follow_up.ends`: the last one, and of the dead none.
+    latest = pl.concat(ends).group_by("subject_id").agg(observed_us=pl.col("time").cast(pl.Int64).max())
+    observed = latest.sort("subject_id")
+    is_death = pl.col("concept").is_in(events.in_role("death")) & (pl.col("time_us") != BEFORE_ALL_TIME_US)
+    observed = observed.join(events.frame.filter(is_death), on="subject_id", how="anti", maintain_order="left")
+    return dataclasses.replace(events, observed=observed)
 
 
-def _without_observation_ends(frame: pl.DataFrame, code_map: code_maps.CodeMap) -> pl.DataFrame:
+def _observation_end_codes(frame: pl.DataFrame, code_map: code_maps.CodeMap) -> pl.Series:
+    """The codes that say until when a subject was observed; they are no events."""
     if not any(rule.role == OBSERVATION_END for rule in code_map.rules):
-        return frame
+        return pl.Series(dtype=pl.String)
     codes = frame.get_column("code").unique()
     roles = [concept.role for concept in code_map.map_codes(codes.to_list())]
-    ends = codes.filter(pl.Series(roles, dtype=pl.String) == OBSERVATION_END)
-    return frame.filter(~pl.col("code").is_in(ends.implode()))
+    return codes.filter(pl.Series(roles, dtype=pl.String) == OBSERVATION_END)
 
 
 def _as_concepts(

@@ -127,7 +127,8 @@ def true_risks(
 def _obstacle(task: Task, dataset: meds.MedsDataset) -> str:
     if reason := scoring.data_refusal(dataset.name, dataset.version):
         return reason
-    return "" if task.censoring == "dataset_end" else "true risks are of subjects observed throughout the horizon"
+    complete = task.censoring == "assume_complete"
+    return "true risks are of subjects observed throughout the horizon" if complete else ""
 
 
 def _halves(

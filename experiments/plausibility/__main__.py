@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from cometjax import checkpoint_choice, compile_cache
+from cometjax import checkpoint_choice, compile_cache, tasks
 from data_pipeline import command_line
 from experiments.plausibility import study
 
@@ -31,7 +31,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("corpus", default.corpus, "of the training run; none: where its configuration has it")
     flags.DEFINE_string("split", default.split, "split of the truth")
     flags.DEFINE_string("index", default.index, "regex of the concepts at which windows begin")
-    flags.DEFINE_enum("censoring", default.censoring, ["dataset_end", "assume_complete"], "as of a task")
+    flags.DEFINE_string("censoring", default.censoring, f"as of a task: {tasks.CENSORING_VALUES}")
     flags.DEFINE_float("horizon_days", default.horizon_days, "length of a window", lower_bound=0.01)
     flags.DEFINE_integer("max_prompts", default.max_prompts, "subjects, drawn by hash", lower_bound=2)
     flags.DEFINE_integer("samples", default.samples, "futures for each", lower_bound=1)

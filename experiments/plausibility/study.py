@@ -42,8 +42,10 @@ class Options:
         corpus: of the training run; "": as its configuration names it, from the current folder.
         split: whose subjects are the truth.
         index: regex of concepts; a window begins at one such event of each subject, drawn by hash.
-        censoring: "dataset_end": windows end before the data do; "assume_complete": what is not recorded was not.
-            Of no use where the corpus knows follow-up: windows then end with observation.
+        censoring: as of a task. "dataset_end", a date: windows end before the data do; "observation_end": before the
+            subject's observation does; "assume_complete": what is not recorded was not. Where the corpus knows
+            follow-up windows end with observation: the first has no say then, and a date or "observation_end" is
+            refused.
         horizon_days: a window's length.
         max_prompts: subjects, drawn by hash.
         samples: futures for each.
@@ -69,14 +71,26 @@ class Options:
     seed: int = 0
     step: checkpoint_choice.Step = None
 
+    def __post_init__(self) -> None:
+        tasks.check_censoring(self.censoring, where="--censoring")
+
 
 def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options: Options) -> dict[str, Any]:
     """Compare and write `out`; returns what plausibility.json says.
 
-    Raises UserError: `out` is not empty, no checkpoint, corpus or data, no subject with a window.
+    Raises UserError: `out` is not empty, no checkpoint, corpus or data, no subject with a window, a censoring that the
+    corpus or the data do not allow.
     """
     output_folder.refuse_taken(out)
     model, vocabulary, config, step = checkpoints.load_for_inference(work, step=options.step)
+    if vocabulary.knows_follow_up:  # windows end with observation, generated and recorded alike
+        if options.censoring not in (Options.censoring, "assume_complete"):
+            raise UserError(
+                "windows end with observation, which this corpus knows",
+                where=f"--censoring={options.censoring}",
+                fix="leave it out",
+            )
+        options = dataclasses.replace(options, censoring="assume_complete")
     corpus = options.corpus or config.corpus
     if not mixture.is_there(corpus):
         raise UserError("is not there", where=f"corpus {corpus}", fix="say by --corpus where the training run's is")
@@ -85,9 +99,8 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
     scored = task_rows.subjects_of(dataset, options.split.split(","))
     known = pl.Series("subject_id", training_ids, dtype=pl.Int64)
     events = tasks.read_events(dataset, pl.concat([scored, known]).unique().to_list(), vocabulary.code_map)
-    if vocabulary.knows_follow_up:  # windows end with observation, generated and recorded alike
-        options = dataclasses.replace(options, censoring="assume_complete")
-    rows = _rows(events, scored, options)
+    window = _window(options)
+    rows = _rows(events, scored, window, options)
     bounds = options.max_new_tokens or config.train.row_length // 3
     simulation = engine.SimulationConfig(
         samples=options.samples,
@@ -95,7 +108,7 @@ def run(work: pathlib.Path, meds_root: pathlib.Path, out: pathlib.Path, options:
         max_new_tokens=bounds,
         max_prompt_tokens=options.max_prompt_tokens or config.train.row_length - bounds,
         seed=options.seed,
-        timeline_end="stop" if options.censoring == "assume_complete" else "",
+        timeline_end=window.timeline_end,
         mean_durations=True,  # as the truth's windows have them
         grammar=options.grammar,
     )
@@ -223,8 +236,8 @@ def _training_timelines(names: str, vocabulary: Vocabulary, options: Options) ->
     return timelines, [record.subject_id for record in records]
 
 
-def _rows(events: tasks.Events, scored: pl.Series, options: Options) -> pl.DataFrame:
-    window = tasks.Task(
+def _window(options: Options) -> tasks.Task:
+    return tasks.Task(
         name="window",
         index=options.index,
         horizon_days=windows.READ_HORIZONS * options.horizon_days,
@@ -232,6 +245,9 @@ def _rows(events: tasks.Events, scored: pl.Series, options: Options) -> pl.DataF
         index_choice="one",
         censoring=options.censoring,
     )
+
+
+def _rows(events: tasks.Events, scored: pl.Series, window: tasks.Task, options: Options) -> pl.DataFrame:
     labelled = labels.label(events, scored.to_list(), window, seed=options.seed)
     rows = labels.draw_rows(labelled.frame, options.max_prompts, seed=options.seed)
     if len(rows) < 2:

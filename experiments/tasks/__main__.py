@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from cometjax import labels, task_rows, tasks
-from cometjax.tasks import CENSORINGS, Task, in_words
+from cometjax.tasks import CENSORING_VALUES, Task, check_censoring, in_words
 from data_pipeline import code_maps, command_line, meds
 from data_pipeline.errors import UserError
 from data_pipeline.plurals import counted
@@ -79,7 +79,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("meds", None, "folder of a MEDS data set to look for the tasks in")
     flags.DEFINE_string("code_map", None, "how its codes are read: a name or a JSON file, as for data_pipeline.build")
     flags.DEFINE_string("split", "held_out", "its subjects; several splits with commas between")
-    flags.DEFINE_enum("censoring", CENSORINGS[0], list(CENSORINGS), "of all tasks (cometjax.tasks.Task)")
+    flags.DEFINE_string("censoring", Task.censoring, f"of all tasks: {CENSORING_VALUES} (docs/tasks.md)")
 
 
 def main() -> None:
@@ -87,6 +87,7 @@ def main() -> None:
     values = flags.FLAGS
     if not values.list:
         raise UserError("nothing to do", where="command line", fix="give --list; see --help")
+    check_censoring(values.censoring, where="--censoring")
     asked = suite.make_tasks(values.censoring)
     if values.markdown:
         _print(markdown(asked))

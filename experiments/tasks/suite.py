@@ -3,6 +3,8 @@
     python -m cometjax.evaluate --workdir runs/demo/model --meds runs/demo/meds --tasks experiments/tasks/suite.py \
         --out runs/demo/suite
     python -m cometjax.evaluate ... --tasks experiments/tasks/suite.py:assume_complete   # dates shifted by subject
+    python -m cometjax.evaluate ... --tasks experiments/tasks/suite.py:2023-12-31   # the data's last day, or another
+                                                                                    # value of Task.censoring
 
     python -m cometjax.evaluate ... --only=readmission_30d,emergency_ecg
 

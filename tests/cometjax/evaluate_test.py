@@ -387,12 +387,12 @@ def test_each_prompt_lives_to_its_longest_horizon_and_records_end_only_where_tha
         rows[name] = types.SimpleNamespace(scored=frame)
         return tasks.Task(name=name, index="X", outcome="Y", horizon_days=days, censoring=censoring)
 
-    soon, late = task("soon", 30, "dataset_end", [1, 2]), task("late", 365, "dataset_end", [2, 3])
+    soon, late = task("soon", 30, "dataset_end", [1, 2]), task("late", 365, "2020-12-31", [2, 3])
     whole = task("whole", 90, "assume_complete", [1])
     sampler = risks.Sampler(None, None, evaluate._drawing(RUN, Options(samples=3, max_windows=5)))
     groups = evaluation_futures.groups(sampler, None, [soon, whole, late], rows)
-    found = {censoring: group.simulate(progress=False) for censoring, group in groups.items()}
-    assert found == {"dataset_end": "of 2", "assume_complete": "of 1"}
+    found = {timeline_end: group.simulate(progress=False) for timeline_end, group in groups.items()}
+    assert found == {soon.timeline_end: "of 2", whole.timeline_end: "of 1"}  # prompts that are alike are drawn once
     config, days, chosen = calls[False]
     assert days == {1: 30, 2: 365, 3: 365} and chosen == [soon, late] and config.horizon_seconds == 365 * 86_400
     config, days, chosen = calls[True]

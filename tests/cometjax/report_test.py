@@ -362,6 +362,21 @@ def test_rows_whose_futures_all_end_before_the_horizon_are_told() -> None:
     assert "reaches the horizon" not in report.text_table(results) + report.render(results, [], None)
 
 
+def test_whose_future_is_known_is_told(page: str) -> None:
+    results = made_up_results()
+    assert page.count("the data&#39;s end are out") == 3
+    censorings = ("observation_end", "2022-12-31", "assume_complete")
+    for task, censoring in zip(results["tasks"].values(), censorings, strict=True):
+        task["censoring"] = censoring
+    told = report.render(results, [], None)
+    for words in (
+        "the subject&#39;s observation are out",
+        "passes the end of 2022-12-31 are out",
+        "assumed complete",
+    ):
+        assert told.count(words) == 1, words
+
+
 def test_the_text_table_holds_losses_and_intervals() -> None:
     results = made_up_results()
     results["tasks"]["kidney"] = undefined_task()

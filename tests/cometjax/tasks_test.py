@@ -114,6 +114,57 @@ def test_assume_complete_takes_the_unrecorded_for_not_happened(label) -> None:
     assert values(labels) == [False] and "horizon_past_data" not in labels.excluded
 
 
+UNSEEN = "OBSERVATION_END"
+
+
+def test_by_a_date_rows_are_out_whose_horizon_passes_the_end_of_that_day(label) -> None:
+    """And by no stray event: of date-stamped data, a window that ends with the next midnight holds the next day."""
+    midnight = datetime.datetime(2020, 1, 1)
+    ends = [midnight - datetime.timedelta(microseconds=1), midnight]
+    rows = [row(subject, end - datetime.timedelta(days=30), END) for subject, end in enumerate(ends, 1)]
+    labels = label([*rows, row(2, midnight - datetime.timedelta(days=9), START)], changed(censoring="2019-12-31"))
+    assert labels.frame["subject_id"].to_list() == [1] and labels.excluded["horizon_past_data"] == 1
+
+
+@pytest.mark.parametrize("outcome", [True, False])
+@pytest.mark.parametrize(
+    ("ends", "asked", "reason"),
+    [
+        ([30], 1, ""),
+        ([30 - 1e-9], 0, "horizon_past_observation"),
+        ([-5], 0, "horizon_past_observation"),  # before the prediction time
+        ([-5, 400, 9], 1, ""),  # the last of several
+        ([None], 1, ""),  # without a time: unknown, as are those without any
+        ([], 1, ""),
+    ],
+)
+def test_rows_past_the_end_of_observation_are_out_whatever_their_outcome(label, outcome, ends, asked, reason) -> None:
+    rows = [row(1, day(0), END), *([row(1, day(-9), START), row(1, day(5), START)] if outcome else [])]
+    rows += [row(1, None if end is None else day(end), UNSEEN) for end in ends] + [row(2, day(40), UNSEEN)]
+    labels = label(rows, changed(censoring="observation_end"))
+    assert values(labels) == [outcome] * asked
+    out = {"horizon_past_observation": 0, "horizon_past_data": 0, **({reason: 1} if reason else {})}
+    assert {name: labels.excluded[name] for name in out} == out
+    assert len(label(rows, VISIT).frame) == 1
+
+
+def test_by_observation_the_dead_and_those_of_whom_it_is_unknown_are_out_where_the_data_end(label) -> None:
+    rows = [row(2, day(100), UNSEEN), row(2, day(0), END)]
+    died = [row(1, day(0), END), row(1, day(4), "MEDS_DEATH"), row(1, day(5), UNSEEN)]
+    unknown = [row(3, day(0), END)]
+    asked = changed(censoring="observation_end", outcome="DEATH")
+    whole = label([*rows, *died, *unknown], asked)
+    assert whole.frame.select("subject_id", "boolean_value").rows() == [(1, True), (2, False), (3, False)]
+    short = label([*rows, *died, *unknown], asked, far=False)
+    assert short.frame["subject_id"].to_list() == [2] and short.excluded["horizon_past_data"] == 2
+
+
+def test_observation_is_asked_of_data_that_tell_it_only(label) -> None:
+    for rows in ([row(1, day(0), END)], [row(1, None, UNSEEN), row(1, day(0), END)]):
+        with pytest.raises(UserError, match=r"^task 'visit', censoring observation_end: the data say of nobody"):
+            label(rows, changed(censoring="observation_end"))
+
+
 def test_the_dead_are_not_asked(label) -> None:
     rows = [row(1, day(0), "MEDS_DEATH"), row(1, day(0), END), row(2, day(0), END), row(2, day(3), "MEDS_DEATH")]
     labels = label(rows, Task(name="death", index=DISCHARGE, horizon_days=30, outcome="DEATH"))
@@ -206,7 +257,9 @@ def test_the_hash_is_fixed_and_uniform() -> None:
         ({"horizon_days": float("inf")}, "horizon_days"),
         ({"horizon_days": float("nan")}, "horizon_days"),
         ({"washout_days": 1e12}, "washout_days"),
-        ({"censoring": "none"}, "censoring"),
+        ({"censoring": "none"}, r"unknown censoring 'none'; use dataset_end, observation_end, .*YYYY-MM-DD"),
+        ({"censoring": "20201231"}, "unknown censoring"),
+        ({"censoring": "2020-02-30"}, "'2020-02-30' is not a date"),
         ({"index_choice": "some"}, "index_choice"),
         ({"name": "a/b"}, "name"),
     ],

@@ -84,6 +84,8 @@ def test_what_the_world_cannot_tell_is_refused_with_the_reason(world_meds, corpu
     complete = dataclasses.replace(DEATH, name="complete", censoring="assume_complete")
     found = world_truth.true_risks(dataset, corpus.vocabulary, [complete], rows, draws=20, seed=0)
     assert "observed" in found["complete"]
+    by_date = dataclasses.replace(DEATH, censoring="2022-12-31")
+    assert not world_truth._obstacle(by_date, dataset) and not world_truth._obstacle(DEATH, dataset)
     other = dataclasses.replace(dataset, version="patients=300,seed=1,rules=000000000000")
     assert (
         "other rules" in world_truth.true_risks(other, corpus.vocabulary, [DEATH], rows, draws=20, seed=0)["death_1y"]

@@ -16,6 +16,7 @@ from cometjax.model import ModelConfig
 from data_pipeline import meds, prompts
 from data_pipeline.code_maps import Concept
 from data_pipeline.corpus import Corpus
+from data_pipeline.errors import UserError
 from data_pipeline.vocabulary import PREFIX_LENGTH, Vocabulary
 from experiments.plausibility import comparison, privacy, profile, report, study, tables, windows
 from experiments.plausibility.windows import People, Window
@@ -306,6 +307,15 @@ def test_a_model_that_foretells_the_truth_is_at_distance_zero(
     assert not any(entry["above_floor"] for entry in results["distances"].values())
     assert {path.name for path in out.iterdir()} == {"plausibility.json", "plausibility.html"}
     assert json.loads((out / "plausibility.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_a_window_that_ends_with_observation_has_no_other_end(world_meds, loads, tmp_path) -> None:
+    loads(None)
+    for censoring in ("observation_end", "2022-12-31"):
+        with pytest.raises(UserError, match=rf"^--censoring={censoring}: windows end with observation"):
+            study.run(pathlib.Path("work"), world_meds, tmp_path / "out", study.Options(censoring=censoring))
+    with pytest.raises(UserError, match=r"^--censoring: unknown censoring 'none'; use dataset_end"):
+        study.Options(censoring="none")
 
 
 @pytest.mark.slow
