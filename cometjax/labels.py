@@ -129,6 +129,21 @@ def complete(frame: pl.DataFrame, events: Events, task: Task) -> pl.DataFrame:
     return rows.select(*_columns(task)).sort("subject_id", "prediction_time")
 
 
+def observed_in_part(frame: pl.DataFrame, events: Events, task: Task) -> int:
+    """How many of a label frame's rows say "did not happen" of a time when nobody looked.
+
+    Of these the subject's recorded observation ended, alive, before the window did, and the outcome is not in it. (The
+    count of a count is then too low whatever it is.) 0 where nothing is known of anybody's observation.
+    """
+    if events.observed is None:
+        return 0
+    rows = frame.with_columns(time_us=pl.col("prediction_time").cast(pl.Int64)).sort("subject_id", "time_us")
+    rows = rows.join(events.observed, on="subject_id", maintain_order="left")
+    is_in_part = pl.col("observed_us") < pl.col("end_us")
+    is_answered = pl.lit(False) if task.kind == "count" else pl.col("boolean_value")
+    return len(_with_ends(rows, events.frame, events, task).filter(is_in_part & ~is_answered))
+
+
 def draw_rows(frame: pl.DataFrame, rows: int, *, seed: int) -> pl.DataFrame:
     """At most `rows` of a label frame, by the hash of (seed, subject, time): tasks that share rows keep sharing."""
     if len(frame) <= rows:
@@ -201,14 +216,20 @@ def _reasons(task: Task, end_us: int) -> dict[str, pl.Expr]:
     return reasons
 
 
+def _with_ends(rows: pl.DataFrame, frame: pl.DataFrame, events: Events, task: Task) -> pl.DataFrame:
+    """Rows, sorted by subject and `time_us`, with `end_us`: when their window ends, as these events have it."""
+    rows = rows.with_columns(end_us=pl.col("time_us") + task.horizon_us)
+    if task.until:
+        rows = _seek(rows, _times_of(frame, events.matching(task.until), "until_us"), "time_us", "forward")
+        rows = rows.with_columns(end_us=pl.min_horizontal("end_us", "until_us"))
+    return rows
+
+
 def _answer(rows: pl.DataFrame, dated: pl.DataFrame, events: Events, task: Task) -> pl.DataFrame:
     """Rows [subject_id, time_us, last_outcome_us] with their answers: Labels.frame."""
     matching = dated.filter(pl.col("concept").is_in(events.matching(task.outcome)))
     outcomes = matching.group_by("subject_id", pl.col("time_us").alias("first_us")).len().sort("subject_id", "first_us")
-    rows = rows.select("subject_id", "time_us", "last_outcome_us", end_us=pl.col("time_us") + task.horizon_us)
-    if task.until:
-        rows = _seek(rows, _times_of(dated, events.matching(task.until), "until_us"), "time_us", "forward")
-        rows = rows.with_columns(end_us=pl.min_horizontal("end_us", "until_us"))
+    rows = _with_ends(rows.select("subject_id", "time_us", "last_outcome_us"), dated, events, task)
     rows = _seek(rows, outcomes.drop("len"), "time_us", "forward")
     totals = outcomes.with_columns(total=pl.col("len").cast(pl.Int64).cum_sum().over("subject_id")).drop("len")
     for column, at in (("before", "time_us"), ("after", "end_us")):

@@ -126,6 +126,12 @@ def text_table(results: Mapping[str, Any]) -> str:
         if task["unseen_horizon"]
     ]
     lines += [
+        f"{name}: of {task['observed_in_part']:,} of {task['n']:,} rows observation ended before the window did: they "
+        "count as 'did not happen' though nobody looked (censoring)"
+        for name, task in (results["tasks"] | results["amounts"]).items()
+        if task["observed_in_part"]
+    ]
+    lines += [
         f"against {COMPARED[name]}: {comparisons.sentence(summary)} (Holm, {summary['level']:.0%})"
         for name, summary in results["comparisons"].items()
     ]

@@ -109,7 +109,11 @@ def ask(
             scored=drawn,
             training=learned,
             training_weights_N=TrainingRows.of(learned).weights_N if is_one else np.ones(len(learned)),
-            counts={"candidates": labelled.candidates, "excluded": excluded},
+            counts={
+                "candidates": labelled.candidates,
+                "excluded": excluded,
+                "observed_in_part": label_module.observed_in_part(drawn, events, task),
+            },
         )
     if not rows:
         raise UserError(

@@ -28,7 +28,8 @@ from experiments.tasks import suite
 def survey(dataset: meds.MedsDataset, code_map: code_maps.CodeMap, asked: Sequence[Task], split: str) -> dict[str, str]:
     """By task: "300 rows, 120 subjects, 25 positive" in the split, or "cannot run: ..." with the reason.
 
-    Of a count or duration "25 with an event": rows with at least one in their window.
+    Of a count or duration "25 with an event": rows with at least one in their window. "300 rows (7 observed in part)":
+    of 7 observation ended before the window did (`labels.observed_in_part`).
     """
     subjects = task_rows.subjects_of(dataset, split.split(",")).to_list()
     events = tasks.read_events(dataset, subjects, code_map)
@@ -45,7 +46,9 @@ def survey(dataset: meds.MedsDataset, code_map: code_maps.CodeMap, asked: Sequen
             continue
         people, positives = frame["subject_id"].n_unique(), frame["boolean_value"].sum()
         what = "positive" if task.kind == "binary" else "with an event"
-        found[task.name] = f"{counted(len(frame), 'row')}, {counted(people, 'subject')}, {positives} {what}"
+        in_part = labels.observed_in_part(frame, events, task)
+        rows = counted(len(frame), "row") + (f" ({in_part} observed in part)" if in_part else "")
+        found[task.name] = f"{rows}, {counted(people, 'subject')}, {positives} {what}"
     return found
 
 

@@ -67,6 +67,7 @@ def made_up_task(seed: int, rate: float, horizon_days: float, description: str, 
         "outcome_in_vocabulary": 0.993,
         "candidates": 2_841,
         "excluded": {"dead_at_index": 3, "horizon_past_data": 611, "not_chosen": 1_927},
+        "observed_in_part": 0,
         "by_history": {
             "new_onset": {"n": 250, "positives": 9, "auroc": 0.71, "low": 0.6, "high": 0.8, "reason": ""},
             "repeat": {"n": 50, "positives": 0, "auroc": None, "low": None, "high": None, "reason": "no positive rows"},
@@ -185,6 +186,7 @@ def made_up_results() -> dict:
             "stay": {
                 "description": "Length of a stay",
                 "n": 120,
+                "observed_in_part": 0,
                 "mean_recorded": 4.25,
                 "median_recorded": 3.0,
                 "mean_predicted": 4.5,
@@ -362,19 +364,26 @@ def test_rows_whose_futures_all_end_before_the_horizon_are_told() -> None:
     assert "reaches the horizon" not in report.text_table(results) + report.render(results, [], None)
 
 
-def test_whose_future_is_known_is_told(page: str) -> None:
+def test_whose_future_is_known_is_told_and_of_whom_nobody_looked(page: str) -> None:
     results = made_up_results()
     assert page.count("the data&#39;s end are out") == 3
+    assert "nobody looked" not in page + report.text_table(results) and "observed in part" not in page
     censorings = ("observation_end", "2022-12-31", "assume_complete")
     for task, censoring in zip(results["tasks"].values(), censorings, strict=True):
         task["censoring"] = censoring
+    results["tasks"]["death_1y"]["observed_in_part"] = 17
+    results["amounts"]["stay"]["observed_in_part"] = 1_234
     told = report.render(results, [], None)
     for words in (
         "the subject&#39;s observation are out",
         "passes the end of 2022-12-31 are out",
         "assumed complete",
+        "Of 17 rows observation ended before the window did",
+        "1,234 observed in part",
     ):
         assert told.count(words) == 1, words
+    terminal = report.text_table(results)
+    assert "death_1y: of 17 of 300 rows observation ended" in terminal and "stay: of 1,234 of 120 rows" in terminal
 
 
 def test_the_text_table_holds_losses_and_intervals() -> None:

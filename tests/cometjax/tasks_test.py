@@ -1,5 +1,6 @@
 """What a label means: borders of the horizon, who is out and why, and which of a subject's rows is asked."""
 
+import dataclasses
 import datetime
 
 import polars as pl
@@ -163,6 +164,35 @@ def test_observation_is_asked_of_data_that_tell_it_only(label) -> None:
     for rows in ([row(1, day(0), END)], [row(1, None, UNSEEN), row(1, day(0), END)]):
         with pytest.raises(UserError, match=r"^task 'visit', censoring observation_end: the data say of nobody"):
             label(rows, changed(censoring="observation_end"))
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "change", "expected"),
+    [
+        (29, None, {}, 1),
+        (30, None, {}, 0),
+        (-3, None, {}, 1),
+        (9, 5, {}, 0),
+        (9, 20, {}, 0),  # recorded all the same
+        (9, 31, {}, 1),
+        (9, 5, {"kind": "count"}, 1),
+        (9, None, {"kind": "duration"}, 1),
+        (9, None, {"until": r"DIAGNOSIS//ICD10CM//I10"}, 0),  # the window closes on day 8
+        (7, None, {"until": r"DIAGNOSIS//ICD10CM//I10"}, 1),
+        (9, None, {"censoring": "assume_complete"}, 1),
+        (9, None, {"censoring": "2030-01-01"}, 1),
+        (9, None, {"censoring": "observation_end"}, 0),  # out
+    ],
+)
+def test_rows_of_which_nobody_looked_are_counted(label, tmp_path, end, outcome, change, expected) -> None:
+    rows = [row(1, day(0), END), row(1, day(8), HYPERTENSION), row(1, day(end), UNSEEN), row(2, day(0), END)]
+    rows += [row(3, day(0), END), row(3, day(2), "MEDS_DEATH"), row(3, day(1), UNSEEN)]
+    rows += [] if outcome is None else [row(1, day(outcome), START)]
+    task = changed(**change)
+    frame = label(rows, task).frame
+    events = tasks.read_events(meds.open_dataset(tmp_path / "meds"), [1, 2, 3], code_maps.named("world"))
+    assert label_module.observed_in_part(frame, events, task) == expected
+    assert label_module.observed_in_part(frame, dataclasses.replace(events, observed=None), task) == 0
 
 
 def test_the_dead_are_not_asked(label) -> None:
