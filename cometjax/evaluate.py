@@ -215,6 +215,7 @@ def _evaluate(
         "tasks": {},
         "amounts": {},
         "cannot_run": dict(asked.cannot_run),
+        "warnings": list(asked.warnings),
     }
     risks, amounts = {}, {}
     common = {"resamples": options.resamples, "seed": options.seed}

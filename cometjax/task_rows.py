@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
+from absl import logging
 
+from cometjax import data_end
 from cometjax import labels as label_module
 from cometjax import tasks as task_module
 from cometjax.baselines import TrainingRows
@@ -26,11 +28,13 @@ class Asked:
         events: of the scored and training subjects.
         rows: by the names of the tasks that can be asked.
         cannot_run: by the names of the others, the reason.
+        warnings: signs that the tasks' censoring misleads (`cometjax.data_end`); none where labels are read from files.
     """
 
     events: Events
     rows: Mapping[str, Rows]
     cannot_run: Mapping[str, str]
+    warnings: Sequence[str] = ()
 
 
 def obstacle(task: Task, concepts: Iterable[str], *, where: str, fields: Sequence[str] = _NEEDED) -> str:
@@ -74,7 +78,7 @@ def ask(
         producible: concepts that the model can write; None: any.
 
     Raises UserError: a split without subjects, no task with a row, wrong label files, a censoring that the data do not
-    allow (`labels.label`).
+    allow (`labels.label`). What `cometjax.data_end` finds is told in the log.
     """
     scored = subjects_of(dataset, split.split(","))
     training = subjects_of(dataset, ["train"])
@@ -83,6 +87,9 @@ def ask(
     training = training.gather(np.sort(np.argsort(keys, kind="stable")[:max_training_subjects]))
     events = task_module.read_events(dataset, pl.concat([scored, training]).unique().to_list(), code_map)
     files = label_module.label_files(label_folder, tasks, dataset) if label_folder else {}
+    warnings = [] if files else data_end.warnings(events, tasks)
+    for line in warnings:
+        logging.warning("%s", line)
     rows, cannot_run = {}, {}
     for task in tasks:
         reason = obstacle(
@@ -121,7 +128,7 @@ def ask(
             where="tasks",
             fix="check each task's patterns and censoring against this data set's concepts",
         )
-    return Asked(events, rows, cannot_run)
+    return Asked(events, rows, cannot_run, warnings)
 
 
 def union(tasks: Sequence[Task], rows: Mapping[str, Rows]) -> tuple[pl.DataFrame, np.ndarray]:

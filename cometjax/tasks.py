@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from data_pipeline import code_maps, follow_up, meds
-from data_pipeline.columns import OBSERVATION_END
+from data_pipeline.columns import OBSERVATION_END, changes
 from data_pipeline.errors import UserError
 
 MICROSECONDS_PER_DAY = 86_400_000_000
@@ -184,6 +185,8 @@ class Events:
             sorted by subject and time.
         concepts: the distinct concepts; `concept` indexes them.
         end_us: time of the last event of the whole data set, other subjects' included.
+        usual_end_us: the day by which all but 0.1% of the data set's subjects, or all but one, have their last event;
+            None where that was not read, or there are fewer than two.
         observed: [subject_id, observed_us Int64]: until when these subjects were observed, the living for whom the data
             say so; None where they say it of nobody.
     """
@@ -191,6 +194,7 @@ class Events:
     frame: pl.DataFrame
     concepts: tuple[code_maps.Concept, ...]
     end_us: int
+    usual_end_us: int | None = None
     observed: pl.DataFrame | None = None
 
     def matching(self, pattern: str) -> list[int]:
@@ -234,7 +238,7 @@ def read_events(dataset: meds.MedsDataset, subjects: Sequence[int], code_map: co
     """Read these subjects' events from all shards and name them by concept; memory holds these subjects only."""
     wanted = pl.Series("subject_id", list(subjects), dtype=pl.Int64)
     concepts: dict[str, code_maps.Concept] = {}
-    frames, ends, end_us, knows_observation = [], [], BEFORE_ALL_TIME_US, False
+    frames, ends, last_days, end_us, knows_observation = [], [], [], BEFORE_ALL_TIME_US, False
     for shard in dataset.shards:
         frame = meds.read_shard(shard)
         if len(codes := _observation_end_codes(frame, code_map)):
@@ -245,12 +249,13 @@ def read_events(dataset: meds.MedsDataset, subjects: Sequence[int], code_map: co
             frame = frame.filter(~is_end)
         last = frame.select(pl.col("time").cast(pl.Int64).max()).item()
         end_us = end_us if last is None else max(end_us, last)
+        last_days.append(_days_of_last_events(frame))
         frame = frame.filter(pl.col("subject_id").is_in(wanted.implode()))
         frames.append(_as_concepts(frame, code_map, concepts))
     columns = {"subject_id": pl.Int64, "time_us": pl.Int64, "concept": pl.UInt32}
     frame = pl.concat(frames) if frames else pl.DataFrame(schema=columns)
     frame = frame.sort("subject_id", "time_us", maintain_order=True)
-    events = Events(frame, tuple(concepts.values()), end_us)
+    events = Events(frame, tuple(concepts.values()), end_us, _usual_end(last_days))
     if not knows_observation:
         return events
     # As `data_pipeline.follow_up.ends`: the last one, and of the dead none.
@@ -268,6 +273,29 @@ def _observation_end_codes(frame: pl.DataFrame, code_map: code_maps.CodeMap) -> 
     codes = frame.get_column("code").unique()
     roles = [concept.role for concept in code_map.map_codes(codes.to_list())]
     return codes.filter(pl.Series(roles, dtype=pl.String) == OBSERVATION_END)
+
+
+def _days_of_last_events(frame: pl.DataFrame) -> pl.DataFrame:
+    """[day Int64, since 1970; subjects]: how many of a shard's subjects have their last event on it.
+
+    Of a data set these are no more than it has days, however many its subjects.
+    """
+    # A subject's rows are together and rise in time, those without time first.
+    is_last = np.ascontiguousarray(changes(frame.get_column("subject_id").to_numpy()[::-1])[::-1])
+    times_us = frame.get_column("time").filter(pl.Series(is_last)).drop_nulls().cast(pl.Int64)
+    return (times_us // MICROSECONDS_PER_DAY).alias("day").to_frame().group_by("day").agg(subjects=pl.len())
+
+
+def _usual_end(last_days: Sequence[pl.DataFrame]) -> int | None:
+    """Events.usual_end_us, from `_days_of_last_events` of every shard."""
+    if not any(map(len, last_days)):
+        return None
+    days = pl.concat(last_days).group_by("day").agg(pl.col("subjects").sum()).sort("day", descending=True)
+    subjects = days.get_column("subjects").sum()
+    if subjects < 2:
+        return None
+    rank = max(2, -(-subjects // 1000))
+    return days.filter(pl.col("subjects").cum_sum() >= rank).get_column("day")[0] * MICROSECONDS_PER_DAY
 
 
 def _as_concepts(

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from absl import logging
 
 from cometjax import (
     checkpoint_choice,
     checkpoints,
+    data_end,
     engine,
     futures,
     grammar_states,
@@ -248,6 +250,8 @@ def _window(options: Options) -> tasks.Task:
 
 
 def _rows(events: tasks.Events, scored: pl.Series, window: tasks.Task, options: Options) -> pl.DataFrame:
+    for line in data_end.warnings(events, [window]):
+        logging.warning("%s", line)
     labelled = labels.label(events, scored.to_list(), window, seed=options.seed)
     rows = labels.draw_rows(labelled.frame, options.max_prompts, seed=options.seed)
     if len(rows) < 2:

@@ -15,9 +15,9 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from absl import flags
+from absl import flags, logging
 
-from cometjax import labels, task_rows, tasks
+from cometjax import data_end, labels, task_rows, tasks
 from cometjax.tasks import CENSORING_VALUES, Task, check_censoring, in_words
 from data_pipeline import code_maps, command_line, meds
 from data_pipeline.errors import UserError
@@ -33,6 +33,8 @@ def survey(dataset: meds.MedsDataset, code_map: code_maps.CodeMap, asked: Sequen
     """
     subjects = task_rows.subjects_of(dataset, split.split(",")).to_list()
     events = tasks.read_events(dataset, subjects, code_map)
+    for line in data_end.warnings(events, asked):
+        logging.warning("%s", line)
     found = {}
     for task in asked:
         where = f"the {split} subjects (code map {code_map.name!r})"

@@ -201,6 +201,7 @@ def made_up_results() -> dict:
             }
         },
         "cannot_run": {"troponin": "outcome LAB//LOINC//67151-1 matches no concept of the data (code map 'mimic')"},
+        "warnings": [],
     }
 
 
@@ -373,6 +374,7 @@ def test_whose_future_is_known_is_told_and_of_whom_nobody_looked(page: str) -> N
         task["censoring"] = censoring
     results["tasks"]["death_1y"]["observed_in_part"] = 17
     results["amounts"]["stay"]["observed_in_part"] = 1_234
+    results["warnings"] = ["the data's last event is of 2099-01-01"]
     told = report.render(results, [], None)
     for words in (
         "the subject&#39;s observation are out",
@@ -380,6 +382,7 @@ def test_whose_future_is_known_is_told_and_of_whom_nobody_looked(page: str) -> N
         "assumed complete",
         "Of 17 rows observation ended before the window did",
         "1,234 observed in part",
+        "the data&#39;s last event is of 2099-01-01",
     ):
         assert told.count(words) == 1, words
     terminal = report.text_table(results)
