@@ -382,7 +382,7 @@ def test_whose_future_is_known_is_told_and_of_whom_nobody_looked(page: str) -> N
         "assumed complete",
         "Of 17 rows observation ended before the window did",
         "1,234 observed in part",
-        "the data&#39;s last event is of 2099-01-01",
+        "The data&#39;s last event is of 2099-01-01",
     ):
         assert told.count(words) == 1, words
     terminal = report.text_table(results)
