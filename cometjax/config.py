@@ -4,6 +4,7 @@ A configuration file builds on `default_config()` and returns the result from `g
 keys (`--config.train.steps=200`). The dictionary is locked: a key that is not listed here is refused by name.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,8 +144,18 @@ def _validate_keys(config: ml_collections.ConfigDict) -> None:
             continue
         if type(value) is not type(default):
             raise UserError(f"{value!r} is a {type(value).__name__}", where=key, fix=f"use {type(default).__name__}")
+    refuse_not_finite(config)
     if config.init_from and config.continue_from:
         _refuse(config, "init_from", "leave it out: config.continue_from brings weights of its own")
+
+
+def refuse_not_finite(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError for a number, or one in a tuple of them, that is NaN or infinite: every comparison with NaN is
+    false, so that no bound refuses it."""
+    for key, value in _leaves(config):
+        numbers = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{value!r} cannot be used", where=key, fix="use a finite value")
 
 
 def _leaves(config: ml_collections.ConfigDict, prefix: str = "config") -> Iterator[tuple[str, Any]]:
@@ -230,16 +241,14 @@ def _validate_train(config: ml_collections.ConfigDict) -> None:
 
 def _at_least(config: ml_collections.ConfigDict, low: float, *keys: str) -> None:
     for key in keys:
-        if not _value(config, key) >= low:
+        if _value(config, key) < low:
             _refuse(config, key, f"use {low} or more")
-        if _value(config, key) == float("inf"):
-            _refuse(config, key, f"use a finite value, {low} or more")
 
 
 def _above(config: ml_collections.ConfigDict, low: float, *keys: str) -> None:
     for key in keys:
-        if not low < _value(config, key) < float("inf"):
-            _refuse(config, key, f"use a finite value above {low}")
+        if _value(config, key) <= low:
+            _refuse(config, key, f"use a value above {low}")
 
 
 def _one_of(config: ml_collections.ConfigDict, key: str, allowed: tuple[str, ...]) -> None:

@@ -87,6 +87,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     known = default_config()
     for key in set(config) - set(known):
         raise UserError("unknown key", where=f"config.{key}", fix="see experiments/scaling/study_config.py")
+    training.refuse_not_finite(config)
     training.validate(_with_steps(config.base))
     _rising(config, "grid.budgets", at_least=1)
     _rising(config, "pilot.budgets", at_least=0)

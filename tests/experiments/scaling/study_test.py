@@ -14,7 +14,7 @@ from data_pipeline.corpus import Corpus
 from data_pipeline.errors import UserError
 from data_pipeline.world import scoring
 from experiments.launch import jobset, slurm
-from experiments.scaling import cluster, family, report_figures, study, trials
+from experiments.scaling import cluster, family, report_figures, study, study_config, trials
 from experiments.scaling.plan import Plan
 from experiments.scaling.recipe import Shape
 from tests.experiments.scaling import made_up_study
@@ -148,6 +148,20 @@ def test_a_plan_costs_every_trial_and_a_dry_run_stops_there(folder, tmp_path, pr
     # The grid's centre grows as the square root of the budget.
     assert middle[2] / middle[0] == pytest.approx(2.0, rel=0.15)
     assert "nothing was measured" in said[-2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_none_or_endless_is_refused_by_the_whole_name_of_its_field(value) -> None:
+    config = study_config.default_config()
+    defaults = {
+        name: default for name, default in study._flat(config.to_dict()).items() if isinstance(default, float | tuple)
+    }
+    assert {"run.limit_device_hours", "base.optimizer.b1", "recipe.learning_rate.coefficient"} < defaults.keys()
+    for name, default in defaults.items():
+        config.update_from_flattened_dict({name: (1.0, value) if isinstance(default, tuple) else value})
+        with pytest.raises(UserError, match=rf"^config\.{name}: .*{value}.* cannot be used; use a finite value$"):
+            study_config.validate(config)
+        config.update_from_flattened_dict({name: default})
 
 
 def test_budgets_that_would_share_trials_are_refused(folder, tmp_path, pretended) -> None:
