@@ -103,7 +103,7 @@ def choose(config: ml_collections.ConfigDict, workdir: pathlib.Path, corpus: Cor
     """
     if not config.continue_from:
         return None
-    source, step = _parse(config.continue_from)
+    source, step = parse(config.continue_from)
     require_local(source, _KEY)
     folder = pathlib.Path(source)
     if folder.resolve() == workdir.resolve():
@@ -127,19 +127,19 @@ def choose(config: ml_collections.ConfigDict, workdir: pathlib.Path, corpus: Cor
     return origin
 
 
-def read(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The fields of the `Origin` that the run in `workdir` began with; None for one that continues no other."""
-    path = workdir / workdirs.ORIGIN
-    return workdirs.read_json(path) if path.exists() else None
-
-
-def _parse(text: str) -> tuple[str, checkpoint_choice.Step]:
+def parse(text: str) -> tuple[str, checkpoint_choice.Step]:
     """(workdir, step) of WORKDIR or WORKDIR:STEP. What is no step is part of the path."""
     workdir, colon, step = text.rpartition(":")
     try:
         return (workdir, StepParser().parse(step)) if colon else (text, None)
     except ValueError:
         return text, None
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The fields of the `Origin` that the run in `workdir` began with; None for one that continues no other."""
+    path = workdir / workdirs.ORIGIN
+    return workdirs.read_json(path) if path.exists() else None
 
 
 def _refuse_other_run(

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cometjax import config as configs
-from cometjax import pod_run, sharding
+from cometjax import continuation, pod_run, sharding
 from data_pipeline import flag_mistakes, mixture
 from data_pipeline.errors import UserError
 from data_pipeline.locations import is_remote
@@ -51,14 +51,17 @@ def _check_run(config: ml_collections.ConfigDict, devices: Sequence[pod_run.Plan
             "is not set", where="config.corpus", fix="give it with --config.corpus=DIR, as the nodes see it"
         )
     for folder, _ in mixture.parse(config.corpus):
-        if volume and not is_remote(folder) and not pathlib.PurePosixPath(folder).is_relative_to(volume):
-            raise UserError(
-                f"{folder} is not on the volume, which is mounted at {volume}",
-                where="config.corpus",
-                fix="give a folder below --gke.mount_path, or a URL",
-            )
+        if not is_remote(folder):
+            _check_volume(folder, "config.corpus", volume, fix="give a folder below --gke.mount_path, or a URL")
+    _check_volume(config.init_from, "config.init_from", volume)
+    _check_volume(continuation.parse(config.continue_from)[0], "config.continue_from", volume)
     if devices:
         sizes = sharding.axis_sizes(config.mesh, len(devices))
         sharding.check_slices(config.mesh.slices, sizes[0], devices)
         mesh = pod_run.abstract_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
         sharding.check_batch_rows(mesh, config.train.batch_rows, config.train.microbatches)
+
+
+def _check_volume(folder: str, key: str, volume: str, *, fix: str = "give a folder below --gke.mount_path") -> None:
+    if folder and volume and not pathlib.PurePosixPath(folder).is_relative_to(volume):
+        raise UserError(f"{folder} is not on the volume, which is mounted at {volume}", where=key, fix=fix)

@@ -221,6 +221,9 @@ def test_the_longest_names_that_jobset_takes_are_taken() -> None:
     [({"corpus": ""}, {}, [], "config.corpus: is not set"),
      ({"corpus": "/home/corpus"}, {}, [], "config.corpus: /home/corpus is not on the volume"),
      ({"corpus": "/data/a=0.5,b=0.5"}, {}, [], "config.corpus: b is not on the volume"),
+     ({"init_from": "/home/short-hf"}, {}, [], "config.init_from: /home/short-hf is not on the volume"),
+     ({"continue_from": "/home/trunk:500"}, {}, [], "config.continue_from: /home/trunk is not on the volume"),
+     ({"continue_from": "gs://bucket/trunk"}, {}, [], "config.continue_from: gs://bucket/trunk is not on the volume"),
      ({"mesh.tensor": 3}, {"topology": "v5e:2x4"}, [], "tensor 3 is 6 devices, and there are 8"),
      ({"mesh.fsdp": 4}, {"topology": "v5e:2x4"}, [], "fsdp 4 x tensor 1 is 4 devices, and there are 8"),
      ({"train.batch_rows": 64}, {"slices": 2, "topology": "v5p:4x4x4"}, [], "the devices form 2; set it to 2"),
@@ -253,6 +256,8 @@ def test_what_training_takes_is_not_refused() -> None:
     config.mesh.slices = 1
     check(config, trials, slurm.devices(nodes), "")
     assert config.corpus == "" and config.optimizer.learning_rate == demo.get_config().optimizer.learning_rate
+    for begun_with in ("init_from=/data/short-hf", "continue_from=/data/trunk,/data/trunk:best"):
+        check(config, sweep(["corpus=/data/corpus", begun_with]), [], "/data")
 
 
 @pytest.mark.parametrize(
