@@ -39,10 +39,23 @@ def resumable(resumption: Callable[[], str]) -> Iterator[None]:
         _resumption = before
 
 
+def answer_while_importing() -> None:
+    """For a package's first lines: until the command that `python -m` loads has begun, a Ctrl-C ends it with a line and
+    EXIT_CODE. Programs that merely import the package keep their own answer."""
+    # So runpy has it while it imports the packages that the command's module lies in, and not when they run it.
+    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_before_the_command)
+
+
+def _end_before_the_command(_: int, __: FrameType | None) -> None:
+    _end("")
+
+
 @contextlib.contextmanager
 def ending_the_program() -> Iterator[None]:
     """For a program's main thread: a Ctrl-C in the block ends the program with a line and EXIT_CODE."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a shell's background job ignores it
+    if signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, _end_before_the_command):
+        # A shell's background job ignores it.
         yield
         return
     ours, theirs = socket.socketpair()

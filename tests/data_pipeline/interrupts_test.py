@@ -1,3 +1,5 @@
+import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -25,9 +27,13 @@ MACHINE_CODE = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)'
 
 def interrupted(main_thread, *, imports="", block=""):
     """(seconds until it ended, its code, what it said) of a program that gets Ctrl-C as soon as it is ready."""
-    program = textwrap.dedent(PROGRAM).format(main_thread=main_thread, imports=imports, block=block)
+    return interrupt("-c", textwrap.dedent(PROGRAM).format(main_thread=main_thread, imports=imports, block=block))
+
+
+def interrupt(*arguments, **options):
+    """The same of Python with these arguments."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen([sys.executable, *arguments], stdout=pipe, stderr=pipe, text=True, **options)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     since = time.monotonic()
@@ -72,3 +78,23 @@ def test_who_answers_in_time_ends_in_order() -> None:
     block = ", contextlib.closing(types.SimpleNamespace(close=tidy))"
     _, code, said = interrupted("time.sleep(60)", imports=imports, block=block)
     assert (code, said) == (130, "tidy\ninterrupted; from step 3\n")
+
+
+@pytest.mark.parametrize("command", ["data_pipeline.build", "cometjax.loss", "experiments.launch"])
+def test_ctrl_c_while_a_command_imports_what_it_needs_is_a_line_too(tmp_path, command) -> None:
+    for name in ("absl", "jax", "numpy"):  # whichever comes first
+        (tmp_path / f"{name}.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
+    path = os.pathsep.join([str(tmp_path), str(pathlib.Path(__file__).parents[2])])
+    _, code, said = interrupt("-m", command, env=os.environ | {"PYTHONPATH": path})
+    assert (code, said) == (130, "interrupted\n")
+
+
+def test_a_command_that_was_imported_answers_for_itself() -> None:
+    imports = "import sys; sys.argv[0] = '-m'; interrupts.answer_while_importing(); sys.argv[0] = 'program'"
+    _, code, said = interrupted("time.sleep(60)", imports=imports)
+    assert (code, said) == (130, "interrupted; from step 3\n")
+
+
+def test_who_imports_a_package_keeps_its_own_answer_to_ctrl_c() -> None:
+    imports = "import cometjax, signal; print(signal.getsignal(2) is signal.default_int_handler)"
+    assert subprocess.run([sys.executable, "-c", imports], capture_output=True, check=True).stdout == b"True\n"
