@@ -191,9 +191,9 @@ def _evaluate(
     groups = evaluation_futures.groups(sampler, dataset, tasks, rows)
     shared = {name: value for name, value in dataclasses.asdict(options).items() if name not in _OF_ONE_PROCESS}
     identity = evaluation_futures.identity(groups, tasks, shared)
-    if job_folder.is_written(out, part, identity):
-        return {}
     folder = held.enter_context(job_folder.opened(out, part, identity, keep_identity=not part.is_all))
+    if folder is None:
+        return {}
     if not part.is_all:
         for group in groups.values():
             group.draw(part, progress=progress)

@@ -102,16 +102,12 @@ class JobFolder:
         write_whole(self.path / f"{self.part.name}.drawn", lambda path: path.write_text(""))
         self._release("lock")  # over NFS, unlike elsewhere, a lock that cannot grow would stay as it is
         if not _is_written(self._out):
-            every = [Part(index, self.part.count) for index in range(self.part.count)]
-            if missing := [part.index for part in every if not (self.path / f"{part.name}.drawn").exists()]:
+            if missing := self._missing():
                 parts = f"part{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
                 print(f"part {self.part.index} of {self.part.count} is drawn; {parts} (from 0) not yet: {self.path}")
                 return False
             if not self._take("lock", where_impossible=False):
-                print(
-                    f"all {self.part.count} parts are drawn: another process that is at work in {self.path} writes "
-                    "the output, or give the command without --part once it has ended"
-                )
+                self._say_that_another_writes()
                 return False
         if _is_written(self._out):
             print(f"all {self.part.count} parts are drawn, and another process has written {self._out}")
@@ -123,7 +119,19 @@ class JobFolder:
         """The output is there: remove the folder when the block of `opened` ends, and nobody holds it any more."""
         self._is_done = True
 
-    def _enter(self, identity: Mapping[str, Any], keep_identity: bool) -> None:
+    def _missing(self) -> list[int]:
+        """The parts whose shares are not drawn."""
+        every = [Part(index, self.part.count) for index in range(self.part.count)]
+        return [part.index for part in every if not (self.path / f"{part.name}.drawn").exists()]
+
+    def _say_that_another_writes(self) -> None:
+        print(
+            f"all {self.part.count} parts are drawn: another process that is at work in {self.path} writes "
+            "the output, or give the command without --part once it has ended"
+        )
+
+    def _enter(self, identity: Mapping[str, Any], keep_identity: bool) -> bool:
+        """Is there something left to do here? If not, a line says why."""
         if self.part.is_all:
             if not self._take("lock"):
                 raise UserError(
@@ -138,19 +146,26 @@ class JobFolder:
                     where=str(self.path),
                     fix="give each process a part of its own",
                 )
-            self._join(identity)
+            if not self._join(identity):
+                return False
         if _is_written(self._out):  # while this process was on its way here
             self._is_done = self._has_begun or not self._identity.exists()
-            output_folder.refuse_taken(self._out)
+            return not _is_written_by_job(self._out, self.part, identity)
         self._refuse_other(identity)
+        return True
 
-    def _join(self, identity: Mapping[str, Any]) -> None:
-        """Hold the lock with other parts; the first, while it holds it alone, says what the job is."""
+    def _join(self, identity: Mapping[str, Any]) -> bool:
+        """Hold the lock with other parts; the first, while it holds it alone, says what the job is. False where all is
+        drawn and another process writes the output: a scheduler may start a part once more just then."""
         deadline = time.monotonic() + JOIN_SECONDS
         while not (self._identity.exists() and self._take("lock", shared=True)):
             if not self._identity.exists() and self._take("lock"):
                 if not self._identity.exists():
                     self._write(identity)
+            elif not self._missing():
+                self._refuse_other(identity)
+                self._say_that_another_writes()
+                return False
             elif time.monotonic() >= deadline:
                 raise UserError(
                     "a process without --part draws here, or one writes the output",
@@ -159,6 +174,7 @@ class JobFolder:
                 )
             else:
                 time.sleep(0.1)
+        return True
 
     def _write(self, identity: Mapping[str, Any]) -> None:
         write_whole(self._identity, lambda path: path.write_text(json.dumps(identity) + "\n"))
@@ -199,8 +215,9 @@ class JobFolder:
 @contextlib.contextmanager
 def opened(
     out: pathlib.Path, part: Part, identity: Mapping[str, Any], *, keep_identity: bool = True
-) -> Iterator[JobFolder]:
-    """The folder of the job of `out`, made when missing, held against processes that would get in each other's way.
+) -> Iterator[JobFolder | None]:
+    """The folder of the job of `out`, made when missing, held against processes that would get in each other's way;
+    None, and a line, where this very job's output is written or being written, and nothing is left for this part.
 
     Args:
         out: the output folder.
@@ -209,35 +226,25 @@ def opened(
         keep_identity: whether a process that draws everything writes job.json, too, and binds later starts to it.
 
     Raises UserError: another process draws this part, or works here alone; the folder is of another identity, or cannot
-    be written; `out` was written meanwhile.
+    be written; `out` holds something else.
     """
+    if _is_written_by_job(out, part, identity):
+        yield None
+        return
     folder = JobFolder(out, part)
     resumption = f"{folder.path} keeps the futures that are finished: the same command goes on from there"
     try:
-        folder._enter(identity, keep_identity)
+        has_work = folder._enter(identity, keep_identity)
         with interrupts.resumable(lambda: resumption):
-            yield folder
+            yield folder if has_work else None
     finally:
         folder._close()
 
 
 def refuse_taken(out: pathlib.Path, part: Part) -> None:
-    """Raise UserError where the output folder holds something that cannot be this part's job: see `is_written`."""
+    """Raise UserError where the output folder holds something that cannot be this part's job: `opened` looks closer."""
     if part.is_all or not _job_of(out):
         output_folder.refuse_taken(out)
-
-
-def is_written(out: pathlib.Path, part: Part, identity: Mapping[str, Any]) -> bool:
-    """Is the output there already, and of this very job? A line says so: a scheduler may start a part once more.
-
-    Raises UserError where something else is there.
-    """
-    if not _is_written(out):
-        return False
-    if part.is_all or _job_of(out) != digest(identity):
-        output_folder.refuse_taken(out)
-    print(f"{out}: already written by this job; nothing is left for part {part.index} of {part.count}")
-    return True
 
 
 def digest(identity: Mapping[str, Any]) -> str:
@@ -263,3 +270,16 @@ def folder_of(out: pathlib.Path) -> pathlib.Path:
 
 def _is_written(out: pathlib.Path) -> bool:
     return out.is_dir() and any(out.iterdir())
+
+
+def _is_written_by_job(out: pathlib.Path, part: Part, identity: Mapping[str, Any]) -> bool:
+    """Is the output there, and of this very job? A line says so: a scheduler may start a part once more.
+
+    Raises UserError where something else is there.
+    """
+    if not _is_written(out):
+        return False
+    if part.is_all or _job_of(out) != digest(identity):
+        output_folder.refuse_taken(out)
+    print(f"{out}: already written by this job; nothing is left for part {part.index} of {part.count}")
+    return True

@@ -80,9 +80,9 @@ def simulate(
     began = time.perf_counter()
     job = simulation_job.Job(model, vocabulary, prompts, config)
     identity = job.identity()
-    if job_folder.is_written(out, part, identity):
-        return {}
     with job_folder.opened(out, part, identity) as folder:
+        if folder is None:
+            return {}
         drawn = 0
         if not part.is_all:
             drawn = job.draw(folder.path, part, progress=progress)

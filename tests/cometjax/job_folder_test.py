@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 
 import pytest
@@ -132,6 +133,43 @@ def test_who_ends_or_begins_after_the_output_was_written_leaves_it_and_nothing_e
         with pytest.raises(UserError, match="is not an empty folder"), opening:
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("writer", [Part(0, 2), EVERYTHING])
+def test_a_part_started_once_more_while_another_process_writes_leaves_it_to_that_one(tmp_path, capsys, writer) -> None:
+    out = tmp_path / "out"
+    with opened(out, Part(1, 2), IDENTITY) as folder:
+        assert not folder.finish_part()
+    if writer.is_all:
+        (folder.path / "part_0_of_2.drawn").touch()
+    with opened(out, writer, IDENTITY) as writing:
+        assert writer.is_all or writing.finish_part()
+        with opened(out, Part(1, 2), IDENTITY) as again:
+            assert again is None
+        assert "another process that is at work" in capsys.readouterr().out and writing.path.exists()
+        other = opened(out, Part(1, 2), IDENTITY | {"weights": "v"})
+        with pytest.raises(UserError, match="of other weights is there"), other:
+            pass
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_part_that_finds_the_output_written_as_it_joins_has_nothing_to_do(
+    tmp_path, capsys, monkeypatch, is_removed
+) -> None:
+    out, join = tmp_path / "out", job_folder.JobFolder._join
+
+    def join_late(folder, identity):  # the other one ends between the two looks at the output
+        out.mkdir()
+        (out / "summary.json").write_text(json.dumps({"job": job_folder.digest(identity)}))
+        if not is_removed:
+            (folder.path / "job.json").write_text(json.dumps(identity))
+        return join(folder, identity)
+
+    monkeypatch.setattr(job_folder.JobFolder, "_join", join_late)
+    with opened(out, Part(1, 2), IDENTITY) as late:
+        assert late is None
+    assert "nothing is left for part 1 of 2" in capsys.readouterr().out
+    assert (tmp_path / ".out.job").exists() != is_removed
 
 
 def test_the_folder_is_the_writers_to_remove(tmp_path) -> None:
