@@ -136,12 +136,12 @@ def describe(result: dict[str, Any]) -> str:
     lines.append(f"{'L = E + A/N^alpha + B/D^beta':30}{'Huber':>12}{'least squares':>16}   bootstrap interval")
     for name in uncertainty.PARAMETERS:
         label = "a, of N* = k C^a" if name == "n_exponent" else name
-        interval = f"   {found[name]['low']:.5g} to {found[name]['high']:.5g}" if found else ""
-        lines.append(f"  {label:28}{huber[name]:>12.5g}{varpro[name]:>16.5g}{interval}")
+        interval = f"   {found[name]['low']:#.5g} to {found[name]['high']:#.5g}" if found else ""
+        lines.append(f"  {label:28}{huber[name]:>#12.5g}{varpro[name]:>#16.5g}{interval}")
     lines.append("")
     for title, key in (("lower envelope", "approach1"), ("isoFLOP parabolas", "approach2")):
         exponent = result[key]["n_exponent"]
-        lines.append(f"  a by {title:23}" + ("     none" if exponent is None else f"{exponent:>12.5g}"))
+        lines.append(f"  a by {title:23}" + ("     none" if exponent is None else f"{exponent:>#12.5g}"))
     bias = result["approach2"]["exponent_bias"]
     if bias is not None:
         lines.append(f"  bias of the parabolas on this grid, if the surface is true: {bias:+.4f}")

@@ -169,11 +169,11 @@ def frontier_loss(
                 axes, check, check.trial.flops_6nd, check.loss, color=ORANGE, marker="X", markersize=9, label="measured"
             )
         axes.axhline(found.fitted.E, color=GREY, linestyle="--", linewidth=1)
-        axes.annotate(f"E = {found.fitted.E:.3f}", (bands["c"][0], found.fitted.E), fontsize=8, va="bottom", color=GREY)
+        axes.annotate(f"E = {found.fitted.E:.4f}", (bands["c"][0], found.fitted.E), fontsize=8, va="bottom", color=GREY)
         if floor is not None:
             axes.axhline(floor, color=BLUE, linestyle=":", linewidth=1.2)
             axes.annotate(
-                f"true entropy {floor:.3f}", (bands["c"][-1], floor), fontsize=8, va="bottom", ha="right", color=BLUE
+                f"true entropy {floor:.4f}", (bands["c"][-1], floor), fontsize=8, va="bottom", ha="right", color=BLUE
             )
         _logarithmic(axes.xaxis)
         axes.set_xlabel("C = 6 N D, FLOPs")

@@ -96,6 +96,18 @@ def test_numbers_of_a_column_have_as_many_digits(value, said) -> None:
     assert report.significant(value) == said
 
 
+def test_a_figure_has_as_many_digits_wherever_it_stands(page) -> None:
+    text, fitted = page.read_text(), json.loads((page.parent / "fit.json").read_text())["approach3"]["huber"]
+    assert text.count(f"{fitted['E']:.4f}") >= 3  # above all, as a parameter, in the figure
+    number = r"([\d,.e+-]+)"
+    for name in ("A", "B", "E", "alpha", "beta", "a"):
+        row = rf'<th scope="row">{name}</th><td>{number}</td><td>{number} to {number}</td><td>{number}</td>'
+        digits = [len(re.sub(r"e.*|[,.]", "", said).lstrip("0")) for said in re.findall(row, text)[0]]
+        assert digits == [5, 5, 5, 5]
+    members = text[text.index('<h2 id="family">') : text.index('<h2 id="curves">')]
+    assert re.findall(r'<th scope="row">[^<]+</th><td>([^<]+)</td>', members) == ["1", "4", "16"]
+
+
 def test_exact_commands_stand_on_the_page(page) -> None:
     text = html.unescape(page.read_text())
     assert f"--config FILE --workdir '{page.parent}'\n" in text
