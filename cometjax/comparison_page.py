@@ -71,15 +71,14 @@ def text_table(comparison: Mapping[str, Any]) -> str:
         share = model["median_auroc_share"]
         lines.append(f"{name}: {model['parameters']:,} parameters, {model['samples']} samples a row")
         if model["counted_tasks"]:
-            lines.append(
-                f"  median AUROC {model['median_auroc']:.3f} over {model['counted_tasks']} tasks with at least "
-                f"{comparison['min_events']} events; calibration slope within 0.8 to 1.2 on "
-                f"{model['slopes_within']} of {model['tasks_with_slope']}"
-            )
+            line = f"  median AUROC {model['median_auroc']:.3f} over {counted(model['counted_tasks'], 'task')} "
+            line += f"with at least {comparison['min_events']} events"
+            if with_slope := model["tasks_with_slope"]:
+                line += f"; calibration slope within 0.8 to 1.2 on {model['slopes_within']} of {with_slope}"
+            lines.append(line)
         if share is not None:
-            lines.append(
-                f"  median share of the best possible AUROC {share:.1%}, over {model['tasks_with_share']} tasks"
-            )
+            with_share = counted(model["tasks_with_share"], "task")
+            lines.append(f"  median share of the best possible AUROC {share:.1%}, over {with_share}")
         for rival, summary in comparison["against_baselines"][name].items():
             lines.append(f"  against {report.COMPARED[rival]}: {comparisons.sentence(summary)}")
     lines += [f"{pair}: {comparisons.sentence(summary)}" for pair, summary in comparison["between_models"].items()]

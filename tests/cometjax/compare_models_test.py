@@ -9,7 +9,7 @@ import subprocess
 import polars as pl
 import pytest
 
-from cometjax import compare_models, evaluations, model_comparison, tasks
+from cometjax import compare_models, comparison_page, evaluations, model_comparison, tasks
 from data_pipeline.errors import UserError
 from experiments.tasks import suite
 from tests.cometjax import made_up_evaluations
@@ -126,6 +126,14 @@ def test_one_evaluation_makes_a_page_too(folders, tmp_path) -> None:
     compare_models.write(tmp_path / "page", found, min_events=10_000, progress=False)
     text = (tmp_path / "page" / "report.html").read_text()
     assert "No task has 10000 events" in text and "Does size help" not in text
+    assert "<small>of 0</small>" not in text
+
+
+def test_what_no_task_has_is_not_counted_as_none_of_none(compared) -> None:
+    comparison = json.loads((compared / "comparison.json").read_text())
+    comparison["models"]["large"] |= {"counted_tasks": 1, "tasks_with_slope": 0, "slopes_within": 0}
+    said = comparison_page.text_table(comparison)
+    assert re.search(r"^large: .*\n  median AUROC 0\.\d{3} over 1 task with at least 20 events$", said, re.MULTILINE)
 
 
 def test_subjects_are_called_unseen_only_where_no_training_subject_is_scored(folders, compared, tmp_path) -> None:
