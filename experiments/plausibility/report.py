@@ -89,7 +89,8 @@ def _codes(series: Series) -> str:
             axes.plot([low, high], [low, high], color=GREY, linestyle=":", linewidth=1)
             axes.set(xlabel="held out", ylabel="generated")
             axes.set_box_aspect(0.9)
-        return to_svg(figure, "Prevalence of codes, and odds ratios of pairs, generated against held-out")
+        drawn = "Prevalence of codes, and odds ratios of pairs" if has_pairs else "Prevalence of codes"
+        return to_svg(figure, f"{drawn}, generated against held-out")
 
 
 def _times(series: Series) -> str:

@@ -140,6 +140,7 @@ def test_the_page_needs_nothing_from_outside_itself(compare, others) -> None:
         results["distances"][name] = dict.fromkeys(results["distances"][name])
     page = report.render(results, dataclasses.replace(series, odds=(np.zeros(0), np.zeros(0))))
     assert "pairs are not compared" in page and "Pairs of codes, ln odds ratio" not in page
+    assert 'aria-label="Prevalence of codes, generated against held-out"' in page
     assert "\N{EN DASH} to \N{EN DASH}" not in page
 
 
