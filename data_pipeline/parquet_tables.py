@@ -224,10 +224,13 @@ def _guard(path: pathlib.Path, read: Callable[[], _T]) -> _T:
     try:
         return read()
     except _READING_ERRORS as error:
+        fix = "write or copy it again"
         if isinstance(error, FileNotFoundError):
             what = "no such file"
         elif isinstance(error, PermissionError):
             what = "may not be read"
+        elif "UTF8" in str(error):  # as pyarrow spells it; the rest of what it says may be content
+            what, fix = "holds text that is not UTF-8", "write the file again in UTF-8"
         else:
             what = "not a readable parquet file (damaged, cut short, or something else)"
-        raise UserError(what, where=str(path), fix="write or copy it again") from error
+        raise UserError(what, where=str(path), fix=fix) from error

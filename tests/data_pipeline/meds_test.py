@@ -179,6 +179,15 @@ def test_a_truncated_file_is_named(shard, share: float) -> None:
     assert message(meds.read_shard, path).startswith(f"{path}: not a readable parquet file")
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_text_in_another_encoding_is_called_so(tmp_path, dictionary) -> None:
+    path = tmp_path / "0.parquet"
+    table = events(code=["Gr\u00f6\u00dfe".encode("latin-1")] * 5).to_arrow()
+    code = table["code"].combine_chunks().cast(pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(2, "code", code), path, use_dictionary=dictionary)
+    assert message(meds.read_shard, path) == f"{path}: holds text that is not UTF-8; write the file again in UTF-8"
+
+
 def test_a_damaged_byte_is_found_or_harmless_and_no_library_speaks_up(shard, capfd) -> None:
     path = shard(events())
     content = path.read_bytes()
