@@ -212,6 +212,18 @@ def token_probabilities(
     return jax.lax.cond((least_interval_R >= 0).any(), weighed, lambda same: same, probability_RxV)
 
 
+def ended(probability_RxV: jax.Array, table: TokenTable, longer_R: jax.Array) -> jax.Array:
+    """Probabilities after the longest interval, of whose durations a share `longer_R` outlasts the silence that is
+    known: a gap that ends with it is as much rarer, one that another repeat makes longer is not."""
+
+    def weighed(probability_RxV: jax.Array) -> jax.Array:
+        is_repeat_V = jnp.arange(probability_RxV.shape[1]) == table.token_I[-1]
+        return probability_RxV * jnp.where(is_repeat_V, 1.0, longer_R[:, None])
+
+    # In a future's second step alone.
+    return jax.lax.cond((longer_R < 1).any(), weighed, lambda same: same, probability_RxV)
+
+
 def uniforms(key_Rx2: jax.Array, step_RxT: jax.Array) -> jax.Array:
     """One uniform in [0, 1) per row and step: a function of the row's key and the step alone."""
     keys_R = jax.random.wrap_key_data(key_Rx2, impl="threefry2x32")
@@ -360,7 +372,7 @@ def _decode_rows(
     outcomes = 0 if rules.outcomes is None else rules.outcomes.first_VxK.shape[1]
     carry = (
         jnp.int32(0),
-        {name: jnp.asarray(getattr(rows, name)) for name in _CARRIED},
+        {name: jnp.asarray(getattr(rows, name)) for name in _CARRIED} | {"longer_R": jnp.ones(num_rows)},
         caches.first,
         {
             "tokens": jnp.full((steps, num_rows), -1, jnp.int32),
@@ -402,6 +414,7 @@ def _draw_next(
     # Survival to the prediction time is given: the gap that spans it can't end before it.
     elapsed_R = jnp.where(restricted_R >= 0, -last["clock_R"], -1)
     probability_RxV = token_probabilities(logits_RxV, table, limits["temperature"], restricted_R, elapsed_R, possible)
+    probability_RxV = ended(probability_RxV, table, last["longer_R"])
     probability_RxV, hazard_RxK = rules.next_probabilities(probability_RxV, state_R)
     token_R = draw(probability_RxV, uniform_2xR[0])
     interval_R = table.interval_V[token_R]
@@ -414,6 +427,9 @@ def _draw_next(
     # Of the durations that are long enough, which are the last ones, each is as likely.
     durations = seconds_RxE.shape[1]
     enough_R = (seconds_RxE > elapsed_R[:, None]).sum(-1)
+    # As in token_probabilities: a mean alone does not tell, and not below a little.
+    is_told_R = (restricted_R >= 0) & is_longest_R & (durations > 1)
+    longer_R = jnp.where(is_told_R, jnp.maximum(enough_R / durations, 1e-6), 1.0)
     place_R = durations - 1 - jnp.minimum((uniform_2xR[1] * enough_R).astype(jnp.int32), durations - 1)
     seconds_R = jnp.take_along_axis(seconds_RxE, place_R[:, None], 1)[:, 0]
     later_R = last["clock_R"] + seconds_R
@@ -432,6 +448,7 @@ def _draw_next(
         "clock_R": jnp.where(running_R, later_R, last["clock_R"]),
         "stop_R": jnp.where(running_R, now_R, last["stop_R"]),
         "excess_R": jnp.where(running_R, excess_R, last["excess_R"]),
+        "longer_R": longer_R,
         "state_R": state_R
         if rules.states is None
         else jnp.where(running_R, rules.states.after(state_R, token_R), state_R),

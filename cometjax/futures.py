@@ -100,6 +100,8 @@ class SimulationConfig:
         for name in ("samples", "max_new_tokens", "max_windows", "batch_rows", "chunk_steps", "pool_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{getattr(self, name)} is too small", where=name, fix="give at least 1")
+        if self.chunk_steps < 2:  # what a future's first step tells of the second is kept within a chunk
+            raise UserError("1 is too small", where="chunk_steps", fix="give at least 2")
         if self.max_prompt_tokens <= PREFIX_LENGTH:
             raise UserError(
                 f"{self.max_prompt_tokens} is too small",

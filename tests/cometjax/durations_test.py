@@ -22,23 +22,30 @@ TABLE = decoding.TokenTable(
 ROWS = 12  # whose random numbers are even: of 2, 3 or 4 durations each comes equally often
 
 
-def first_step(token: int, silence: int, *, repeats: bool = False) -> dict[str, np.ndarray]:
+def first_step(
+    token: int, silence: int, *, repeats: bool = False, table: decoding.TokenTable = TABLE
+) -> dict[str, np.ndarray]:
     """What is left of each row, all of which draw `token`, after `silence` seconds without events since the last event,
     or since the last whole half-year of them (`repeats`)."""
     last = LONGEST if repeats else EVENT
-    state = {"token_R": last, "clock_R": -silence, "stop_R": 0, "state_R": 0, "excess_R": 0}
-    return next_step(token, {name: jnp.full(ROWS, value) for name, value in state.items()}, least_interval=token - 1)
+    state = {"token_R": last, "clock_R": -silence, "stop_R": 0, "state_R": 0, "excess_R": 0, "longer_R": 1.0}
+    return next_step(token, {name: jnp.full(ROWS, value) for name, value in state.items()}, token - 1, table)
 
 
-def next_step(token: int, state: dict[str, np.ndarray], *, least_interval: int = -1) -> dict[str, np.ndarray]:
+def next_step(
+    token: int | None, state: dict[str, np.ndarray], least_interval: int = -1, table: decoding.TokenTable = TABLE
+) -> dict[str, np.ndarray]:
+    """All rows draw `token`; None: an event or the longest interval, which the model holds for equally likely."""
     fields = dict.fromkeys(field.name for field in dataclasses.fields(decoding.Rows))
     fields |= {"length_R": jnp.full(ROWS, int(least_interval < 0)), "first_interval_R": jnp.full(ROWS, least_interval)}
     rows = decoding.Rows(**fields | {"horizon_R": jnp.full(ROWS, 10**6)})
     limits = {"temperature": jnp.float32(1), "max_new_tokens": jnp.int32(9)}
-    logits_RxV = jnp.zeros((ROWS, 3)).at[:, token].set(60.0)
-    uniform_2xR = jnp.stack([jnp.full(ROWS, 0.5), (jnp.arange(ROWS) + 0.5) / ROWS])
-    after, _ = decoding._draw_next(logits_RxV, state, decoding.Rules(TABLE), limits, rows, jnp.int32(0), uniform_2xR)
-    assert (after["token_R"] == token).all()
+    evenly_R = (jnp.arange(ROWS) + 0.5) / ROWS
+    logits_RxV = jnp.zeros((ROWS, 3)).at[:, [EVENT, LONGEST] if token is None else token].set(60.0)
+    after, _ = decoding._draw_next(
+        logits_RxV, state, decoding.Rules(table), limits, rows, jnp.int32(0), jnp.stack([evenly_R, evenly_R])
+    )
+    assert token is None or (after["token_R"] == token).all()
     return {name: np.asarray(values) for name, values in after.items()}
 
 
@@ -86,3 +93,32 @@ def test_each_further_repeat_draws_the_whole_gap_anew() -> None:
     event = next_step(EVENT, before)
     assert (event["clock_R"] == before["clock_R"]).all() and not event["excess_R"].any()
     assert set(next_step(LONGEST, event)["clock_R"] - event["clock_R"]) == {1000, 1080, 1200, 1400}
+
+
+@pytest.mark.parametrize(
+    ("token", "silence", "repeats", "longer"),
+    [
+        (LONGEST, 999, False, 1),
+        (LONGEST, 1080, False, 0.5),
+        (LONGEST, 1400, False, 1e-6),
+        (LONGEST, 900, True, 0.5),
+        (LONGEST, 1399, True, 0.25),
+        (SHORT, 20, False, 1),
+    ],
+)
+def test_a_gap_that_goes_on_with_a_repeat_is_likelier_the_fewer_durations_outlast_the_silence(
+    token, silence, repeats, longer
+) -> None:
+    """Bayes' rule: a gap that ends here has outlasted the silence with this share, one with a repeat for sure."""
+    before = first_step(token, silence, repeats=repeats)
+    assert before["longer_R"] == pytest.approx(longer)
+    probability_RxV = np.asarray(decoding.ended(jnp.ones((ROWS, 3)), TABLE, jnp.asarray(before["longer_R"])))
+    assert probability_RxV == pytest.approx(np.tile([longer, longer, 1], (ROWS, 1)))
+    after = next_step(None, before)
+    assert (after["token_R"] == EVENT).sum() == round(ROWS * longer / (longer + 1))
+    assert (after["longer_R"] == 1).all()
+
+
+def test_of_a_mean_duration_alone_nothing_is_told_of_repeats() -> None:
+    by_mean = dataclasses.replace(TABLE, seconds_IxE=jnp.array([[20], [1170]]), repeats_E=jnp.array([0]))
+    assert (first_step(LONGEST, 1300, table=by_mean)["longer_R"] == 1).all()
