@@ -71,7 +71,7 @@ class SimulationConfig:
             elsewhere: futures are under continued observation, and the chance of leaving the data set is no part of
             them (`timeline_end_of`).
         batch_rows: samples decoded at a time; on CPU whole tiles of 32 (`cometjax.batches`).
-        chunk_steps: tokens decoded before finished samples are replaced.
+        chunk_steps: tokens decoded before finished samples are replaced; at least 2.
         pool_batches: how many batches of samples are held at a time; more keep the batches fuller.
         mean_durations: do intervals last as long as they did on average in training? By default as long as some did.
         grammar: may only tokens be drawn that continue or begin an event of the vocabulary? Without it a model may
@@ -97,11 +97,11 @@ class SimulationConfig:
     first_sample: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "max_windows", "batch_rows", "chunk_steps", "pool_batches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{getattr(self, name)} is too small", where=name, fix="give at least 1")
-        if self.chunk_steps < 2:  # what a future's first step tells of the second is kept within a chunk
-            raise UserError("1 is too small", where="chunk_steps", fix="give at least 2")
+        least = dict.fromkeys(("samples", "max_new_tokens", "max_windows", "batch_rows", "pool_batches"), 1)
+        # What a future's first step tells of the second is kept within a chunk.
+        for name, value in (least | {"chunk_steps": 2}).items():
+            if getattr(self, name) < value:
+                raise UserError(f"{getattr(self, name)} is too small", where=name, fix=f"give at least {value}")
         if self.max_prompt_tokens <= PREFIX_LENGTH:
             raise UserError(
                 f"{self.max_prompt_tokens} is too small",

@@ -229,7 +229,7 @@ def _guard(path: pathlib.Path, read: Callable[[], _T]) -> _T:
             what = "no such file"
         elif isinstance(error, PermissionError):
             what = "may not be read"
-        elif "UTF8" in str(error):  # as pyarrow spells it; the rest of what it says may be content
+        elif "Invalid UTF8 sequence" in str(error):  # pyarrow's words; the rest may be content
             what, fix = "holds text that is not UTF-8", "write the file again in UTF-8"
         else:
             what = "not a readable parquet file (damaged, cut short, or something else)"

@@ -340,6 +340,22 @@ def test_between_two_of_the_longest_interval_the_rest_of_the_gap_is_waited_for()
         assert future.tokens_T[0] == INTERVALS[-1] and 0 < future.drawn_clock_T[0] < PRESET.repeat_seconds
 
 
+def test_after_a_silence_that_few_gaps_of_one_interval_outlast_more_go_on_with_a_repeat() -> None:
+    """By Bayes' rule; the context is the same, so that the model's own odds are."""
+    vocabulary, half_year = with_quantiles(), PRESET.repeat_seconds
+    config = dataclasses.replace(CONFIG, samples=400, max_new_tokens=2, batch_rows=512)
+    odds = []
+    durations = np.array(vocabulary.interval_quantiles[len(INTERVALS) - 1])
+    silences = (half_year, 1.35 * half_year)
+    longer = [(durations > silence).mean() for silence in silences]
+    for silence in silences:
+        drawn = engine.simulate_futures(model_of(), vocabulary, [Prompt(8, 12, silence)], config)
+        seconds = [future.tokens_T[1] for future in drawn if future.tokens_T[0] == INTERVALS[-1]]
+        repeats = seconds.count(INTERVALS[-1])
+        odds.append(repeats / (len(seconds) - repeats))
+    assert longer[1] < 0.5 < longer[0] and odds[1] / odds[0] == pytest.approx(longer[0] / longer[1], rel=0.4)
+
+
 def test_draw_follows_the_distribution_and_never_takes_what_is_impossible() -> None:
     random = np.random.default_rng(0)
     probability_V = random.random(100) * (random.random(100) < 0.3)
